@@ -1,0 +1,233 @@
+"""Sums of weight and clicks over a fixed grid of logit bins: the whole state of the calibrator."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+WEIGHT_SCALE: Final = 2**20  # one unit of weight; a weight is kept to the nearest 2**-20
+MAX_ROW_WEIGHT: Final = 2.0**20
+BIN_LIMIT: Final = 2**62  # two states below it cannot wrap an int64 when they are merged
+
+_MAGIC: Final = b"MSBN"
+_FORMAT: Final = 1
+_HEADER: Final = struct.Struct("<4sHxxIddI")  # magic, format, bins, lower, upper, CRC-32 of the sums
+_MAX_BINS: Final = 2**20
+
+
+@dataclass(frozen=True)
+class LogitGrid:
+    """Equal bins over [lower, upper) in log-odds; logits beyond an end fall into the bin at that end.
+
+    The default bin is 3/256 of a log-odd wide, which moves a probability by less than 0.003. At +-12 log-odds a
+    probability is 6e-6 from its end.
+    """
+
+    lower: float = -12.0
+    upper: float = 12.0
+    bins: int = 2048
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.lower) and np.isfinite(self.upper) and self.lower < self.upper):
+            raise ValueError(
+                f"logit grid [{self.lower}, {self.upper}) is empty or unbounded: no logit would have a bin. "
+                "Give finite bounds with lower < upper."
+            )
+        if not 1 <= self.bins <= _MAX_BINS:
+            raise ValueError(f"bins={self.bins} is outside 1..{_MAX_BINS}: choose 1024 to 4096.")
+
+    @property
+    def width(self) -> float:
+        """Width of a bin in log-odds."""
+        return (self.upper - self.lower) / self.bins
+
+    @cached_property
+    def edges(self) -> NDArray[np.float64]:
+        """(bins + 1,) bin boundaries in log-odds."""
+        return np.linspace(self.lower, self.upper, self.bins + 1)
+
+    @cached_property
+    def centres(self) -> NDArray[np.float64]:
+        """(bins,) middle of each bin in log-odds."""
+        return (self.edges[:-1] + self.edges[1:]) / 2
+
+    def index(self, logits: NDArray[np.floating]) -> NDArray[np.int32]:
+        """(B,) logits -> (B,) bin numbers; the first and the last bin also take what lies beyond them."""
+        position = (np.asarray(logits, dtype=np.float64) - self.lower) / self.width
+        return np.clip(np.floor(position), 0, self.bins - 1).astype(np.int32)
+
+
+class BinState:
+    """Fixed-point sums of weight (w) and weight x label (wy) per bin.
+
+    Both are int64 in units of 2**-20, so additions commute exactly: states of parallel workers merge to the very
+    bits one worker would have, and a retraction undoes its addition without a trace. A bin holds 2**62 units, the
+    weight of 4.4e12 rows; the operation that would pass that raises OverflowError and changes nothing.
+
+    A bin may be negative for a while: after `decay`, a retraction takes off more than its row had left. The fit
+    reads such bins as empty.
+    """
+
+    def __init__(self, grid: LogitGrid | None = None) -> None:
+        self.grid = grid or LogitGrid()
+        self.w: NDArray[np.int64] = np.zeros(self.grid.bins, dtype=np.int64)
+        self.wy: NDArray[np.int64] = np.zeros(self.grid.bins, dtype=np.int64)
+
+    def add(
+        self,
+        logits: NDArray[np.float32],
+        labels: NDArray[np.bool_],
+        weight: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Count a batch of B rows: (B,) logits, (B,) labels, (B,) weights in [0, 2**20] (1 when None).
+
+        Raises ValueError for a logit that is not finite, a bad weight or unequal lengths; nothing is counted then.
+        """
+        w, wy = self._sums(logits, labels, weight)
+        self._put(self.w + w, self.wy + wy)
+
+    def retract(
+        self,
+        logits: NDArray[np.float32],
+        labels: NDArray[np.bool_],
+        weight: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Undo `add` of the same rows; a late click retracts the negative it replaces (same logit, label 0)."""
+        w, wy = self._sums(logits, labels, weight)
+        self._put(self.w - w, self.wy - wy)
+
+    def merge(self, other: BinState) -> None:
+        """Add the sums of another worker with the same grid."""
+        if other.grid != self.grid:
+            raise ValueError(
+                f"cannot merge bins of {other.grid} into {self.grid}: their bins mean different logits. "
+                "Run every worker with the same calibration grid."
+            )
+        self._put(self.w + other.w, self.wy + other.wy)
+
+    def decay(self, factor: float) -> None:
+        """Multiply every sum by factor in [0, 1], rounded to 2**-32, towards zero, in integers only."""
+        if not 0.0 <= factor <= 1.0:
+            raise ValueError(f"decay factor {factor} is outside [0, 1]: old rows would grow. Pass 0.5 to halve them.")
+        q32 = round(factor * 2**32)
+        self.w, self.wy = _scaled(self.w, q32), _scaled(self.wy, q32)
+
+    def copy(self) -> BinState:
+        """An independent state with the same sums."""
+        twin = BinState(self.grid)
+        twin.w, twin.wy = self.w.copy(), self.wy.copy()
+        return twin
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the weights of all rows held; about the number of rows when every weight is 1."""
+        return float(self.w.sum(dtype=np.float64)) / WEIGHT_SCALE
+
+    def observed_over_expected(self) -> float:
+        """Clicks held over clicks the uncalibrated logits promised (each logit read as its bin's centre)."""
+        expected = float(np.sum(self.w / (1.0 + np.exp(-self.grid.centres))))
+        return float(self.wy.sum(dtype=np.float64)) / expected if expected > 0 else float("nan")
+
+    def to_bytes(self) -> bytes:
+        """Little-endian: header (magic, format, bins, lower, upper, CRC-32), then w, then wy."""
+        sums = self.w.astype("<i8").tobytes() + self.wy.astype("<i8").tobytes()
+        grid = self.grid
+        return _HEADER.pack(_MAGIC, _FORMAT, grid.bins, grid.lower, grid.upper, zlib.crc32(sums)) + sums
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> BinState:
+        """Read what `to_bytes` wrote; ValueError when it is something else, cut short or damaged."""
+        if len(data) < _HEADER.size:
+            raise ValueError(f"bin state of {len(data)} bytes is shorter than its {_HEADER.size}-byte header: drop it.")
+        magic, fmt, bins, lower, upper, crc = _HEADER.unpack_from(data)
+        if magic != _MAGIC or fmt != _FORMAT:
+            raise ValueError(
+                f"bin state starts with {magic!r} format {fmt}, expected {_MAGIC!r} format {_FORMAT}: "
+                "it was written by something else; rebuild it from the log."
+            )
+        sums = data[_HEADER.size :]
+        if len(sums) != 16 * bins:
+            raise ValueError(f"bin state holds {len(sums)} bytes of sums, expected {16 * bins}: it was cut; drop it.")
+        if zlib.crc32(sums) != crc:
+            raise ValueError(f"bin state has CRC {zlib.crc32(sums):08x}, expected {crc:08x}: it was damaged; drop it.")
+        state = cls(LogitGrid(lower, upper, bins))
+        both = np.frombuffer(sums, dtype="<i8").astype(np.int64)
+        state._put(both[:bins], both[bins:])
+        return state
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BinState):
+            return NotImplemented
+        same_grid = self.grid == other.grid
+        return same_grid and bool(np.array_equal(self.w, other.w) and np.array_equal(self.wy, other.wy))
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def _sums(
+        self, logits: NDArray[np.float32], labels: NDArray[np.bool_], weight: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(bins,) fixed-point w and wy of one batch, after checking it."""
+        logits, labels = np.asarray(logits), np.asarray(labels)
+        _check_rows(logits, labels, weight)
+        index, hit = self.grid.index(logits), labels.astype(np.bool_)
+        bins = self.grid.bins
+        if weight is None:  # counting is exact and several times faster than weighing
+            w, wy = np.bincount(index, minlength=bins), np.bincount(index[hit], minlength=bins)
+            return w.astype(np.int64) * WEIGHT_SCALE, wy.astype(np.int64) * WEIGHT_SCALE
+        units = np.rint(np.asarray(weight, dtype=np.float64) * WEIGHT_SCALE).astype(np.int64)
+        if float(units.sum(dtype=np.float64)) >= BIN_LIMIT:
+            raise OverflowError(f"weights of one batch sum to {BIN_LIMIT / WEIGHT_SCALE:g} or more: split it.")
+        w, wy = np.zeros(bins, dtype=np.int64), np.zeros(bins, dtype=np.int64)
+        np.add.at(w, index, units)
+        np.add.at(wy, index[hit], units[hit])
+        return w, wy
+
+    def _put(self, w: NDArray[np.int64], wy: NDArray[np.int64]) -> None:
+        """Take new sums, or refuse them whole."""
+        fullest = max(int(w.max()), -int(w.min()), int(wy.max()), -int(wy.min()))
+        if fullest >= BIN_LIMIT:
+            raise OverflowError(
+                f"a calibration bin would hold weight {fullest / WEIGHT_SCALE:g}, the limit is "
+                f"{BIN_LIMIT / WEIGHT_SCALE:g}: sums would wrap soon. Decay the state or scale the weights down."
+            )
+        self.w, self.wy = w, wy
+
+
+def _scaled(sums: NDArray[np.int64], q32: int) -> NDArray[np.int64]:
+    """sums x q32 / 2**32 towards zero, without leaving 64 bits: magnitudes are below 2**62."""
+    size = np.abs(sums).astype(np.uint64)
+    high, low = size >> np.uint64(32), size & np.uint64(0xFFFFFFFF)
+    factor = np.uint64(q32)
+    scaled = (high * factor + (low * factor >> np.uint64(32))).astype(np.int64)
+    return np.where(sums < 0, -scaled, scaled)
+
+
+def _check_rows(
+    logits: NDArray[np.floating], labels: NDArray[np.bool_], weight: NDArray[np.floating] | None
+) -> None:
+    if logits.ndim != 1 or labels.shape != logits.shape:
+        raise ValueError(f"logits {logits.shape} and labels {labels.shape} must be 1-d of one length: pair them first.")
+    if not np.isfinite(logits).all():
+        row = int(np.argmin(np.isfinite(logits)))
+        raise ValueError(
+            f"logit {logits[row]} at row {row} is not finite: it has no bin and the batch was not counted. "
+            "Drop the row, or look for a model that diverged."
+        )
+    if weight is None:
+        return
+    weight = np.asarray(weight)
+    if weight.shape != logits.shape:
+        raise ValueError(f"weight {weight.shape} must match logits {logits.shape}: give one weight a row, or None.")
+    good = (weight >= 0) & (weight <= MAX_ROW_WEIGHT)  # false for NaN
+    if not good.all():
+        row = int(np.argmin(good))
+        raise ValueError(
+            f"weight {weight[row]} at row {row} is outside [0, {MAX_ROW_WEIGHT:g}]: the batch was not counted. "
+            "Use retract() to take rows back; clip importance weights before."
+        )

@@ -1,0 +1,1 @@
+"""Feature spec and hashing, embedding table, DeepFM, base and incremental training, metrics, snapshots, deltas."""

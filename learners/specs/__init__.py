@@ -1,0 +1,1 @@
+"""Feature specs as data: one TOML file a dataset."""

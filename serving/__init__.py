@@ -1,0 +1,1 @@
+"""The hot-swapped model, the ranking path, HTTP and the live page."""

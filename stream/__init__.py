@@ -1,0 +1,1 @@
+"""Records and topics, the join, session features, the learning loop, the Faust app, embedded broker and Redis."""

@@ -1,0 +1,145 @@
+"""One node of a real Apache Kafka (KRaft) on loopback, from an unpacked distribution: for tests, never for production.
+
+Unlike the embedded broker it has transactions, compaction, retention and a log that survives a kill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from stream.admin import answers_metadata
+from stream.child_server import LOOPBACK, ChildServer, ServerStartError, accepts_connections, claim_port, free_port
+
+START_TIMEOUT_S = 60.0  # 3 s on an idle machine, more when every core is busy
+_CLUSTER_ID = "bWlsbHN0cmVhbS10ZXN0cw"  # any 16 bytes in URL-safe base64
+_LOGGING = """Configuration:
+  Appenders:
+    Console: {name: stdout, PatternLayout: {pattern: "%d %p %c: %m%n"}}
+  Loggers:
+    Root: {level: WARN, AppenderRef: {ref: stdout}}
+"""
+# One node: every internal topic has one replica; groups and fencing react within seconds instead of minutes.
+_PROPERTIES = """process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@{host}:{controller_port}
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=PLAINTEXT://{host}:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={log_dir}
+auto.create.topics.enable=false
+offsets.topic.num.partitions=4
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=500
+"""
+
+
+def kafka_jars(home: Path) -> Path:
+    """Return the `libs` folder of the distribution at `home`. Raises ServerStartError when there is none."""
+    libs = home / "libs"
+    if not any(libs.glob("kafka_*.jar")):
+        raise ServerStartError(
+            f"KAFKA_HOME={home} holds no libs/kafka_*.jar, so it is no unpacked Apache Kafka and no broker can be "
+            "started from it. Point KAFKA_HOME at the folder that the Kafka archive unpacks to."
+        )
+    return libs
+
+
+def java_program() -> str:
+    """Return the path of `java`. Raises ServerStartError when there is none on the PATH."""
+    java = shutil.which("java")
+    if java is None:
+        raise ServerStartError(
+            "no java on the PATH: Apache Kafka cannot be started. Install a Java runtime 17 or newer "
+            "(apt-get install openjdk-17-jre-headless)."
+        )
+    return java
+
+
+class ApacheKafka:
+    """A one-node Kafka: `async with ApacheKafka(home) as kafka: kafka.bootstrap`.
+
+    A second start on the same `data_dir` finds the data of the first, after a kill too.
+    """
+
+    def __init__(self, home: Path, port: int | None = None, data_dir: Path | None = None, heap_mb: int = 512) -> None:
+        self._home = home
+        self._asked_port = port
+        self._heap_mb = heap_mb
+        self._own_dir = data_dir is None
+        self._data_dir = data_dir or Path(tempfile.mkdtemp(prefix="millstream-kafka-"))
+        self._server = ChildServer("Apache Kafka", self._data_dir / "kafka.log")
+        self.bootstrap = ""
+
+    @property
+    def pid(self) -> int:
+        """The broker's process id."""
+        return self._server.pid
+
+    async def start(self) -> str:
+        """Format the storage where it is new, start the node and return its address. Raises ServerStartError."""
+        libs, java = kafka_jars(self._home), java_program()
+        port = claim_port(self._asked_port, "Apache Kafka", "choose another port")
+        self.bootstrap = f"{LOOPBACK}:{port}"
+        config = self._write_config(port)
+        command = [java, "-Xms128m", f"-Xmx{self._heap_mb}m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
+        command += [f"-Dlog4j2.configurationFile={self._data_dir / 'log4j2.yaml'}", "-cp", f"{libs}/*"]
+        if not (self._data_dir / "log" / "meta.properties").exists():
+            await self._format(command, config)
+
+        async def ready() -> bool:
+            return await accepts_connections(port) and await answers_metadata(self.bootstrap)
+
+        await self._server.start([*command, "kafka.Kafka", str(config)], ready, timeout_s=START_TIMEOUT_S)
+        return self.bootstrap
+
+    def _write_config(self, port: int) -> Path:
+        self._data_dir.mkdir(parents=True, exist_ok=True)
+        (self._data_dir / "log4j2.yaml").write_text(_LOGGING)
+        config = self._data_dir / "server.properties"
+        config.write_text(
+            _PROPERTIES.format(host=LOOPBACK, port=port, controller_port=free_port(), log_dir=self._data_dir / "log")
+        )
+        return config
+
+    async def _format(self, command: list[str], config: Path) -> None:
+        tool = [*command, "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", str(config)]
+        run = await asyncio.to_thread(subprocess.run, tool, capture_output=True, text=True, timeout=START_TIMEOUT_S)
+        if run.returncode:
+            raise ServerStartError(
+                f"Apache Kafka could not format {self._data_dir} (status {run.returncode}), so it has no storage to "
+                f"start on. Is java 17 or newer? It said:\n{(run.stdout + run.stderr)[-2000:].strip()}"
+            )
+
+    async def stop(self) -> None:
+        """Stop it; its data stays where a `data_dir` was given."""
+        await self._server.stop(grace_s=15.0)
+        if self._own_dir:
+            shutil.rmtree(self._data_dir, ignore_errors=True)
+
+    async def kill(self) -> None:
+        """Kill it at once (SIGKILL), as a crash would."""
+        await self._server.stop(grace_s=0.0)
+
+    async def __aenter__(self) -> ApacheKafka:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
