@@ -6,7 +6,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,15 @@ _MAGIC: Final = b"MSBN"
 _FORMAT: Final = 1
 _HEADER: Final = struct.Struct("<4sHxxIddI")  # magic, format, bins, lower, upper, CRC-32 of the sums
 _MAX_BINS: Final = 2**20
+_REACH: Final = 25.0
 
 
 @dataclass(frozen=True)
 class LogitGrid:
     """Equal bins over [lower, upper) in log-odds; logits beyond an end fall into the bin at that end.
 
-    The default bin is 3/256 of a log-odd wide, which moves a probability by less than 0.003. At +-12 log-odds a
-    probability is 6e-6 from its end.
+    The default bin is 3/256 of a log-odd wide, which moves a probability by less than 0.003. At +-12 log-odds
+    a probability is 6e-6 from its end.
     """
 
     lower: float = -12.0
@@ -34,10 +35,11 @@ class LogitGrid:
     bins: int = 2048
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.lower) and np.isfinite(self.upper) and self.lower < self.upper):
+        if not -_REACH <= self.lower < self.upper <= _REACH:  # false for NaN
             raise ValueError(
-                f"logit grid [{self.lower}, {self.upper}) is empty or unbounded: no logit would have a bin. "
-                "Give finite bounds with lower < upper."
+                f"logit grid [{self.lower}, {self.upper}) is empty or reaches beyond +-{_REACH:g}, where "
+                "probabilities have no bits left: no logit would have a useful bin. Give -12 and 12 for "
+                "a start."
             )
         if not 1 <= self.bins <= _MAX_BINS:
             raise ValueError(f"bins={self.bins} is outside 1..{_MAX_BINS}: choose 1024 to 4096.")
@@ -57,7 +59,7 @@ class LogitGrid:
         """(bins,) middle of each bin in log-odds."""
         return (self.edges[:-1] + self.edges[1:]) / 2
 
-    def index(self, logits: NDArray[np.floating]) -> NDArray[np.int32]:
+    def index(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.int32]:
         """(B,) logits -> (B,) bin numbers; the first and the last bin also take what lies beyond them."""
         position = (np.asarray(logits, dtype=np.float64) - self.lower) / self.width
         return np.clip(np.floor(position), 0, self.bins - 1).astype(np.int32)
@@ -66,12 +68,13 @@ class LogitGrid:
 class BinState:
     """Fixed-point sums of weight (w) and weight x label (wy) per bin.
 
-    Both are int64 in units of 2**-20, so additions commute exactly: states of parallel workers merge to the very
-    bits one worker would have, and a retraction undoes its addition without a trace. A bin holds 2**62 units, the
-    weight of 4.4e12 rows; the operation that would pass that raises OverflowError and changes nothing.
+    Both are int64 in units of 2**-20, so additions commute exactly: states of parallel workers merge to the
+    very bits one worker would have, and a retraction undoes its addition without a trace. A bin holds 2**62
+    units, the weight of 4.4e12 rows; the operation that would pass that raises OverflowError and changes
+    nothing.
 
-    A bin may be negative for a while: after `decay`, a retraction takes off more than its row had left. The fit
-    reads such bins as empty.
+    A bin may be negative for a while: after `decay`, a retraction takes off more than its row had left. The
+    fit reads such bins as empty.
     """
 
     def __init__(self, grid: LogitGrid | None = None) -> None:
@@ -87,7 +90,8 @@ class BinState:
     ) -> None:
         """Count a batch of B rows: (B,) logits, (B,) labels, (B,) weights in [0, 2**20] (1 when None).
 
-        Raises ValueError for a logit that is not finite, a bad weight or unequal lengths; nothing is counted then.
+        Raises ValueError for a logit that is not finite, a bad weight or unequal lengths; nothing is counted
+        then.
         """
         w, wy = self._sums(logits, labels, weight)
         self._put(self.w + w, self.wy + wy)
@@ -98,7 +102,10 @@ class BinState:
         labels: NDArray[np.bool_],
         weight: NDArray[np.float32] | None = None,
     ) -> None:
-        """Undo `add` of the same rows; a late click retracts the negative it replaces (same logit, label 0)."""
+        """Undo `add` of the same rows.
+
+        A late click retracts the negative it replaces: the same logit and weight, label 0.
+        """
         w, wy = self._sums(logits, labels, weight)
         self._put(self.w - w, self.wy - wy)
 
@@ -174,7 +181,7 @@ class BinState:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(bins,) fixed-point w and wy of one batch, after checking it."""
         logits, labels = np.asarray(logits), np.asarray(labels)
-        _check_rows(logits, labels, weight)
+        check_rows(logits, labels, weight)
         index, hit = self.grid.index(logits), labels.astype(np.bool_)
         bins = self.grid.bins
         if weight is None:  # counting is exact and several times faster than weighing
@@ -182,7 +189,10 @@ class BinState:
             return w.astype(np.int64) * WEIGHT_SCALE, wy.astype(np.int64) * WEIGHT_SCALE
         units = np.rint(np.asarray(weight, dtype=np.float64) * WEIGHT_SCALE).astype(np.int64)
         if float(units.sum(dtype=np.float64)) >= BIN_LIMIT:
-            raise OverflowError(f"weights of one batch sum to {BIN_LIMIT / WEIGHT_SCALE:g} or more: split it.")
+            raise OverflowError(
+                f"the weights of one batch sum to {BIN_LIMIT / WEIGHT_SCALE:g} or more: it was not counted. "
+                "Split the batch or scale the weights down."
+            )
         w, wy = np.zeros(bins, dtype=np.int64), np.zeros(bins, dtype=np.int64)
         np.add.at(w, index, units)
         np.add.at(wy, index[hit], units[hit])
@@ -194,13 +204,14 @@ class BinState:
         if fullest >= BIN_LIMIT:
             raise OverflowError(
                 f"a calibration bin would hold weight {fullest / WEIGHT_SCALE:g}, the limit is "
-                f"{BIN_LIMIT / WEIGHT_SCALE:g}: sums would wrap soon. Decay the state or scale the weights down."
+                f"{BIN_LIMIT / WEIGHT_SCALE:g}: sums would wrap soon. Decay the state or scale the "
+                "weights down."
             )
         self.w, self.wy = w, wy
 
 
 def _scaled(sums: NDArray[np.int64], q32: int) -> NDArray[np.int64]:
-    """sums x q32 / 2**32 towards zero, without leaving 64 bits: magnitudes are below 2**62."""
+    """Multiply by q32 / 2**32 towards zero, without leaving 64 bits: magnitudes are below 2**62."""
     size = np.abs(sums).astype(np.uint64)
     high, low = size >> np.uint64(32), size & np.uint64(0xFFFFFFFF)
     factor = np.uint64(q32)
@@ -208,9 +219,10 @@ def _scaled(sums: NDArray[np.int64], q32: int) -> NDArray[np.int64]:
     return np.where(sums < 0, -scaled, scaled)
 
 
-def _check_rows(
-    logits: NDArray[np.floating], labels: NDArray[np.bool_], weight: NDArray[np.floating] | None
+def check_rows(
+    logits: NDArray[np.floating[Any]], labels: NDArray[np.bool_], weight: NDArray[np.floating[Any]] | None
 ) -> None:
+    """Raise ValueError, with the first bad row, unless B finite logits have B labels and weights."""
     if logits.ndim != 1 or labels.shape != logits.shape:
         raise ValueError(f"logits {logits.shape} and labels {labels.shape} must be 1-d of one length: pair them first.")
     if not np.isfinite(logits).all():
@@ -218,6 +230,11 @@ def _check_rows(
         raise ValueError(
             f"logit {logits[row]} at row {row} is not finite: it has no bin and the batch was not counted. "
             "Drop the row, or look for a model that diverged."
+        )
+    if labels.dtype != np.bool_ and not np.isin(labels, (0, 1)).all():
+        row = int(np.argmin(np.isin(labels, (0, 1))))
+        raise ValueError(
+            f"label {labels[row]} at row {row} is not 0 or 1: the batch was not counted. Pass clicks as booleans."
         )
     if weight is None:
         return
@@ -228,6 +245,6 @@ def _check_rows(
     if not good.all():
         row = int(np.argmin(good))
         raise ValueError(
-            f"weight {weight[row]} at row {row} is outside [0, {MAX_ROW_WEIGHT:g}]: the batch was not counted. "
-            "Use retract() to take rows back; clip importance weights before."
+            f"weight {weight[row]} at row {row} is outside [0, {MAX_ROW_WEIGHT:g}]: the batch was not "
+            "counted. Use retract() to take rows back; clip importance weights before."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +35,11 @@ class CalibrationMap:
             knots = np.array(getattr(self, name), dtype=np.float64)
             knots.flags.writeable = False
             object.__setattr__(self, name, knots)
-            if knots.ndim != 1 or len(knots) == 0 or not np.isfinite(knots).all() or not (np.diff(knots) > 0).all():
+            rises = knots.ndim == 1 and bool((np.diff(knots) > 0).all())
+            if not rises or len(knots) == 0 or not np.isfinite(knots).all():
                 raise ValueError(
-                    f"{name} of a calibration map {knots.shape} must be one or more finite, strictly increasing "
-                    "numbers: another curve would reorder the ads. Fit the map again."
+                    f"{name} of a calibration map {knots.shape} must be one or more finite, strictly "
+                    "increasing numbers: another curve would reorder the ads. Fit the map again."
                 )
         if self.logits.shape != self.log_odds.shape:
             raise ValueError(
@@ -51,8 +52,8 @@ class CalibrationMap:
         """The map that leaves sigmoid(logit) as it is."""
         return cls(logits=np.zeros(1), log_odds=np.zeros(1), version=version)
 
-    def log_odds_of(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(B,) raw logits -> (B,) calibrated log-odds; float64, so that logits 1e-9 apart stay apart in order.
+    def log_odds_of(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """(B,) raw logits -> (B,) calibrated log-odds, float64: logits 1e-9 apart keep their order.
 
         Infinite logits stay infinite and NaN stays NaN: the caller decides what to do with a diverged score.
         """
@@ -60,9 +61,9 @@ class CalibrationMap:
         inside = np.interp(x, self.logits, self.log_odds)
         below = np.minimum(x - self.logits[0], 0.0)
         above = np.maximum(x - self.logits[-1], 0.0)
-        return inside + below + above
+        return np.asarray(inside + below + above)
 
-    def apply(self, logits: NDArray[np.floating]) -> NDArray[np.float32]:
+    def apply(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """(B,) raw logits -> (B,) calibrated probabilities, float32.
 
         The order of the logits is kept; where float32 cannot tell two probabilities apart, `log_odds_of` can.

@@ -54,7 +54,7 @@ async def _admin(
         raise BrokerUnreachableError(
             f"no Kafka broker answered at {bootstrap} within {timeout_s:g} s ({type(error).__name__}: {error}): "
             "topics can be neither read nor created, and no worker can start. Check KAFKA_BOOTSTRAP_SERVERS and "
-            "KAFKA_SECURITY_PROTOCOL and that the broker runs, or unset KAFKA_BOOTSTRAP_SERVERS to use the embedded one."
+            "KAFKA_SECURITY_PROTOCOL and that the broker runs, or unset KAFKA_BOOTSTRAP_SERVERS for the embedded one."
         ) from error
     try:
         yield client
@@ -132,9 +132,23 @@ async def _wait_until_visible(client: AIOKafkaAdminClient, topics: Sequence[Topi
                 await asyncio.sleep(0.05)
     except TimeoutError as error:
         raise TopicMismatchError(
-            f"{', '.join(sorted(wanted))} were created at {bootstrap} but have no leader after {_SETTLE_TIMEOUT_S:g} s: "
-            "nothing can be written to them. Look at the brokers' logs."
+            f"{', '.join(sorted(wanted))} were created at {bootstrap} but have no leader after "
+            f"{_SETTLE_TIMEOUT_S:g} s: nothing can be written to them. Look at the brokers' logs."
         ) from error
+
+
+async def delete_topics(
+    bootstrap: str,
+    table: Sequence[Topic],
+    options: Mapping[str, Any] | None = None,
+    timeout_s: float = CONNECT_TIMEOUT_S,
+) -> None:
+    """Delete the topics of `table` with all their records; those that are missing already are no error.
+
+    Raises BrokerUnreachableError.
+    """
+    async with _admin(bootstrap, options, timeout_s) as client:
+        await client.delete_topics([topic.name for topic in table])
 
 
 async def check_topics(

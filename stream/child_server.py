@@ -92,21 +92,24 @@ class ChildServer:
 
         Raises ServerStartError, with the end of the log, when it exits or is not ready within `timeout_s`.
         """
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *argv],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
-                start_new_session=True,  # Ctrl-C reaches us, not the server: we stop it after its clients
-            )
+        self._process = self._spawn(argv, environment or {})
         try:
             await self._wait_until(ready, timeout_s)
         except BaseException:
             await self.stop(grace_s=0.0)
             raise
+
+    def _spawn(self, argv: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                start_new_session=True,  # Ctrl-C reaches us, not the server: we stop it after its clients
+            )
 
     async def _wait_until(self, ready: Callable[[], Awaitable[bool]], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s

@@ -7,6 +7,7 @@ type names its array fields with dtype and shape once, and both directions are d
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Self
 
 import msgspec
@@ -49,7 +50,7 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raw: bytes = getattr(self, name)
             rows: int = getattr(self, rows_field)
             shape = (rows, getattr(self, width_field)) if width_field else (rows,)
-            expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            expected = math.prod(shape) * np.dtype(dtype).itemsize
             if min(shape) < 0 or len(raw) != expected:
                 raise RecordError("schema", f"{name} holds {len(raw)} bytes where {shape} of {dtype} need {expected}")
             out[name] = np.frombuffer(raw, dtype=dtype).reshape(shape)

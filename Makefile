@@ -1,0 +1,56 @@
+# make demo [DATA=folder of KuaiRand-Pure]   the whole loop on this machine, from installation to summary table
+# make test                                  every check: lint, types, import contracts, tests
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c docker/constraints.txt
+DEMO_ARGS ?=
+
+.PHONY: help install install-dev demo test lint types contracts docker-lint unit clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is older than Python 3.11, which Millstream needs: run make PYTHON=python3.11 (or newer)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml docker/constraints.txt | $(PY)
+	@echo "installing into $(VENV) (torch, Kafka client, embedded servers: some minutes the first time)"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml docker/constraints.txt | $(PY)
+	@echo "installing into $(VENV), with the test tools"
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
+
+demo: install
+	@$(PY) -m replay demo $(if $(DATA),--dataset kuairand --data '$(DATA)') $(DEMO_ARGS)
+
+test: install-dev lint types contracts docker-lint unit
+
+lint: install-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: install-dev
+	$(VENV)/bin/mypy
+
+contracts: install-dev
+	$(VENV)/bin/lint-imports
+
+docker-lint: install-dev
+	$(VENV)/bin/hadolint docker/Dockerfile
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+
+unit: install-dev
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis .millstream *.egg-info

@@ -1,0 +1,127 @@
+"""`python -m calibration`: measure, fit and apply calibration on files of labels and predictions."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from calibration.bins import BinState
+from calibration.curve import CalibrationMap
+from calibration.isotonic import PRIOR_WEIGHT, fit_map
+from calibration.reliability import (
+    ReliabilityBin,
+    expected_calibration_error,
+    observed_over_expected,
+    reliability_table,
+)
+from calibration.tables import read_predictions
+
+app = typer.Typer(help="Measure, fit and apply the calibration of click probabilities.", no_args_is_help=True)
+
+Rows = Annotated[Path, typer.Argument(help=".csv, .npz or .parquet with columns label and logit or p.")]
+MapFile = Annotated[Path, typer.Option("--map", help="A map that `fit` wrote.")]
+Bins = Annotated[int, typer.Option(min=1, help="Rows of the table, by quantile of p.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
+
+
+@app.command()
+def report(file: Rows, bins: Bins = 10, as_json: AsJson = False) -> None:
+    """Print O/E, expected calibration error and the reliability table."""
+    with _bad_usage():
+        rows = read_predictions(file)
+        labels, p = rows.labels(), rows.probabilities()
+        table = reliability_table(labels, p, bins)
+        ratio, error = observed_over_expected(labels, p), expected_calibration_error(labels, p, bins)
+    if as_json:
+        typer.echo(json.dumps(_report_json(len(p), ratio, error, table)))
+        return
+    typer.echo(f"rows {len(p)}  O/E {ratio:.4f}  ECE {error:.5f}")
+    typer.echo(f"{'rows':>10} {'mean p':>10} {'observed':>10} {'O/E':>8}")
+    for count, mean_p, rate, of_expected in table:
+        typer.echo(f"{count:>10} {mean_p:>10.5f} {rate:>10.5f} {of_expected:>8.4f}")
+
+
+@app.command()
+def fit(
+    file: Rows,
+    out: Annotated[Path, typer.Option(help="Where to write the map.")],
+    prior_weight: Annotated[float, typer.Option(help="Pseudo-rows per unit of log-odds.")] = PRIOR_WEIGHT,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a calibration map to labelled predictions and write it."""
+    with _bad_usage():
+        rows = read_predictions(file)
+        state = BinState()
+        state.add(rows.logits().astype(np.float32), rows.labels())
+        curve = fit_map(state, prior_weight=prior_weight, version=1)
+        before = observed_over_expected(rows.labels(), rows.probabilities())
+        after = observed_over_expected(rows.labels(), curve.apply(rows.logits()))
+        out.write_bytes(curve.to_bytes())
+    result = {
+        "rows": len(rows.labels()),
+        "knots": len(curve.logits),
+        "observed_over_expected_before": _number(before),
+        "observed_over_expected_after": _number(after),
+        "map": str(out),
+    }
+    line = f"rows {len(rows.labels())}  knots {len(curve.logits)}  O/E {before:.4f} -> {after:.4f}  map {out}"
+    typer.echo(json.dumps(result) if as_json else line)
+
+
+@app.command()
+def apply(
+    file: Rows,
+    map_file: MapFile,
+    out: Annotated[Path | None, typer.Option(help="CSV to write; standard output when left out.")] = None,
+) -> None:
+    """Write the calibrated probability of each row as CSV: logit,p."""
+    with _bad_usage():
+        if not map_file.is_file():
+            raise FileNotFoundError(f"{map_file}: no such file. Write one with `python -m calibration fit`.")
+        curve = CalibrationMap.from_bytes(map_file.read_bytes())
+        logits = read_predictions(file).logits()
+        target = sys.stdout if out is None else out.open("w", newline="", encoding="utf-8")
+        try:
+            writer = csv.writer(target, lineterminator="\n")
+            writer.writerow(["logit", "p"])
+            writer.writerows(zip(logits.tolist(), map(str, curve.apply(logits)), strict=True))
+        finally:
+            if out is not None:
+                target.close()
+
+
+@contextmanager
+def _bad_usage() -> Iterator[None]:
+    """A file or option that cannot be used: its message on stderr, exit 2."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        typer.echo(f"calibration: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _report_json(rows: int, ratio: float, error: float, table: list[ReliabilityBin]) -> dict[str, object]:
+    return {
+        "rows": rows,
+        "observed_over_expected": _number(ratio),
+        "expected_calibration_error": _number(error),
+        "table": [{name: _number(value) for name, value in row._asdict().items()} for row in table],
+    }
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m calibration")

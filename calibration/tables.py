@@ -1,0 +1,139 @@
+"""Reads files of labels and predictions: CSV, NumPy .npz, Parquet."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.logistic import logit, sigmoid
+
+COLUMNS = ("label", "logit", "p")
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """N labelled or unlabelled predictions; each field (N,) or None when the file has no such column."""
+
+    label: NDArray[np.bool_] | None
+    logit: NDArray[np.float64] | None
+    p: NDArray[np.float64] | None
+
+    def labels(self) -> NDArray[np.bool_]:
+        """(N,) labels; ValueError when the file has none."""
+        if self.label is None:
+            raise ValueError("no column 'label': nothing to compare the predictions with. Add it as 0 or 1.")
+        return self.label
+
+    def logits(self) -> NDArray[np.float64]:
+        """(N,) log-odds, from p when there is no column of them; ValueError where p is 0 or 1."""
+        if self.logit is not None:
+            return self.logit
+        p = self.probabilities()
+        inside = (p > 0) & (p < 1)
+        if not inside.all():
+            row = int(np.argmin(inside))
+            raise ValueError(f"p={p[row]} in row {row + 1} has no finite logit: give the column 'logit' instead.")
+        return logit(p)
+
+    def probabilities(self) -> NDArray[np.float64]:
+        """(N,) probabilities, from the logits when there is no column of them."""
+        if self.p is not None:
+            return self.p
+        if self.logit is None:
+            raise ValueError("neither a column 'logit' nor 'p': there is no prediction. Name one of them so.")
+        return sigmoid(self.logit)
+
+
+def read_predictions(path: Path) -> Predictions:
+    """The columns label, logit and p of a file, chosen by its suffix; other columns are left alone.
+
+    Raises FileNotFoundError, and ValueError that names the column and the row (the first row of data is 1)
+    for a value that is no number, a label outside {0, 1}, a logit that is not finite or a p outside [0, 1].
+    """
+    readers = {".csv": _read_csv, ".npz": _read_npz, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise ValueError(f"{path}: suffix {path.suffix!r} is not one of {', '.join(readers)}: convert the file.")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file. Give a file with the columns label and logit or p.")
+    try:
+        columns = {name: _numbers(name, values) for name, values in readers[path.suffix](path).items()}
+        _check(columns)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    label = columns.get("label")
+    return Predictions(None if label is None else label == 1, columns.get("logit"), columns.get("p"))
+
+
+def _read_csv(path: Path) -> Mapping[str, Any]:
+    with path.open(newline="", encoding="utf-8") as lines:
+        rows = csv.reader(lines)
+        header = [name.strip() for name in next(rows, [])]
+        wanted = {name: header.index(name) for name in COLUMNS if name in header}
+        columns: dict[str, list[str]] = {name: [] for name in wanted}
+        for number, row in enumerate(rows, start=1):
+            if len(row) != len(header):
+                raise ValueError(f"row {number} has {len(row)} fields, the header {len(header)}: the file is damaged.")
+            for name, at in wanted.items():
+                columns[name].append(row[at])
+    return columns
+
+
+def _read_npz(path: Path) -> Mapping[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in COLUMNS if name in archive.files}
+    except Exception as error:  # numpy raises zipfile, pickle and OS errors for a damaged archive
+        raise ValueError(f"not a readable .npz archive ({error}): write it with numpy.savez.") from error
+
+
+def _read_parquet(path: Path) -> Mapping[str, Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"not a readable Parquet file ({error}): write it again.") from error
+    return {name: table.column(name).to_numpy() for name in COLUMNS if name in table.column_names}
+
+
+def _numbers(name: str, values: Any) -> NDArray[np.float64]:
+    try:
+        numbers = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        row = next(i for i, value in enumerate(values, start=1) if not _is_number(value))
+        raise ValueError(f"{name}={values[row - 1]!r} in row {row} is not a number: mend or drop the row.") from None
+    if numbers.ndim != 1:
+        raise ValueError(f"column {name} has shape {numbers.shape}, expected one number a row: flatten it.")
+    return numbers
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _check(columns: Mapping[str, NDArray[np.float64]]) -> None:
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"columns differ in length ({lengths}): pair them first.")
+    bounds: dict[str, tuple[Callable[[NDArray[np.float64]], NDArray[np.bool_]], str]] = {
+        "label": (lambda x: (x == 0) | (x == 1), "outside {0, 1}"),
+        "logit": (np.isfinite, "not finite"),
+        "p": (lambda x: (x >= 0) & (x <= 1), "outside [0, 1]"),
+    }
+    for name, values in columns.items():
+        holds, fault = bounds[name]
+        good = holds(values)
+        if not good.all():
+            row = int(np.argmin(good))
+            raise ValueError(f"{name}={values[row]:g} in row {row + 1} is {fault}: mend or drop the row.")

@@ -1,0 +1,226 @@
+"""Snapshots: a model's whole state in a store, there whole or not at all.
+
+A snapshot is a folder ``v000000000042`` under the store's root, a directory or any fsspec URL:
+``manifest.json`` (what it is, and the size and SHA-256 of every other file), ``model.safetensors`` (weights and
+optimiser, touched rows only) and ``calibration.bin`` where there is a calibrator. On a local disk the folder is written
+under another name, fsynced and renamed; elsewhere the manifest is written last. A reader believes only a folder whose
+manifest and checksums fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from learners.deepfm import DeepFM, DeepFMConfig
+from learners.shape import ModelShape
+from learners.store import Store, store_of
+
+KEPT = 3
+"""The newest snapshots that stay in a store."""
+
+_FORMAT = 1
+_MANIFEST, _MODEL, _CALIBRATION = "manifest.json", "model.safetensors", "calibration.bin"
+_FOLDER = re.compile(r"v(\d{12})$")
+_log = structlog.get_logger(__name__)
+
+
+class SnapshotError(ValueError):
+    """A snapshot that cannot be used.
+
+    ├── TornSnapshotError : incomplete or damaged; an older one may be whole
+    └── SnapshotSpecError : made with another feature spec
+    """
+
+
+class TornSnapshotError(SnapshotError):
+    """A file is missing, has another size or another checksum, or cannot be decoded."""
+
+
+class SnapshotSpecError(SnapshotError):
+    """The snapshot's feature spec is not the one asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Snapshot:
+    """A model at one version and where its stream stood."""
+
+    version: int
+    created_from: str  # "base" or "stream"
+    watermark_ms: int  # event time: every example known before it is in the model
+    newest_event_ms: int  # event time of the newest example learned
+    shape: ModelShape
+    config: DeepFMConfig
+    state: Mapping[str, NDArray[Any]]
+    offsets: Mapping[int, int] = field(default_factory=dict)  # examples partition → first offset not learned
+    calibration: bytes | None = None
+
+    def model(self) -> DeepFM:
+        """The model itself, ready to continue."""
+        return DeepFM.from_state(self.config, self.shape, self.state)
+
+
+class _File(msgspec.Struct, frozen=True):
+    size: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """``manifest.json``."""
+
+    format: int
+    version: int
+    created_from: str
+    watermark_ms: int
+    newest_event_ms: int
+    offsets: dict[int, int]
+    shape: ModelShape
+    config: DeepFMConfig
+    files: dict[str, _File]
+
+
+class Written(msgspec.Struct, frozen=True):
+    """Where a snapshot lies and the SHA-256 of its manifest, which fixes that of every file."""
+
+    url: str
+    sha256: str
+
+
+def write_snapshot(root: str, snapshot: Snapshot, *, keep: int = KEPT) -> Written:
+    """Write a snapshot under ``root`` (directory or fsspec URL) and drop all but the ``keep`` newest.
+
+    A snapshot of the same version is replaced.
+    """
+    files = {_MODEL: save({name: np.ascontiguousarray(array) for name, array in snapshot.state.items()})}
+    if snapshot.calibration is not None:
+        files[_CALIBRATION] = snapshot.calibration
+    manifest = msgspec.json.format(msgspec.json.encode(_manifest_of(snapshot, files)))
+    store = store_of(root)
+    name = f"v{snapshot.version:012d}"
+    store.write_folder(name, {**files, _MANIFEST: manifest})  # the manifest last
+    for old in _versions(store)[keep:]:
+        store.remove_folder(f"v{old:012d}")
+    return Written(store.url(name), hashlib.sha256(manifest).hexdigest())
+
+
+def _manifest_of(snapshot: Snapshot, files: Mapping[str, bytes]) -> Manifest:
+    return Manifest(
+        format=_FORMAT,
+        version=snapshot.version,
+        created_from=snapshot.created_from,
+        watermark_ms=snapshot.watermark_ms,
+        newest_event_ms=snapshot.newest_event_ms,
+        offsets=dict(snapshot.offsets),
+        shape=snapshot.shape,
+        config=snapshot.config,
+        files={name: _File(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
+    )
+
+
+def read_manifest(url: str) -> Manifest:
+    """The manifest of the snapshot at ``url``; TornSnapshotError when there is none that can be read."""
+    root, _, name = url.rstrip("/").rpartition("/")
+    try:
+        raw = store_of(root or ".").read(f"{name}/{_MANIFEST}")
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (OSError, msgspec.MsgspecError, ValueError) as error:
+        raise TornSnapshotError(
+            f"{url} has no readable {_MANIFEST} ({error}): it was never finished or is no snapshot. Take another one."
+        ) from error
+    if manifest.format != _FORMAT:
+        raise SnapshotError(
+            f"{url} has format {manifest.format}, this program reads {_FORMAT}: the arrays may mean something else. "
+            "Read it with the release that wrote it."
+        )
+    return manifest
+
+
+def load_snapshot(url: str, *, spec_hash: str | None = None) -> Snapshot:
+    """Read the snapshot at ``url``, every checksum checked.
+
+    Raises
+    ------
+    TornSnapshotError
+        Missing, short or altered files.
+    SnapshotSpecError
+        ``spec_hash`` is given and the snapshot has another.
+    """
+    manifest = read_manifest(url)
+    if spec_hash is not None and manifest.shape.spec_hash != spec_hash:
+        raise SnapshotSpecError(
+            f"{url} was made with feature spec {manifest.shape.spec_name} {manifest.shape.spec_hash}, this run has "
+            f"{spec_hash}: its weights mean other fields. Use the spec of the snapshot, or train a base for this one."
+        )
+    files = {name: _read_checked(url, name, expected) for name, expected in manifest.files.items()}
+    try:
+        state = load(files[_MODEL])
+    except (KeyError, SafetensorError) as error:
+        raise TornSnapshotError(f"{url}/{_MODEL} cannot be decoded: {error}. Take an older snapshot.") from error
+    return Snapshot(
+        version=manifest.version,
+        created_from=manifest.created_from,
+        watermark_ms=manifest.watermark_ms,
+        newest_event_ms=manifest.newest_event_ms,
+        shape=manifest.shape,
+        config=manifest.config,
+        state=state,
+        offsets=manifest.offsets,
+        calibration=files.get(_CALIBRATION),
+    )
+
+
+def newest_snapshot(root: str, *, spec_hash: str | None = None) -> tuple[str, Snapshot] | None:
+    """Url and content of the newest whole snapshot under ``root``; None where there is none.
+
+    A torn one is skipped with a warning. One of another spec is refused, not skipped: SnapshotSpecError.
+    """
+    store = store_of(root)
+    for version in _versions(store):
+        url = store.url(f"v{version:012d}")
+        try:
+            return url, load_snapshot(url, spec_hash=spec_hash)
+        except TornSnapshotError as error:
+            _log.warning("torn snapshot skipped", url=url, error=str(error))
+    return None
+
+
+def describe(manifest: Manifest) -> dict[str, Any]:
+    """The manifest as plain data, for people and JSON."""
+    return {
+        **{name: getattr(manifest, name) for name in ("version", "created_from", "watermark_ms", "newest_event_ms")},
+        "offsets": {str(partition): offset for partition, offset in sorted(manifest.offsets.items())},
+        "shape": asdict(manifest.shape),
+        "config": asdict(manifest.config),
+        "files": {name: {"size": file.size, "sha256": file.sha256} for name, file in manifest.files.items()},
+    }
+
+
+def _read_checked(url: str, name: str, expected: _File) -> bytes:
+    root, _, folder = url.rstrip("/").rpartition("/")
+    try:
+        data = store_of(root or ".").read(f"{folder}/{name}")
+    except OSError as error:
+        raise TornSnapshotError(f"{url}/{name} cannot be read: {error}. Take an older snapshot.") from error
+    found = hashlib.sha256(data).hexdigest()
+    if len(data) != expected.size or found != expected.sha256:
+        raise TornSnapshotError(
+            f"{url}/{name} has {len(data)} bytes of sha256 {found}, its manifest says {expected.size} of "
+            f"{expected.sha256}: it was cut short or altered. Take an older snapshot."
+        )
+    return data
+
+
+def _versions(store: Store) -> list[int]:
+    """Newest first."""
+    matches = (_FOLDER.match(name) for name in store.folders())
+    return sorted((int(match.group(1)) for match in matches if match), reverse=True)

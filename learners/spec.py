@@ -1,0 +1,297 @@
+"""The feature spec: which fields, counters and session features a model reads. Data, kept in TOML.
+
+A model's row is F id columns and K dense inputs. Request-scoped columns come first (they are the same for every ad of a
+request), then ad-scoped ones; within a scope the raw fields in their order, then what is derived from session state.
+A field or counter is ad-scoped as soon as one of its sources is the ad's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from learners.session_state import REMEMBERED
+
+CounterId = Literal["ctr", "recent_ctr", "count"]
+CounterDense = Literal["ctr", "value_rate", "recent_ctr", "recent_value_rate", "log_count", "log_recent_count"]
+SessionId = Literal["outcomes", "gap", "session_impressions", "since_click"]
+SessionDense = Literal["log_gap", "first_display", "log_session_impressions", "log_session_clicks"]
+
+GROUPS = ("user", "context", "ad", "time")
+TIMES = ("hour", "weekday")
+
+
+class SpecError(ValueError):
+    """A feature spec that does not exist or cannot mean anything."""
+
+
+class Field(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One id column: a raw value of the request, or a cross of other fields.
+
+    source : ``user.x``, ``context.x``, ``ad.x``, or ``time.hour`` and ``time.weekday`` (local, of the request).
+    cross : names of earlier fields instead of a source; missing where any of them is.
+    edges : buckets a number; bucket k holds edges[k−1] <= value < edges[k].
+    embed : False: only a counter's key, logged but not learned.
+    """
+
+    name: str
+    source: str = ""
+    cross: tuple[str, ...] = ()
+    edges: tuple[float, ...] = ()
+    embed: bool = True
+
+
+class Counter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Running sums of outcomes by the id of one field, and what a model reads of them.
+
+    ids : bucketised: ``ctr`` and ``recent_ctr`` (smoothed CTR bucket x count bucket), ``count``.
+    dense : ``ctr``, ``recent_ctr``, ``value_rate``, ``recent_value_rate`` as log-odds of the smoothed rates,
+        ``log_count`` and ``log_recent_count`` as log(1 + n) / 2.
+    """
+
+    field: str
+    ids: tuple[CounterId, ...] = ()
+    dense: tuple[CounterDense, ...] = ()
+
+
+class Rates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How counters become numbers: (hits + weight x prior) / (n + weight), decay, buckets and expiry."""
+
+    ctr_prior: float
+    value_prior: float
+    prior_weight: float = 5.0  # of dense inputs
+    bucket_prior_weight: float = 2.0  # of bucketised CTRs: less, because the count rides in the same bucket
+    half_life_s: float = 86_400.0
+    own_ttl_s: float = 604_800.0  # a user's own state, unseen for so long, is that of a new user
+    shared_ttl_s: float = 2_592_000.0  # ads, authors, tabs ...
+    ctr_edges: tuple[float, ...] = tuple(-3.0 + 0.25 * step for step in range(23))  # log-odds
+    count_edges: tuple[float, ...] = (1, 2, 4, 8, 16, 32)
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is read of the user's own state.
+
+    ids : ``outcomes`` (the last ``last_outcomes`` in order), ``gap`` (since the last display), ``session_impressions``,
+        ``since_click``, bucketised. dense : ``log_gap`` = log(1 + gap in s) / 4, ``first_display`` (1: no display
+        before), ``log_session_impressions`` and ``log_session_clicks`` = log(1 + n) / 2.
+    """
+
+    gap_s: float = 1800.0  # a longer silence starts a new session
+    last_outcomes: int = 3
+    ids: tuple[SessionId, ...] = ()
+    dense: tuple[SessionDense, ...] = ()
+    gap_edges_s: tuple[float, ...] = (
+        5, 10, 20, 40, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 28800, 57600, 86400, 172800
+    )  # fmt: skip
+    count_edges: tuple[float, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512)
+
+
+class FeatureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
+    """A whole feature spec, checked. ``user`` and ``ad`` name the fields that say who and what."""
+
+    name: str
+    user: str
+    ad: str
+    fields: tuple[Field, ...]
+    rates: Rates
+    counters: tuple[Counter, ...] = ()
+    session: Session = Session()
+    utc_offset_s: int = 0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits of the SHA-256 of the spec's canonical JSON: rows of equal hashes have equal columns."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:16]
+
+    @cached_property
+    def by_name(self) -> dict[str, Field]:
+        """Fields by their name."""
+        return {field.name: field for field in self.fields}
+
+    def of_ad(self, field: str) -> bool:
+        """Whether the field's value can differ between the ads of one request."""
+        made_of = self.by_name[field]
+        return any(self.of_ad(part) for part in made_of.cross) if made_of.cross else made_of.source.startswith("ad.")
+
+    def own(self, counter: Counter) -> bool:
+        """Whether the counter is the user's own: its key holds the user, so it lives in the user's partition."""
+        return self.user in self.parts(counter.field)
+
+    def parts(self, field: str) -> tuple[str, ...]:
+        """The plain fields that a field is made of."""
+        crossed = self.by_name[field].cross
+        return tuple(plain for part in crossed for plain in self.parts(part)) if crossed else (field,)
+
+    @cached_property
+    def raw_request_fields(self) -> tuple[Field, ...]:
+        """Fields of the request itself, not derived."""
+        return tuple(field for field in self.fields if not self.of_ad(field.name))
+
+    @cached_property
+    def raw_ad_fields(self) -> tuple[Field, ...]:
+        """Fields that differ by ad, not derived."""
+        return tuple(field for field in self.fields if self.of_ad(field.name))
+
+    @cached_property
+    def request_counters(self) -> tuple[Counter, ...]:
+        """Counters whose key is the same for every ad of a request."""
+        return tuple(counter for counter in self.counters if not self.of_ad(counter.field))
+
+    @cached_property
+    def ad_counters(self) -> tuple[Counter, ...]:
+        """Counters whose key differs by ad."""
+        return tuple(counter for counter in self.counters if self.of_ad(counter.field))
+
+    @cached_property
+    def request_fields(self) -> tuple[str, ...]:
+        """Names of the request-scoped id columns: raw, then ``session.*``, then ``<field>.*`` of the counters."""
+        derived = tuple(f"session.{kind}" for kind in self.session.ids)
+        return (*(f.name for f in self.raw_request_fields), *derived, *_derived(self.request_counters, "ids"))
+
+    @cached_property
+    def ad_fields(self) -> tuple[str, ...]:
+        """Names of the ad-scoped id columns: raw, then ``<field>.*`` of the counters."""
+        return (*(f.name for f in self.raw_ad_fields), *_derived(self.ad_counters, "ids"))
+
+    @cached_property
+    def request_dense(self) -> tuple[str, ...]:
+        """Names of the request-scoped dense inputs."""
+        return (*(f"session.{kind}" for kind in self.session.dense), *_derived(self.request_counters, "dense"))
+
+    @cached_property
+    def ad_dense(self) -> tuple[str, ...]:
+        """Names of the ad-scoped dense inputs."""
+        return _derived(self.ad_counters, "dense")
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all F id columns in the order of ``Rows.ids``."""
+        return self.request_fields + self.ad_fields
+
+    @property
+    def id_columns(self) -> int:
+        """F, the width of ``Rows.ids``."""
+        return len(self.columns)
+
+    @property
+    def dense_inputs(self) -> int:
+        """K, the width of ``Rows.dense``."""
+        return len(self.request_dense) + len(self.ad_dense)
+
+    def field_index(self, name: str) -> int:
+        """The column of a field in ``Rows.ids``. Raises SpecError for an unknown one."""
+        try:
+            return self.columns.index(name)
+        except ValueError:
+            raise SpecError(f"spec {self.name} has no id column {name!r}; it has {', '.join(self.columns)}") from None
+
+    @cached_property
+    def user_field(self) -> int:
+        """The column of the user key."""
+        return self.field_index(self.user)
+
+    @cached_property
+    def ad_field(self) -> int:
+        """The column of the ad's id."""
+        return self.field_index(self.ad)
+
+    @cached_property
+    def embedded_columns(self) -> tuple[int, ...]:
+        """The columns of ``Rows.ids`` that are learned, ascending."""
+        logged_only = {field.name for field in self.fields if not field.embed}
+        return tuple(at for at, name in enumerate(self.columns) if name not in logged_only)
+
+    @cached_property
+    def counter_columns(self) -> tuple[int, ...]:
+        """For each of ``counters`` the column of its key."""
+        return tuple(self.field_index(counter.field) for counter in self.counters)
+
+
+def _derived(counters: Sequence[Counter], what: Literal["ids", "dense"]) -> tuple[str, ...]:
+    return tuple(f"{counter.field}.{kind}" for counter in counters for kind in getattr(counter, what))
+
+
+def load_spec(name_or_path: str | Path) -> FeatureSpec:
+    """A built-in spec by its name, or one from a TOML file (a path with ``.toml``). Raises SpecError."""
+    text = str(name_or_path)
+    if text.endswith(".toml"):
+        path = Path(text)
+        if not path.is_file():
+            raise SpecError(f"there is no feature spec file {text}. Built in are {', '.join(built_in())}.")
+        return _parsed(path.read_bytes(), text)
+    if text not in built_in():
+        raise SpecError(f"unknown feature spec {text!r}. Name one of {', '.join(built_in())}, or a .toml file.")
+    return _parsed((resources.files("learners.specs") / f"{text}.toml").read_bytes(), f"built-in spec {text}")
+
+
+def built_in() -> tuple[str, ...]:
+    """Names of the specs that come with the package."""
+    files = (Path(entry.name) for entry in resources.files("learners.specs").iterdir())
+    return tuple(sorted(file.stem for file in files if file.suffix == ".toml"))
+
+
+def _parsed(toml: bytes, where: str) -> FeatureSpec:
+    try:
+        return msgspec.toml.decode(toml, type=FeatureSpec)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError and SpecError in it included
+        raise SpecError(f"{where}: {error}") from error
+
+
+def check(spec: FeatureSpec) -> None:
+    """Raise SpecError for the first thing in the spec that cannot mean anything."""
+    known: set[str] = set()
+    for field in spec.fields:
+        _check_field(field, known)
+        known.add(field.name)
+    for role, field_name, group in (("user", spec.user, "user."), ("ad", spec.ad, "ad.")):
+        if field_name not in known or not spec.by_name[field_name].source.startswith(group):
+            raise SpecError(f"{role} = {field_name!r} must name a field with a source {group}…, to know the {role}")
+    counted = [counter.field for counter in spec.counters]
+    if len(set(counted)) < len(counted) or not known.issuperset(counted):
+        raise SpecError(f"counters {counted} must each name another one of the fields: their ids are the keys")
+    _check_numbers(spec)
+
+
+def _check_field(field: Field, known: set[str]) -> None:
+    if field.name in known or not field.name or "." in field.name or field.name == "session":
+        raise SpecError(f"field {field.name!r}: names must differ, hold no dot, and not be 'session'")
+    if bool(field.source) == bool(field.cross):
+        raise SpecError(f"field {field.name!r} needs either a source or a cross, not both and not neither")
+    if field.cross and (len(field.cross) < 2 or field.edges or not known.issuperset(field.cross)):
+        raise SpecError(f"field {field.name!r} crosses {list(field.cross)}: two or more earlier fields, without edges")
+    group, _, key = field.source.partition(".")
+    if field.source and (group not in GROUPS or not key or (group == "time" and key not in TIMES)):
+        raise SpecError(f"field {field.name!r}: source {field.source!r} must be user.x, context.x, ad.x or time.hour")
+    _check_edges(f"field {field.name!r}: edges", field.edges)
+
+
+def _check_edges(what: str, edges: Sequence[float]) -> None:
+    if any(not math.isfinite(edge) for edge in edges) or any(a >= b for a, b in pairwise(edges)):
+        raise SpecError(f"{what} {list(edges)} must ascend and be finite: a value would belong to no bucket")
+
+
+def _check_numbers(spec: FeatureSpec) -> None:
+    rates, session = spec.rates, spec.session
+    for what, value in (("ctr_prior", rates.ctr_prior), ("value_prior", rates.value_prior)):
+        if not 0 < value < 1:
+            raise SpecError(f"rates.{what} = {value} must lie between 0 and 1: its log-odds would be infinite")
+    for what in ("prior_weight", "bucket_prior_weight", "half_life_s", "own_ttl_s", "shared_ttl_s"):
+        if not 0 < getattr(rates, what) < math.inf:
+            raise SpecError(f"rates.{what} = {getattr(rates, what)} must be positive and finite")
+    if not 0 < session.gap_s < math.inf or not 1 <= session.last_outcomes <= REMEMBERED:
+        raise SpecError(f"session: gap_s must be positive and last_outcomes in 1..{REMEMBERED}, not {session}")
+    _check_edges("rates.ctr_edges", rates.ctr_edges)
+    _check_edges("rates.count_edges", rates.count_edges)
+    _check_edges("session.gap_edges_s", session.gap_edges_s)
+    _check_edges("session.count_edges", session.count_edges)

@@ -1,0 +1,136 @@
+"""Folders of files in a directory or behind an fsspec URL, so written that no reader takes half a folder for one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec  # type: ignore[import-untyped]  # it ships no types
+
+
+class Store(Protocol):
+    """Flat folders of files under one root."""
+
+    def url(self, folder: str) -> str:
+        """Where a folder lies, for people and for other processes."""
+        ...
+
+    def folders(self) -> list[str]:
+        """Names of the folders under the root; none when the root does not exist yet."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """Content of ``folder/file``; OSError when it cannot be read."""
+        ...
+
+    def write_folder(self, folder: str, files: Mapping[str, bytes]) -> None:
+        """Write the files in their order, the last one last, replacing a folder of that name."""
+        ...
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder and its files."""
+        ...
+
+
+def store_of(root: str) -> Store:
+    """A directory for a plain path or ``file://``, any other URL through fsspec."""
+    if "://" in root and not root.startswith("file://"):
+        return UrlStore(root)
+    return DirectoryStore(Path(root.removeprefix("file://")))
+
+
+class DirectoryStore:
+    """A local directory: a folder appears by one rename, after everything in it is on the disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def url(self, folder: str) -> str:
+        """The folder's place."""
+        return str(self.root / folder)
+
+    def folders(self) -> list[str]:
+        """Unfinished ones included: their names start with a dot."""
+        if not self.root.is_dir():
+            return []
+        return [entry.name for entry in self.root.iterdir() if entry.is_dir()]
+
+    def read(self, path: str) -> bytes:
+        """The file's content."""
+        return (self.root / path).read_bytes()
+
+    def write_folder(self, folder: str, files: Mapping[str, bytes]) -> None:
+        """Write under another name, sync, rename."""
+        unfinished, replaced = self.root / f".{folder}.unfinished", self.root / f".{folder}.replaced"
+        for left_over in (unfinished, replaced):
+            shutil.rmtree(left_over, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        for name, data in files.items():
+            _write_synced(unfinished / name, data)
+        _sync_directory(unfinished)
+        final = self.root / folder
+        if final.exists():  # a directory cannot be renamed over another that holds files
+            final.rename(replaced)
+        unfinished.rename(final)
+        _sync_directory(self.root)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove it."""
+        shutil.rmtree(self.root / folder)
+
+
+class UrlStore:
+    """Any file system that fsspec knows. There is no rename: the last file of a folder is what completes it."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+        self._files: Any
+        self._files, self._path = fsspec.core.url_to_fs(self.root)
+
+    def url(self, folder: str) -> str:
+        """The folder's place."""
+        return f"{self.root}/{folder}"
+
+    def folders(self) -> list[str]:
+        """Unfinished ones included: they lack their last file."""
+        try:
+            entries = self._files.ls(self._path, detail=True, refresh=True)
+        except FileNotFoundError:
+            return []
+        return [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
+
+    def read(self, path: str) -> bytes:
+        """The file's content."""
+        return bytes(self._files.cat_file(f"{self._path}/{path}"))
+
+    def write_folder(self, folder: str, files: Mapping[str, bytes]) -> None:
+        """Write in order; a folder of that name loses its last file first."""
+        *_, completing = files
+        if self._files.exists(f"{self._path}/{folder}/{completing}"):
+            self._files.rm_file(f"{self._path}/{folder}/{completing}")
+        self._files.makedirs(f"{self._path}/{folder}", exist_ok=True)
+        for name, data in files.items():
+            self._files.pipe_file(f"{self._path}/{folder}/{name}", data)
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove it."""
+        self._files.rm(f"{self._path}/{folder}", recursive=True)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,269 @@
+"""The loop in one process and in simulated time: no broker, no Redis, no clock, the same cores, the same bits each run.
+
+    requests ─► Ranker ─► JoinCore ─► SessionFold ─► (next request)
+                              └─► LearningLoop ─► delta ─► HotModel
+                              └─► PartitionCalibrator ─► HotCalibrator
+
+Label delays are honest: an impression's outcome reaches sessions, learner and calibrator at the event time at which it
+became known, never before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.stream import CalibratorConfig
+from learners.deepfm import DeepFM
+from learners.encode import Encoder, Request
+from learners.rows import Rows
+from learners.snapshot import Snapshot
+from learners.spec import FeatureSpec
+from replay.frozen import frozen_logits
+from replay.report import Report, outcomes, report
+from replay.scenario import Scenario
+from replay.timeline import EventQueue, Tick, ticks
+from serving.calibrator import HotCalibrator
+from serving.freshness import Freshness
+from serving.impression_ids import ImpressionIds
+from serving.model import HotModel
+from serving.ranking import Ranker, Scored, ranked
+from serving.served_rows import served_records
+from stream.calibrating import PartitionCalibrator
+from stream.deltas import to_parts
+from stream.examples import ExampleRows, concat
+from stream.inputs import served_rows
+from stream.join import JoinConfig, JoinCore
+from stream.learning import LearningConfig, LearningLoop
+from stream.session_memory import MemorySessionStore
+from stream.sessions import Displays, SessionFold
+from stream.topics import CLICKS, IMPRESSIONS, SERVED
+
+PARTITION = 0
+MAX_PART_BYTES = 2**30  # nothing travels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BacktestOptions:
+    """What can be set of a backtest; the cores' own settings keep their defaults."""
+
+    tick_s: float = 10.0  # requests of a tick are scored together, on what was known at its start
+    learn_interval_s: float = 300.0  # of event time; a historical log is thin, a batch needs minutes to fill
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tick_s <= 0:
+            raise ValueError(f"tick_s={self.tick_s} must be positive: time would not pass. Pass --tick-s 10.")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What the base days leave behind: labelled examples in order of settlement, and the session features."""
+
+    examples: ExampleRows
+    store: MemorySessionStore
+
+
+def collect_base(
+    scenario: Scenario,
+    spec: FeatureSpec,
+    span_ms: tuple[int, int],
+    advance: Callable[[int], None],
+    options: BacktestOptions | None = None,
+) -> Base:
+    """Replay the base days without a model: ads in random order (or as logged), outcomes as they settle."""
+    options = options or BacktestOptions()
+    store = MemorySessionStore(spec)
+    loop = _Loop(scenario, spec, store, _ranker(spec, _NoModel(), 0, options.seed), options)
+    loop.order = lambda scored, rows, request: _shuffled(request, len(rows))
+    parts: list[ExampleRows] = []
+    loop.on_examples = lambda rows, watermark_ms: parts.append(rows) if rows is not None else None
+    loop.run(span_ms, advance)
+    return Base(concat(parts), store)
+
+
+@dataclass(frozen=True, slots=True)
+class Backtest:
+    """The report of a backtest and the hashes of what it ended with."""
+
+    report: Report
+    sha256: dict[str, str]
+
+
+def run(
+    scenario: Scenario,
+    spec: FeatureSpec,
+    snapshot: Snapshot,
+    store: MemorySessionStore,
+    span_ms: tuple[int, int],
+    advance: Callable[[int], None],
+    options: BacktestOptions | None = None,
+) -> Backtest:
+    """Replay a span with a model that learns as it goes, next to the base model that does not.
+
+    ``store`` is changed: it goes on from the session features of the base days.
+    """
+    options = options or BacktestOptions()
+    online = _Online(snapshot, options)
+    loop = _Loop(scenario, spec, store, online.ranker(spec, options.seed), options)
+    loop.on_examples = online.take
+    loop.run(span_ms, advance)
+    online.finish()
+    examples = concat(online.examples)
+    found = report(outcomes(examples, frozen_logits(snapshot.model(), examples)), scenario.utc_offset_h)
+    found.facts["versions"] = online.loop.version - snapshot.version
+    return Backtest(
+        found,
+        {
+            "weights": online.loop.model.weights_sha256(),
+            "calibration": hashlib.sha256(online.calibration_state).hexdigest(),
+            "sessions": store.sha256(),
+        },
+    )
+
+
+class _NoModel:
+    """Before there is a model every ad scores alike."""
+
+    def predict_many(self, rows: Rows) -> NDArray[np.float32]:
+        return np.zeros(len(rows.ids), np.float32)
+
+    def apply(self, delta: object) -> None:
+        raise TypeError("there is no model to apply a delta to")
+
+
+def _ranker(spec: FeatureSpec, model: Any, version: int, seed: int, calibrator: HotCalibrator | None = None) -> Ranker:
+    hot = HotModel(model, spec_hash=spec.hash, version=version, watermark_ms=0, freshness=Freshness())
+    return Ranker(Encoder(spec), hot, calibrator or HotCalibrator(), ImpressionIds(0, seed))
+
+
+def _shuffled(request: Request, count: int) -> Sequence[int]:
+    rng = np.random.default_rng(request.request_id)
+    return rng.permutation(count).tolist() if count > 1 else range(count)
+
+
+def _by_value(scored: Scored, rows: NDArray[np.intp], request: Request) -> Sequence[int]:
+    bids = [float(ad.get("bid", 1.0)) for ad in request.ads]
+    return ranked(scored.p[rows], scored.logit[rows], bids, len(rows)).tolist()
+
+
+class _Online:
+    """Learner and calibrator with the serving copies that they publish to."""
+
+    def __init__(self, snapshot: Snapshot, options: BacktestOptions) -> None:
+        self.version = snapshot.version
+        self.loop = LearningLoop(
+            snapshot.model(), LearningConfig(learn_interval_s=options.learn_interval_s), 1, version=snapshot.version
+        )
+        self.served: DeepFM = snapshot.model()
+        self.calibrator = PartitionCalibrator(PARTITION, CalibratorConfig(), self.loop.config.publish_interval_s)
+        self.hot_calibrator = HotCalibrator()
+        self.calibration_state = b""
+        self.examples: list[ExampleRows] = []
+        self._offset = 0
+
+    def ranker(self, spec: FeatureSpec, seed: int) -> Ranker:
+        """A ranker on the serving copies."""
+        ranker = _ranker(spec, self.served, self.version, seed, self.hot_calibrator)
+        self.hot = ranker.model
+        return ranker
+
+    def take(self, rows: ExampleRows | None, watermark_ms: int) -> None:
+        """Learn and count what settled, and swap in what that publishes."""
+        if rows is None:
+            return
+        self.examples.append(rows)
+        self.loop.step(rows, PARTITION, self._offset, watermark_ms)
+        self.calibrator.step(rows, self._offset, watermark_ms)
+        self._offset += 1
+        self._publish()
+
+    def finish(self) -> None:
+        """Learn the last, incomplete batch."""
+        self.loop.flush()
+        self._publish(at_once=True)
+
+    def _publish(self, *, at_once: bool = False) -> None:
+        delta = self.loop.take_publication(at_once=at_once)
+        if delta is not None:
+            for part in to_parts(delta, MAX_PART_BYTES):
+                self.hot.offer(part)
+        record = self.calibrator.take_publication(at_once=at_once)
+        if record is not None:
+            self.hot_calibrator.offer(record)
+            self.calibration_state = record.state
+
+
+@dataclass(slots=True)
+class _Loop:
+    """One partition of everything up to the examples, in simulated time."""
+
+    scenario: Scenario
+    spec: FeatureSpec
+    store: MemorySessionStore
+    ranker: Ranker
+    options: BacktestOptions
+    order: Callable[[Scored, NDArray[np.intp], Request], Sequence[int]] = _by_value
+    on_examples: Callable[[ExampleRows | None, int], None] = lambda rows, watermark_ms: None
+    _queue: EventQueue = field(default_factory=EventQueue)
+    _join: JoinCore = field(init=False)
+    _fold: SessionFold = field(init=False)
+    _offset: int = 0
+
+    def __post_init__(self) -> None:
+        config = JoinConfig(click_window_s=self.scenario.click_window_s)
+        self._join = JoinCore(config, self.spec, PARTITION)
+        self._fold = SessionFold(self.spec)
+
+    def run(self, span_ms: tuple[int, int], advance: Callable[[int], None]) -> None:
+        """Play the span, then let everything settle that it caused."""
+        tick_ms = round(self.options.tick_s * 1000)
+        for tick in ticks(self.scenario.requests(*span_ms), *span_ms, tick_ms):
+            self._pass_time(tick.start_ms)
+            self._serve(tick)
+            advance(len(tick.requests))
+        while self._queue.next_ms is not None:
+            self._pass_time(self._queue.next_ms + tick_ms)
+        window_ms = round(self.scenario.click_window_s * 1000)
+        self._pass_time(span_ms[1] + window_ms + tick_ms)
+
+    def _serve(self, tick: Tick) -> None:
+        """Score the tick's requests on what is known, log them to the join, and let the users react."""
+        ids = self.ranker.encoder.ids(tick.requests)
+        scored = self.ranker.score(ids, self.store.read(self.ranker.encoder, ids))
+        for _, record in served_records(scored, self.spec, partitions=1):
+            self._join.served(served_rows(record, self.spec), self._next_offset())
+        starts = scored.starts()
+        for at, request in enumerate(tick.requests):
+            rows = np.arange(starts[at], starts[at + 1])
+            order = range(len(rows)) if self.scenario.top_k is None else self.order(scored, rows, request)
+            user_key = int(ids.user_key[at])
+            for display in self.scenario.displays(request, order):
+                self._queue.push(int(scored.impression_id[rows[display.index]]), user_key, display)
+
+    def _pass_time(self, now_ms: int) -> None:
+        """Everything that happens before ``now_ms`` happens, and what settles by then reaches the learners."""
+        events = self._queue.pop_until(now_ms)
+        displays = None
+        if len(events.impressions):
+            self._join.impressions(events.impressions, self._next_offset())
+            displays = Displays(events.impressions.user_key, events.impressions.ts_ms)
+        if len(events.clicks):
+            self._join.clicks(events.clicks, self._next_offset())
+        if len(events.conversions):
+            self._join.conversions(events.conversions, self._next_offset())
+        for topic in (SERVED, IMPRESSIONS, CLICKS):
+            self._join.watermark(topic, now_ms)
+        output = self._join.poll()
+        if displays is not None or output.examples is not None:
+            self.store.step(self._fold, displays, output.examples)
+        self.on_examples(output.examples, output.watermark_ms)
+
+    def _next_offset(self) -> int:
+        self._offset += 1
+        return self._offset

@@ -1,0 +1,33 @@
+"""The datasets by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from replay.errors import DataError, UnknownDataset
+from replay.kuairand import KuaiRand
+from replay.marketplace import Marketplace
+from replay.scenario import Scenario
+
+NAMES = ("kuairand", "marketplace")
+
+
+def open_dataset(name: str, data: Path | None) -> Scenario:
+    """The scenario of that name.
+
+    Raises
+    ------
+    UnknownDataset
+        Naming the known ones.
+    DataError
+        When the dataset needs a folder and got none, or the folder's files are not whole.
+    """
+    if name == "marketplace":
+        return Marketplace()
+    if name == "kuairand":
+        if data is None:
+            raise DataError("dataset kuairand is read from files: name their folder with --data DIR.")
+        if not data.is_dir():
+            raise DataError(f"--data {data} is not a folder: name the folder that holds the KuaiRand-Pure files.")
+        return KuaiRand(data)
+    raise UnknownDataset(f"unknown dataset {name!r}: choose one of {', '.join(NAMES)}.")

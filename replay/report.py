@@ -1,0 +1,141 @@
+"""Progressive quality by day: the table that the backtest, the player and the demo share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from learners.metrics import auc, log_loss, normalized_entropy, observed_over_expected
+from stream.examples import ExampleRows
+from stream.records import CORRECTION, SETTLED
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """B displayed impressions with their final label and what each model had predicted beforehand.
+
+    ts_ms : (B,) display time. label : (B,) bool, corrections applied.
+    p : (B,) calibrated online prediction; raw_p : the same before calibration; frozen_p : the base model's.
+    """
+
+    ts_ms: NDArray[np.int64]
+    label: NDArray[np.bool_]
+    p: NDArray[np.float64]
+    raw_p: NDArray[np.float64]
+    frozen_p: NDArray[np.float64]
+
+    def where(self, mask: NDArray[np.bool_]) -> Outcomes:
+        """The masked rows."""
+        return Outcomes(self.ts_ms[mask], self.label[mask], self.p[mask], self.raw_p[mask], self.frozen_p[mask])
+
+
+def outcomes(examples: ExampleRows, frozen_logit: NDArray[np.float32]) -> Outcomes:
+    """Outcomes from the examples of a run: one row a settled impression, a later correction flips its label.
+
+    ``frozen_logit`` is (rows,) aligned with ``examples``.
+    """
+    settled = examples.kind == SETTLED
+    corrected = examples.impression_id[examples.kind == CORRECTION]
+    label = (examples.label == 1) | np.isin(examples.impression_id, corrected)
+    return Outcomes(
+        ts_ms=examples.ts_ms[settled],
+        label=label[settled],
+        p=examples.p[settled].astype(np.float64),
+        raw_p=_sigmoid(examples.logit[settled]),
+        frozen_p=_sigmoid(frozen_logit[settled]),
+    )
+
+
+def quality(label: NDArray[np.bool_], p: NDArray[np.float64]) -> dict[str, float]:
+    """AUC, log loss, normalised entropy and observed over expected of one set of predictions."""
+    return {
+        "auc": auc(label, p),
+        "log_loss": log_loss(label, p),
+        "ne": normalized_entropy(label, p),
+        "observed_over_expected": observed_over_expected(label, p),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Quality in all and by local day. ``facts`` holds what only the run itself knows (freshness, versions, ...)."""
+
+    rows: int
+    online: dict[str, float]
+    raw: dict[str, float]
+    frozen: dict[str, float]
+    days: list[dict[str, Any]]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {
+            "rows": self.rows, "online": self.online, "online_before_calibration": self.raw, "frozen": self.frozen,
+            "days": self.days, **self.facts,
+        }  # fmt: skip
+
+
+def report(found: Outcomes, utc_offset_h: float) -> Report:
+    """The quality of a run, by local day and in all.
+
+    Raises
+    ------
+    ValueError
+        When there is no settled impression at all.
+    """
+    if not len(found.ts_ms):
+        raise ValueError("no impression was settled: there is nothing to report. Did the replay reach the workers?")
+    day = (found.ts_ms + round(utc_offset_h * 3_600_000)) // 86_400_000
+    days = []
+    for number in np.unique(day).tolist():
+        rows = found.where(day == number)
+        date = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=number)).date().isoformat()
+        days.append({"date": date, "rows": len(rows.ts_ms), **_qualities(rows)})
+    return Report(rows=len(found.ts_ms), days=days, **_in_all(found))
+
+
+def _qualities(rows: Outcomes) -> dict[str, dict[str, float]]:
+    return {
+        "online": quality(rows.label, rows.p),
+        "online_before_calibration": quality(rows.label, rows.raw_p),
+        "frozen": quality(rows.label, rows.frozen_p),
+    }
+
+
+def _in_all(rows: Outcomes) -> dict[str, dict[str, float]]:
+    found = _qualities(rows)
+    return {"online": found["online"], "raw": found["online_before_calibration"], "frozen": found["frozen"]}
+
+
+COLUMNS: Sequence[tuple[str, str]] = (
+    ("AUC", "auc"), ("log loss", "log_loss"), ("NE", "ne"), ("O/E", "observed_over_expected"),
+)  # fmt: skip
+
+
+def table(found: Report, title: str) -> Table:
+    """A terminal table: one line a day and model, then all days."""
+    drawn = Table(title=title, title_justify="left", show_lines=False)
+    for name in ("day", "rows", "model", *(label for label, _ in COLUMNS), "O/E before calibration"):
+        drawn.add_column(name, justify="left" if name in ("day", "model") else "right", no_wrap=True)
+    for day in [*found.days, {"date": "all", "rows": found.rows, "online": found.online,
+                              "online_before_calibration": found.raw, "frozen": found.frozen}]:  # fmt: skip
+        if day["date"] == "all":
+            drawn.add_section()
+        raw = f"{day['online_before_calibration']['observed_over_expected']:.3f}"
+        drawn.add_row(day["date"], f"{day['rows']:,}", "online", *_cells(day["online"]), raw)
+        drawn.add_row("", "", "frozen", *_cells(day["frozen"]), "")
+    return drawn
+
+
+def _cells(values: dict[str, float]) -> list[str]:
+    return [f"{values[key]:.3f}" if key == "observed_over_expected" else f"{values[key]:.4f}" for _, key in COLUMNS]
+
+
+def _sigmoid(logit: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(logit.astype(np.float64), -60, 60))))

@@ -1,0 +1,260 @@
+"""Follow the weights and the calibration topic into the hot model and the hot calibrator."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition  # type: ignore[import-untyped]
+from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
+
+from serving.calibrator import HotCalibrator
+from serving.metrics import ServingMetrics
+from serving.model import HotModel, Offered, SpecMismatchError
+from serving.snapshots import LoadedModel, NoSnapshotError
+from stream.admin import BrokerUnreachableError
+from stream.records import CalibrationRecord, DeltaPart, SnapshotNotice
+
+log = structlog.get_logger()
+
+RETRY_PAUSE_S = 2.0
+_LOG_EVERY_S = 10.0
+_FIRST_STEP_BACK = 256  # records; four minutes of deltas, about the time between two snapshots
+
+
+class TopicFollower:
+    """Reads partition 0 of one topic, alone, with no group: every serving process sees every record.
+
+    Subclasses say where to begin (`position`) and what to do with records (`take`).
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topic: str,
+        metrics: ServingMetrics,
+        *,
+        client_options: Mapping[str, Any] | None = None,
+        fetch_max_wait_ms: int = 20,
+    ) -> None:
+        self.topic = topic
+        self.metrics = metrics
+        self.heard_at: float | None = None  # monotonic time of the last record
+        self.caught_up = asyncio.Event()
+        self.rejection: str | None = None  # why the newest record could not be used
+        self._bootstrap = bootstrap
+        self._options = dict(client_options or {}) | {"fetch_max_wait_ms": fetch_max_wait_ms}
+        self._tp = TopicPartition(topic, 0)
+        self._task: asyncio.Task[None] | None = None
+        self._logged_at = -_LOG_EVERY_S
+
+    async def start(self) -> None:
+        """Connect and begin to follow. Raises BrokerUnreachableError."""
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._bootstrap,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            **self._options,
+        )
+        try:
+            await consumer.start()
+            consumer.assign([self._tp])
+            consumer.seek(self._tp, await self.position(consumer))
+        except (KafkaError, OSError) as error:
+            await consumer.stop()
+            raise BrokerUnreachableError(
+                f"{self.topic} cannot be read at {self._bootstrap} ({type(error).__name__}: {error}): serving would "
+                "never learn anything new. Check KAFKA_BOOTSTRAP_SERVERS, that the broker runs, and that the topics "
+                "exist (python -m stream topics --check)."
+            ) from error
+        self._consumer = consumer
+        self._task = asyncio.create_task(self._run(), name=f"follow {self.topic}")
+
+    async def stop(self) -> None:
+        """Stop following."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            await self._consumer.stop()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the task has died."""
+        return self._task is not None and self._task.done()
+
+    async def position(self, consumer: AIOKafkaConsumer) -> int:
+        """The offset to begin at."""
+        begin = await consumer.beginning_offsets([self._tp])
+        return int(begin[self._tp])
+
+    async def take(self, records: Sequence[ConsumerRecord]) -> None:
+        """Use records, in the order of the topic."""
+        raise NotImplementedError
+
+    def reject(self, record: ConsumerRecord, reason: str, detail: str) -> None:
+        """Count and log a record that could not be used."""
+        self.rejection = f"{self.topic}[0] {record.offset}: {detail}"
+        self.metrics.rejected_records.labels(self.topic, reason).inc()
+        self.report("record not used", offset=record.offset, reason=reason, detail=detail)
+
+    def report(self, event: str, **details: object) -> None:
+        """Log at most once in ten seconds."""
+        now = time.monotonic()
+        if now - self._logged_at >= _LOG_EVERY_S:
+            self._logged_at = now
+            log.error(event, topic=self.topic, **details)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                fetched = await self._consumer.getmany(self._tp, timeout_ms=1000)
+            except KafkaError as error:
+                self.report("the broker does not answer", error=f"{type(error).__name__}: {error}")
+                await asyncio.sleep(RETRY_PAUSE_S)
+                continue
+            records = fetched.get(self._tp, [])
+            if records:
+                self.heard_at = time.monotonic()
+                await self.take(records)
+            if await self._consumer.position(self._tp) >= (self._consumer.highwater(self._tp) or 0):
+                self.caught_up.set()
+
+
+class WeightsFollower(TopicFollower):
+    """Offers every delta to the hot model; after a gap it brings the newest snapshot and reads on from there.
+
+    A snapshot that led into a gap once is not installed again: serving goes on with what it has until a newer one
+    appears.
+
+    Parameters
+    ----------
+    load : reads the newest snapshot; runs in a thread, so that requests are answered meanwhile.
+    on_swap : called after every change of the model.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topic: str,
+        metrics: ServingMetrics,
+        hot: HotModel,
+        load: Callable[[], LoadedModel],
+        on_swap: Callable[[], None] = lambda: None,
+        **options: Any,
+    ) -> None:
+        super().__init__(bootstrap, topic, metrics, **options)
+        self._hot = hot
+        self._load = load
+        self._on_swap = on_swap
+        self._tried: set[int] = set()
+
+    async def position(self, consumer: AIOKafkaConsumer) -> int:
+        """An offset from which every version after the snapshot's is read: found by stepping back from the end."""
+        begin = int((await consumer.beginning_offsets([self._tp]))[self._tp])
+        end = int((await consumer.end_offsets([self._tp]))[self._tp])
+        back = _FIRST_STEP_BACK
+        while (at := end - back) > begin:
+            consumer.seek(self._tp, at)
+            fetched = await consumer.getmany(self._tp, timeout_ms=2000, max_records=1)
+            version = _version(fetched.get(self._tp, []))
+            if version is not None and version <= self._hot.snapshot_version:
+                return at
+            back *= 8
+        return begin
+
+    async def take(self, records: Sequence[ConsumerRecord]) -> None:
+        """Offer each part; requests are answered between two of them."""
+        for record in records:
+            try:
+                message = _weights_decoder.decode(record.value or b"")
+                outcome = self._hot.offer(message) if isinstance(message, DeltaPart) else Offered.SKIPPED
+            except msgspec.MsgspecError as error:
+                self.reject(record, "malformed", str(error))
+                continue
+            except SpecMismatchError as error:
+                self.reject(record, "spec", str(error))
+                continue
+            if outcome is Offered.GAP:
+                await self._recover(record)
+                return
+            if outcome is Offered.SWAPPED:
+                self.rejection = None
+                self.metrics.swaps.inc()
+            self._on_swap()
+            await asyncio.sleep(0)
+
+    async def _recover(self, record: ConsumerRecord) -> None:
+        """Install the newest snapshot and seek behind it; without a new one, offer this record again later."""
+        self.metrics.gaps.inc()
+        try:
+            loaded = await asyncio.to_thread(self._load)
+        except (NoSnapshotError, ValueError, OSError) as error:
+            self.reject(record, "gap", f"a gap, and no snapshot to fill it: {error}")
+            await self._wait_at(record)
+            return
+        if loaded.version in self._tried:
+            self.reject(record, "gap", f"a gap that snapshot {loaded.version}, the newest, does not fill")
+            await self._wait_at(record)
+            return
+        self._tried = {loaded.version}
+        log.warning("gap in the weights, snapshot installed", held=self._hot.version, snapshot=loaded.version)
+        self._hot.install(loaded.model, version=loaded.version, watermark_ms=loaded.watermark_ms)
+        self.metrics.reloads.inc()
+        self._consumer.seek(self._tp, await self.position(self._consumer))
+        self._on_swap()
+
+    async def _wait_at(self, record: ConsumerRecord) -> None:
+        await asyncio.sleep(RETRY_PAUSE_S)
+        self._consumer.seek(self._tp, record.offset)
+
+
+class CalibrationFollower(TopicFollower):
+    """Offers the newest state of every partition to the hot calibrator."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topic: str,
+        metrics: ServingMetrics,
+        hot: HotCalibrator,
+        on_swap: Callable[[], None] = lambda: None,
+        **options: Any,
+    ) -> None:
+        super().__init__(bootstrap, topic, metrics, **options)
+        self._hot = hot
+        self._on_swap = on_swap
+
+    async def take(self, records: Sequence[ConsumerRecord]) -> None:
+        """Offer the last record of each partition: a state is whole, so the older ones are not needed."""
+        newest: dict[int, tuple[ConsumerRecord, CalibrationRecord]] = {}
+        for record in records:
+            try:
+                message = _calibration_decoder.decode(record.value or b"")
+            except msgspec.MsgspecError as error:
+                self.reject(record, "malformed", str(error))
+                continue
+            newest[message.partition] = (record, message)
+        for record, message in newest.values():
+            try:
+                self._hot.offer(message)
+            except ValueError as error:
+                self.reject(record, "schema", str(error))
+            await asyncio.sleep(0)
+        self._on_swap()
+
+
+_weights_decoder = msgspec.msgpack.Decoder(DeltaPart | SnapshotNotice)
+_calibration_decoder = msgspec.msgpack.Decoder(CalibrationRecord)
+
+
+def _version(records: Sequence[ConsumerRecord]) -> int | None:
+    """The version that the first record speaks of; None when there is none or it cannot be read."""
+    try:
+        return _weights_decoder.decode(records[0].value or b"").version if records else None
+    except msgspec.MsgspecError:
+        return None

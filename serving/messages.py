@@ -1,0 +1,185 @@
+"""The JSON of the scoring API, checked before anything is scored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+import orjson
+
+from learners.encode import Request
+
+U64_MAX = 2**64 - 1
+
+
+class BadRequestError(ValueError):
+    """The caller's request cannot be scored; the message is for the caller."""
+
+
+class RequestMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One request for ads: whom, where, which candidates. ``bid`` in an ad is what a click pays (1 when absent)."""
+
+    user: dict[str, Any]
+    ads: list[dict[str, Any]]
+    context: dict[str, Any] = {}
+    request_id: int | str | None = None
+    ts_ms: int | None = None
+    top_k: int | None = None
+
+
+class ScoreMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Many requests in one call, and the promise that no request earlier than ``watermark_ms`` follows."""
+
+    requests: list[RequestMessage]
+    watermark_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one call may ask for, so that no call holds the event loop for long."""
+
+    max_ads: int = 2_000  # 1000 ads take some milliseconds
+    max_requests: int = 1_000
+    max_future_s: float = 60.0  # an event time ahead of the clock would drag every watermark with it
+    max_past_s: float = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A checked request: `request` without its bids, one bid an ad, and how many ads to answer with."""
+
+    request: Request
+    bids: list[float]
+    top_k: int
+
+
+_M = TypeVar("_M")
+_rank_decoder = msgspec.json.Decoder(RequestMessage)
+_score_decoder = msgspec.json.Decoder(ScoreMessage)
+
+
+class Intake:
+    """Turns bodies into asks.
+
+    Parameters
+    ----------
+    now_ms : the wall clock, which gives requests without a ``ts_ms`` their event time and bounds the others; None
+        when time comes from the log alone: then every request must say its own.
+    new_id : gives a request without an id one.
+    """
+
+    def __init__(self, limits: Limits, now_ms: Callable[[], int] | None, new_id: Callable[[], int]) -> None:
+        self._limits = limits
+        self._now_ms = now_ms
+        self._new_id = new_id
+
+    def rank(self, body: bytes) -> Ask:
+        """The ask of `POST /v1/rank`. Raises BadRequestError."""
+        return self._ask(_decode(_rank_decoder, body, "a rank request"), "$")
+
+    def score(self, body: bytes) -> tuple[list[Ask], int | None]:
+        """The asks and the watermark of `POST /v1/score`. Raises BadRequestError."""
+        message = _decode(_score_decoder, body, "a score call")
+        if len(message.requests) > self._limits.max_requests:
+            raise BadRequestError(
+                f"$.requests holds {len(message.requests)} requests, a call may hold {self._limits.max_requests}: "
+                "nothing was scored. Send them in several calls."
+            )
+        if message.watermark_ms is not None and self._now_ms is not None:
+            raise BadRequestError(
+                f"$.watermark_ms={message.watermark_ms} was sent to a server that runs on the wall clock: it would "
+                "stop the clock of every worker. Leave it out, or start serving with --clock log."
+            )
+        if message.watermark_ms is not None and message.watermark_ms < 0:
+            raise BadRequestError(f"$.watermark_ms={message.watermark_ms} is before 1970: send Unix milliseconds.")
+        return [self._ask(m, f"$.requests[{i}]") for i, m in enumerate(message.requests)], message.watermark_ms
+
+    def _ask(self, message: RequestMessage, at: str) -> Ask:
+        if not 1 <= len(message.ads) <= self._limits.max_ads:
+            raise BadRequestError(
+                f"{at}.ads holds {len(message.ads)} ads, a request must hold 1 to {self._limits.max_ads}: nothing was "
+                "scored. Retrieve fewer candidates, or send the request only when there are some."
+            )
+        if message.top_k is not None and message.top_k < 1:
+            raise BadRequestError(
+                f"{at}.top_k={message.top_k} must be at least 1: no ad would be answered. Leave it out for all."
+            )
+        request_id = self._new_id() if message.request_id is None else _u64(message.request_id, f"{at}.request_id")
+        ts_ms = self._event_time(message.ts_ms, at)
+        bids = [_bid(ad, at, i) if "bid" in ad else 1.0 for i, ad in enumerate(message.ads)]
+        request = Request(
+            request_id=request_id, ts_ms=ts_ms, user=message.user, context=message.context, ads=message.ads
+        )
+        return Ask(request, bids, message.top_k or len(message.ads))
+
+    def _event_time(self, ts_ms: int | None, at: str) -> int:
+        if self._now_ms is None:
+            if ts_ms is None or ts_ms <= 0:
+                raise BadRequestError(
+                    f"{at}.ts_ms={ts_ms}: serving runs on the log's clock, which has no 'now', so every request must "
+                    "carry its event time. Add ts_ms in Unix milliseconds, or start serving with --clock wall."
+                )
+            return ts_ms
+        now = self._now_ms()
+        if ts_ms is None:
+            return now
+        earliest, latest = now - self._limits.max_past_s * 1000, now + self._limits.max_future_s * 1000
+        if not earliest <= ts_ms <= latest:
+            raise BadRequestError(
+                f"{at}.ts_ms={ts_ms} lies outside {earliest:.0f}..{latest:.0f}, the clock's {now} less "
+                f"{self._limits.max_past_s:g} s and plus {self._limits.max_future_s:g} s: its clicks could not be "
+                "joined. Send Unix milliseconds, or leave ts_ms out for now."
+            )
+        return ts_ms
+
+
+def _u64(value: int | str, at: str) -> int:
+    text = str(value)
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else -1
+    if not 1 <= number <= U64_MAX:
+        raise BadRequestError(
+            f"{at}={text[:40]!r} is not an integer in 1..{U64_MAX}: answers could not be told apart. Send a decimal "
+            "string, or leave it out and take the one in the answer."
+        )
+    return number
+
+
+def _bid(ad: dict[str, Any], at: str, index: int) -> float:
+    bid = ad["bid"]
+    if isinstance(bid, bool) or not isinstance(bid, int | float) or not 0 <= bid < float("inf"):
+        raise BadRequestError(
+            f"{at}.ads[{index}].bid={bid!r} is not a number of 0 or more: the ads could not be ranked by p x bid. "
+            "Send what a click pays, or leave it out for 1."
+        )
+    return float(bid)
+
+
+def _decode(decoder: msgspec.json.Decoder[_M], body: bytes, what: str) -> _M:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at `")
+        path = path.rstrip("`") or "$"
+        raise BadRequestError(
+            f"{path}={_shown(body, path)} does not fit {what}: {reason}. Nothing was scored. Correct the field; "
+            "the README shows a whole request."
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequestError(
+            f"the body ({len(body)} bytes, starts with {body[:40]!r}) is not JSON: {error}. Nothing was scored. "
+            f"Send {what} as a JSON object in UTF-8."
+        ) from error
+
+
+def _shown(body: bytes, path: str) -> str:
+    """The JSON value at a msgspec path such as `$.requests[0].ts_ms`, cut to a line; "?" where there is none."""
+    try:
+        value = orjson.loads(body)
+        for key, index in re.findall(r"\.([^.\[\]]+)|\[(\d+)\]", path):
+            value = value[int(index)] if index else value[key]
+        return repr(value)[:80]
+    except (ValueError, KeyError, IndexError, TypeError):
+        return "?"

@@ -1,0 +1,132 @@
+"""The model in use: a snapshot and every delta since, swapped while requests are answered."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.delta import Delta, DeltaError
+from learners.rows import Rows
+from serving.freshness import Freshness
+from stream.deltas import DeltaAssembler
+from stream.records import DeltaPart
+
+_REMEMBERED_VERSIONS = 4096  # about an hour of deltas, one a second
+
+
+class WeightsModel(Protocol):
+    """What serving needs of a learner: scores, and weights that deltas can be written into."""
+
+    def predict_many(self, rows: Rows) -> NDArray[np.float32]:
+        """(B,) logits."""
+        ...
+
+    def apply(self, delta: Delta) -> None:
+        """Write the changed weights; DeltaError, and nothing written, when they do not fit."""
+        ...
+
+
+class SpecMismatchError(ValueError):
+    """The weights belong to another feature spec than the one that requests are encoded with."""
+
+
+class Offered(Enum):
+    """What became of a part."""
+
+    SWAPPED = "swapped"  # it completed a version, which is live now
+    HEARTBEAT = "heartbeat"  # the version stays; the learner has seen further
+    PARTIAL = "partial"  # the other parts of the version must follow
+    SKIPPED = "skipped"  # the model holds that version already
+    GAP = "gap"  # a version is missing, damaged or of another line: install a snapshot
+
+
+class HotModel:
+    """Weights that change between requests, never within one.
+
+    Everything here runs synchronously on one event loop: scoring a request and applying a delta are both plain calls,
+    so no request can see half a delta, and none waits for longer than one delta takes to be written.
+
+    A version that does not follow from the one held (a hole, a bad checksum, or a learner that went back to an older
+    snapshot and came along another line) is never guessed at: `offer` answers GAP until the caller brings a snapshot
+    with `install`; meanwhile requests are answered by the version held, which is whole.
+    """
+
+    def __init__(
+        self, model: WeightsModel, *, spec_hash: str, version: int, watermark_ms: int, freshness: Freshness
+    ) -> None:
+        self.spec_hash = spec_hash
+        self.freshness = freshness
+        self.swaps = 0
+        self.gaps = 0
+        self._take(model, version, watermark_ms)
+
+    def _take(self, model: WeightsModel, version: int, watermark_ms: int) -> None:
+        self.model = model
+        self.version = version
+        self.snapshot_version = version
+        self.watermark_ms = watermark_ms
+        self.lost = False
+        self._assembler = DeltaAssembler(version=version, spec_hash=self.spec_hash)
+        self._checksums: OrderedDict[int, int] = OrderedDict()
+
+    def install(self, model: WeightsModel, *, version: int, watermark_ms: int) -> None:
+        """Go on from a snapshot; the deltas after its version must then be offered from there on."""
+        self._take(model, version, watermark_ms)
+        self.swaps += 1
+
+    def offer(self, part: DeltaPart) -> Offered:
+        """Take one part of a delta, in the order of the topic.
+
+        Raises SpecMismatchError for weights of another feature spec; the model stays as it is.
+        """
+        if part.spec_hash != self.spec_hash:
+            raise SpecMismatchError(
+                f"version {part.version} on the weights topic was learned with feature spec {part.spec_hash}, serving "
+                f"encodes with {self.spec_hash}: the ids mean different things, so it was not applied. Start the "
+                "learner and serving with the same --spec."
+            )
+        if part.version <= self.version:
+            return self._held_already(part)
+        if self.lost or part.parent != self.version:
+            return self._lose()
+        try:
+            delta = self._assembler.add(part)
+            if delta is None:
+                return Offered.PARTIAL
+            self.model.apply(delta)
+        except DeltaError:
+            return self._lose()
+        self._swapped(delta, part.checksum)
+        return Offered.SWAPPED
+
+    def predict(self, rows: Rows) -> NDArray[np.float32]:
+        """(B,) logits, all by `version`."""
+        return self.model.predict_many(rows)
+
+    def _held_already(self, part: DeltaPart) -> Offered:
+        if part.version == part.parent:  # a heartbeat
+            if part.version < self.version or self.lost:
+                return Offered.SKIPPED
+            self.watermark_ms = max(self.watermark_ms, part.watermark_ms)
+            return Offered.HEARTBEAT
+        if part.version <= self.snapshot_version or self._checksums.get(part.version) == part.checksum:
+            return Offered.SKIPPED
+        return self._lose()  # the learner started again from an older snapshot and learned otherwise
+
+    def _lose(self) -> Offered:
+        self.gaps += not self.lost
+        self.lost = True
+        return Offered.GAP
+
+    def _swapped(self, delta: Delta, checksum: int) -> None:
+        self.version = delta.version
+        self.watermark_ms = max(self.watermark_ms, delta.watermark_ms)
+        self.swaps += 1
+        self.freshness.swapped(delta.clicks_produced_ms)
+        self._checksums[delta.version] = checksum
+        if len(self._checksums) > _REMEMBERED_VERSIONS:
+            self._checksums.popitem(last=False)

@@ -1,0 +1,177 @@
+"""Writes what was served to the served topic, without making a request wait for the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
+from aiokafka.errors import KafkaError, KafkaTimeoutError  # type: ignore[import-untyped]
+
+from serving.metrics import ServingMetrics
+from stream.admin import BrokerUnreachableError
+
+log = structlog.get_logger()
+
+MAX_RECORD_BYTES = 4 << 20  # the served topic's limit
+_RETRY_PAUSE_S = 0.2
+_LOG_EVERY_S = 10.0
+
+
+class ServedLog:
+    """A bounded queue before a producer. `write` returns at once; one task hands records on in their order.
+
+    A record that the broker did not take is sent again until it is taken; the join drops a doubled row. When more
+    than `queue_bytes` wait, new records are dropped, counted and reported by `trouble`: an ad server that cannot log
+    goes on answering, but the impressions of the dropped records can never be learned.
+
+    Parameters
+    ----------
+    topic : full name. partitions : how many it has.
+    idempotent : of the producer; the embedded broker knows no idempotent producers.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topic: str,
+        partitions: int,
+        metrics: ServingMetrics,
+        *,
+        client_options: Mapping[str, Any] | None = None,
+        idempotent: bool = False,
+        queue_bytes: int = 64 << 20,
+    ) -> None:
+        self.partitions = partitions
+        self._bootstrap = bootstrap
+        self._topic = topic
+        self._metrics = metrics
+        self._options = dict(client_options or {}) | {"enable_idempotence": idempotent, "acks": "all"}
+        self._queue_bytes = queue_bytes
+        self._queue: deque[tuple[int, bytes]] = deque()
+        self._waiting_bytes = 0
+        self._unacknowledged = 0
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._producer: AIOKafkaProducer | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._failing_since: float | None = None
+        self._logged_at = -_LOG_EVERY_S
+
+    async def start(self) -> None:
+        """Connect. Raises BrokerUnreachableError."""
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self._bootstrap, max_request_size=MAX_RECORD_BYTES, linger_ms=0, **self._options
+        )
+        try:
+            await producer.start()
+        except (KafkaError, OSError) as error:
+            await producer.stop()
+            raise BrokerUnreachableError(
+                f"no Kafka broker answered at {self._bootstrap} ({type(error).__name__}: {error}): what is served "
+                "could not be logged, so nothing could be learned from it. Check KAFKA_BOOTSTRAP_SERVERS and that the "
+                "broker runs."
+            ) from error
+        self._producer = producer
+        self._task = asyncio.create_task(self._send_all(producer), name="served-log")
+
+    def write(self, partition: int, record: bytes) -> bool:
+        """Queue one record for a partition; False when the queue is full and the record was dropped."""
+        if self._waiting_bytes + len(record) > self._queue_bytes:
+            self._metrics.served_records_dropped.inc()
+            self._report("served records are dropped", waiting_bytes=self._waiting_bytes, limit=self._queue_bytes)
+            return False
+        self._waiting_bytes += len(record)
+        self._metrics.served_waiting_bytes.set(self._waiting_bytes)
+        self._queue.append((partition, record))
+        self._wake.set()
+        return True
+
+    def write_all(self, records: Iterable[tuple[int, bytes]]) -> None:
+        """`write` each of (partition, record)."""
+        for partition, record in records:
+            self.write(partition, record)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why what is served does not reach the broker, or None while it does."""
+        if self._failing_since is not None:
+            return f"the broker has refused served records for {time.monotonic() - self._failing_since:.0f} s"
+        if self._waiting_bytes > self._queue_bytes / 2:
+            return f"{self._waiting_bytes} bytes of served records wait for the broker, {self._queue_bytes} may"
+        if self._task is not None and self._task.done():
+            return "the task that sends served records has ended"
+        return None
+
+    async def flush(self, timeout_s: float) -> int:
+        """Wait until the broker has taken everything; the number of records it has not after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._queue or self._unacknowledged:
+                    self._settled.clear()
+                    await self._settled.wait()
+        except TimeoutError:
+            pass
+        return len(self._queue) + self._unacknowledged
+
+    async def stop(self, timeout_s: float = 5.0) -> None:
+        """Flush, then close; what could not be flushed is logged as lost."""
+        if self._producer is None or self._task is None:
+            return
+        lost = await self.flush(timeout_s)
+        if lost:
+            log.error("served records lost at shutdown", records=lost, topic=self._topic)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        try:
+            async with asyncio.timeout(max(0.5, timeout_s / 4)):
+                await self._producer.stop()
+        except TimeoutError:
+            log.warning("the producer did not close in time", topic=self._topic)
+
+    async def _send_all(self, producer: AIOKafkaProducer) -> None:
+        while True:
+            while self._queue:
+                partition, record = self._queue.popleft()
+                self._unacknowledged += 1
+                try:
+                    sent = await producer.send(self._topic, record, partition=partition)
+                except KafkaError as error:
+                    self._done(partition, record, error)
+                    await asyncio.sleep(_RETRY_PAUSE_S)
+                    continue
+                sent.add_done_callback(lambda f, p=partition, r=record: self._done(p, r, f.exception()))
+            self._wake.clear()
+            await self._wake.wait()
+
+    def _done(self, partition: int, record: bytes, error: BaseException | None) -> None:
+        self._unacknowledged -= 1
+        self._settled.set()
+        if error is None:
+            self._failing_since = None
+            self._metrics.served_records.inc()
+            self._forget(record)
+            return
+        self._failing_since = self._failing_since or time.monotonic()
+        self._metrics.served_send_failures.inc()
+        self._report("served records are not taken", error=f"{type(error).__name__}: {error}")
+        if isinstance(error, KafkaTimeoutError) or getattr(error, "retriable", False):
+            self._queue.append((partition, record))
+            self._wake.set()
+        else:
+            self._metrics.served_records_dropped.inc()
+            self._forget(record)
+
+    def _forget(self, record: bytes) -> None:
+        self._waiting_bytes -= len(record)
+        self._metrics.served_waiting_bytes.set(self._waiting_bytes)
+
+    def _report(self, event: str, **details: object) -> None:
+        now = time.monotonic()
+        if now - self._logged_at >= _LOG_EVERY_S:
+            self._logged_at = now
+            log.error(event, topic=self._topic, **details)

@@ -1,0 +1,38 @@
+"""The snapshot that serving starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from learners.deepfm import DeepFM
+from learners.snapshot import newest_snapshot
+from learners.spec import FeatureSpec
+
+
+class NoSnapshotError(RuntimeError):
+    """There is no model to serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model at one version."""
+
+    model: DeepFM
+    version: int
+    watermark_ms: int
+    url: str
+
+
+def load_newest(root: str, spec: FeatureSpec) -> LoadedModel:
+    """The model of the newest whole snapshot under ``root`` (directory or fsspec URL).
+
+    Raises NoSnapshotError; learners.snapshot.SnapshotSpecError (both hashes named) when it is of another spec.
+    """
+    found = newest_snapshot(root, spec_hash=spec.hash)
+    if found is None:
+        raise NoSnapshotError(
+            f"{root} holds no whole snapshot: there is no model to serve. Train one with 'python -m learners base "
+            f"--examples FILE.parquet --out {root}', or give the folder of one with --snapshots."
+        )
+    url, snapshot = found
+    return LoadedModel(snapshot.model(), snapshot.version, snapshot.watermark_ms, url)

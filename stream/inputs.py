@@ -1,0 +1,331 @@
+"""From the bytes of an input topic to rows: columnar batches, and the JSON of single events for the public inputs.
+
+A record that cannot be read raises RecordError with a reason of the closed set ``malformed`` (neither msgpack nor
+JSON), ``schema`` (wrong type, missing field, wrong length), ``spec`` (another feature spec), ``time`` (a time that no
+event has). A single bad row inside a good batch does not: it is left out and named in `rejected`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol
+
+import msgspec
+import numpy as np
+import orjson
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from stream.records import EventsRecord, RecordError, ServedRecord
+from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
+
+EARLIEST_MS = 946_684_800_000  # 2000-01-01: anything earlier is seconds, or a clock that was never set
+LATEST_MS = 4_102_444_800_000  # 2100-01-01: anything later is microseconds
+_U64_MAX = 2**64 - 1
+_JSON_TYPES = {"application/json"}
+_COLUMNAR_TYPES = {"application/msgpack", "application/x-msgpack", "application/vnd.msgpack"}
+
+U64 = Annotated[int, Meta(ge=0)] | Annotated[str, Meta(pattern="^[0-9]{1,20}$")]
+"""A 64-bit id: a decimal string, since many JSON readers lose the digits of large integers, or an integer."""
+
+
+class ImpressionEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ad of this impression was displayed at ``ts_ms`` (Unix milliseconds), ``position`` counting from 0."""
+
+    impression_id: U64
+    ts_ms: int
+    user_key: U64
+    position: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
+
+
+class ClickEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ad of this impression was clicked at ``ts_ms`` (Unix milliseconds)."""
+
+    impression_id: U64
+    ts_ms: int
+    user_key: U64
+
+
+class ConversionEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The click on this impression led to something of worth ``value`` at ``ts_ms`` (Unix milliseconds)."""
+
+    impression_id: U64
+    ts_ms: int
+    user_key: U64
+    value: float = 0.0
+
+
+class Watermark(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A promise: no event earlier than ``watermark_ms`` (Unix milliseconds) will follow on this partition."""
+
+    watermark_ms: int
+
+
+JSON_EVENTS: dict[str, type[ImpressionEvent | ClickEvent | ConversionEvent]] = {
+    IMPRESSIONS: ImpressionEvent,
+    CLICKS: ClickEvent,
+    CONVERSIONS: ConversionEvent,
+}
+_json_decoders = {topic: msgspec.json.Decoder(event) for topic, event in JSON_EVENTS.items()}
+_watermark_decoder = msgspec.json.Decoder(Watermark)
+_events_decoder = msgspec.msgpack.Decoder(EventsRecord)
+_served_decoder = msgspec.msgpack.Decoder(ServedRecord)
+
+
+class SpecWidths(Protocol):
+    """What the join needs of a feature spec: its hash, and the names (here only their number) of its columns."""
+
+    @property
+    def hash(self) -> str: ...  # noqa: D102
+    @property
+    def request_fields(self) -> Sized: ...  # noqa: D102
+    @property
+    def ad_fields(self) -> Sized: ...  # noqa: D102
+    @property
+    def request_dense(self) -> Sized: ...  # noqa: D102
+    @property
+    def ad_dense(self) -> Sized: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """One row left out of a batch; `payload` is its JSON."""
+
+    reason: str
+    detail: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EventRows:
+    """B events of one public input, and the watermark that came with them (0: none)."""
+
+    impression_id: NDArray[np.uint64]  # (B,)
+    ts_ms: NDArray[np.int64]  # (B,)
+    user_key: NDArray[np.uint64]  # (B,)
+    position: NDArray[np.int32]  # (B,)
+    value: NDArray[np.float32]  # (B,)
+    watermark_ms: int = 0
+    rejected: list[RejectedRow] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.impression_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ServedRows:
+    """B served rows, request and ad columns side by side; `data` is a (B,) array of `served_dtype`."""
+
+    data: NDArray[np.void]
+    watermark_ms: int = 0
+    rejected: list[RejectedRow] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+def served_dtype(n_fields: int, n_dense: int) -> np.dtype[np.void]:
+    """Return the dtype of one served row of F id columns and K dense columns (request columns first)."""
+    return np.dtype(
+        [
+            ("impression_id", "<u8"),
+            ("user_key", "<u8"),
+            ("ts_ms", "<i8"),
+            ("model_version", "<i8"),
+            ("logit", "<f4"),
+            ("p", "<f4"),
+            ("propensity", "<f4"),
+            ("ids", "<u8", (n_fields,)),
+            ("dense", "<f4", (n_dense,)),
+        ]
+    )
+
+
+def spec_dtype(spec: SpecWidths) -> np.dtype[np.void]:
+    """Return the dtype of one served row under `spec`."""
+    return served_dtype(len(spec.request_fields) + len(spec.ad_fields), len(spec.request_dense) + len(spec.ad_dense))
+
+
+def event_json(topic: str, impression_id: int, ts_ms: int, user_key: int, position: int, value: float) -> bytes:
+    """Return the JSON of one event, fit to be sent to `topic` again."""
+    event: dict[str, Any] = {"impression_id": str(impression_id), "ts_ms": ts_ms, "user_key": str(user_key)}
+    if topic == IMPRESSIONS:
+        event["position"] = position
+    elif topic == CONVERSIONS:
+        event["value"] = value
+    return orjson.dumps(event)
+
+
+def decode_events(topic: str, value: bytes | None, content_type: str | None = None) -> EventRows:
+    """Return the rows of one record of a public input (`topic` without its prefix).
+
+    JSON and columnar records are told apart by the content type or else by the first byte: a msgpack map starts at
+    0x80 or above, JSON below. Raises RecordError.
+    """
+    if not value:
+        raise RecordError("malformed", "the record is empty; expected the JSON of an event or a columnar batch")
+    if _is_json(value, content_type):
+        return _json_event(topic, value)
+    return event_rows(topic, _decoded(_events_decoder, value, "events"))
+
+
+def event_rows(topic: str, record: EventsRecord) -> EventRows:
+    """Return the rows of a columnar batch, bad ones left out. Raises RecordError."""
+    check_watermark(record.watermark_ms)
+    columns = _arrays(record)
+    bad = _bad_rows(columns["impression_id"], columns["ts_ms"]) | ~np.isfinite(columns["value"])
+    if not bad.any():
+        return EventRows(**columns, watermark_ms=record.watermark_ms)
+    rejected = []
+    for at in np.flatnonzero(bad).tolist():
+        row = {name: column[at].item() for name, column in columns.items()}
+        rejected.append(RejectedRow(*_why(row, record.rows, at), event_json(topic, **row)))
+    kept: dict[str, Any] = {name: column[~bad] for name, column in columns.items()}
+    return EventRows(**kept, watermark_ms=record.watermark_ms, rejected=rejected)
+
+
+def decode_served(value: bytes | None, spec: SpecWidths) -> ServedRows:
+    """Return the rows of one served record. Raises RecordError."""
+    if not value:
+        raise RecordError("malformed", "the record is empty; expected a served batch")
+    return served_rows(_decoded(_served_decoder, value, "served"), spec)
+
+
+def served_rows(record: ServedRecord, spec: SpecWidths) -> ServedRows:
+    """Return the rows of a served batch: requests spread over their rows, bad rows left out. Raises RecordError."""
+    check_watermark(record.watermark_ms)
+    dtype = spec_dtype(spec)
+    if record.rows == 0 and record.requests == 0:
+        return ServedRows(data=np.empty(0, dtype), watermark_ms=record.watermark_ms)
+    _check_spec(record, spec)
+    columns = _arrays(record)
+    request = columns["row_request"]
+    if len(request) and int(request.max()) >= record.requests:
+        raise RecordError("schema", f"row_request holds {int(request.max())}, but there are {record.requests} requests")
+    data = np.empty(record.rows, dtype)
+    for name in ("impression_id", "logit", "p", "propensity"):
+        data[name] = columns[name]
+    data["user_key"], data["ts_ms"] = columns["user_key"][request], columns["ts_ms"][request]
+    data["model_version"] = record.model_version
+    data["ids"][:, : record.request_fields] = columns["request_ids"][request]
+    data["ids"][:, record.request_fields :] = columns["ad_ids"]
+    data["dense"][:, : record.request_dense_inputs] = columns["request_dense"][request]
+    data["dense"][:, record.request_dense_inputs :] = columns["ad_dense"]
+    bad = _bad_rows(data["impression_id"], data["ts_ms"])
+    if not bad.any():
+        return ServedRows(data=data, watermark_ms=record.watermark_ms)
+    rejected = [_rejected_served(data[at], record.rows, at) for at in np.flatnonzero(bad).tolist()]
+    return ServedRows(data=data[~bad], watermark_ms=record.watermark_ms, rejected=rejected)
+
+
+def check_watermark(watermark_ms: int) -> None:
+    """Raise RecordError (``time``) unless the watermark is absent (0) or a time that an event can have."""
+    if watermark_ms and not EARLIEST_MS <= watermark_ms < LATEST_MS:
+        raise RecordError("time", f"watermark_ms={watermark_ms} is not between 2000 and 2100 in Unix milliseconds")
+
+
+def _is_json(value: bytes, content_type: str | None) -> bool:
+    if content_type is None:
+        return value[0] < 0x80
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type in _JSON_TYPES:
+        return True
+    if media_type in _COLUMNAR_TYPES:
+        return False
+    raise RecordError("malformed", f"content type {content_type!r} is neither application/json nor application/msgpack")
+
+
+def _decoded(decoder: Any, value: bytes, what: str) -> Any:
+    try:
+        return decoder.decode(value)
+    except msgspec.ValidationError as error:
+        raise RecordError("schema", f"not a record of {what}: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordError("malformed", f"neither read as a record of {what} nor as JSON: {error}") from error
+
+
+def _arrays(record: EventsRecord | ServedRecord) -> dict[str, Any]:
+    try:
+        return record.arrays()
+    except (ValueError, OverflowError) as error:  # counts beyond what an array can have
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError("schema", f"the record's counts are impossible: {error}") from error
+
+
+def _json_event(topic: str, value: bytes) -> EventRows:
+    if b'"watermark_ms"' in value:
+        promise = _decoded(_watermark_decoder, value, "a watermark")
+        check_watermark(promise.watermark_ms)
+        return EventRows(**_single(0, 0, 0, 0, 0.0, rows=0), watermark_ms=promise.watermark_ms)
+    event = _decoded(_json_decoders[topic], value, topic)
+    row = {
+        "impression_id": _u64(event.impression_id, "impression_id"),
+        "ts_ms": event.ts_ms,
+        "user_key": _u64(event.user_key, "user_key"),
+        "position": getattr(event, "position", 0),
+        "value": getattr(event, "value", 0.0),
+    }
+    if not row["impression_id"] or not EARLIEST_MS <= row["ts_ms"] < LATEST_MS:
+        raise RecordError(*_why(row, 1, 0))
+    columns = _single(**row)
+    if not np.isfinite(columns["value"][0]):
+        raise RecordError("schema", f"value={row['value']} does not fit a 32-bit float")
+    return EventRows(**columns)
+
+
+def _single(
+    impression_id: int, ts_ms: int, user_key: int, position: int, value: float, rows: int = 1
+) -> dict[str, Any]:
+    with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite and is refused after this
+        return {
+            "impression_id": np.full(rows, impression_id, np.uint64),
+            "ts_ms": np.full(rows, ts_ms, np.int64),
+            "user_key": np.full(rows, user_key, np.uint64),
+            "position": np.full(rows, position, np.int32),
+            "value": np.full(rows, value, np.float32),
+        }
+
+
+def _u64(value: int | str, name: str) -> int:
+    number = int(value)
+    if number > _U64_MAX:
+        raise RecordError("schema", f"{name}={number} is larger than 2^64 - 1")
+    return number
+
+
+def _check_spec(record: ServedRecord, spec: SpecWidths) -> None:
+    if record.spec_hash != spec.hash:
+        raise RecordError(
+            "spec",
+            f"served under feature spec {record.spec_hash}, this worker joins {spec.hash}: the columns do not fit. "
+            "Start serving and workers with one spec.",
+        )
+    found = (record.request_fields, record.ad_fields, record.request_dense_inputs, record.ad_dense_inputs)
+    wanted = (len(spec.request_fields), len(spec.ad_fields), len(spec.request_dense), len(spec.ad_dense))
+    if found != wanted:
+        raise RecordError("schema", f"request and ad columns, ids then dense, are {found}, the spec has {wanted}")
+
+
+def _bad_rows(impression_id: NDArray[np.uint64], ts_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
+    bad: NDArray[np.bool_] = (ts_ms < EARLIEST_MS) | (ts_ms >= LATEST_MS) | (impression_id == 0)
+    return bad
+
+
+def _why(row: dict[str, Any], rows: int, at: int) -> tuple[str, str]:
+    where = f"row {at} of {rows}: " if rows > 1 else ""
+    if not EARLIEST_MS <= row["ts_ms"] < LATEST_MS:
+        return "time", f"{where}ts_ms={row['ts_ms']} is not between 2000 and 2100 in Unix milliseconds"
+    if not row["impression_id"]:
+        return "schema", f"{where}impression_id is 0, which no served row has"
+    return "schema", f"{where}value={row['value']} is not a finite number"
+
+
+def _rejected_served(row: np.void, rows: int, at: int) -> RejectedRow:
+    names = ("impression_id", "ts_ms", "user_key", "model_version", "logit", "p", "propensity")
+    values = {name: row[name].item() for name in names}
+    values["impression_id"], values["user_key"] = str(values["impression_id"]), str(values["user_key"])
+    payload = values | {"ids": [str(i) for i in row["ids"].tolist()], "dense": row["dense"].tolist()}
+    why = _why({"impression_id": int(row["impression_id"]), "ts_ms": values["ts_ms"]}, rows, at)
+    return RejectedRow(*why, orjson.dumps(payload))

@@ -1,0 +1,130 @@
+"""`python -m calibration` on files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from typer.testing import CliRunner
+
+import calibration
+from calibration.__main__ import app
+from calibration.curve import CalibrationMap
+from tests.calibration.rows import drifting_stream
+
+run = CliRunner()
+
+
+@pytest.fixture(params=["csv", "npz", "parquet"])
+def biased_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """5,000 rows whose logits are 0.5 too high, in each format."""
+    stream = drifting_stream(0, 5_000, start=0.0, stop=0.0, bias=0.5)
+    path = tmp_path / f"rows.{request.param}"
+    if request.param == "csv":
+        lines = [f"{i},{y:d},{x}" for i, (x, y) in enumerate(zip(stream.logits, stream.labels, strict=True))]
+        path.write_text("\n".join(["id,label,logit", *lines]) + "\n")
+    elif request.param == "npz":
+        np.savez(path, label=stream.labels, logit=stream.logits)
+    else:
+        pyarrow.parquet.write_table(pa.table({"label": stream.labels, "logit": stream.logits}), path)
+    return path
+
+
+def test_fit_then_apply_then_report_calibrates_a_file(biased_file: Path, tmp_path: Path) -> None:
+    """A biased file reports O/E off 1; fitted and applied, the result reports within 1 %."""
+    before = json.loads(run.invoke(app, ["report", str(biased_file), "--json"]).stdout)
+    assert before["observed_over_expected"] < 0.9
+    assert before["rows"] == sum(row["rows"] for row in before["table"]) == 5_000
+
+    curve, out = tmp_path / "map", tmp_path / "out.csv"
+    fitted = run.invoke(app, ["fit", str(biased_file), "--out", str(curve), "--json"])
+    assert json.loads(fitted.stdout)["observed_over_expected_after"] == pytest.approx(1.0, abs=0.01)
+    assert run.invoke(app, ["apply", str(biased_file), "--map", str(curve), "--out", str(out)]).exit_code == 0
+
+    logits, p = np.loadtxt(out, delimiter=",", skiprows=1).T
+    expected = CalibrationMap.from_bytes(curve.read_bytes()).apply(logits)
+    np.testing.assert_allclose(p, expected, rtol=1e-6)
+
+
+def test_report_prints_a_table(tmp_path: Path) -> None:
+    """Text goes to standard output: a summary line, a header, a line a group."""
+    path = tmp_path / "rows.csv"
+    path.write_text("label,p\n1,0.5\n0,0.5\n1,0.75\n1,0.75\n")
+    result = run.invoke(app, ["report", str(path), "--bins", "2"])
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0] == "rows 4  O/E 1.2000  ECE 0.12500"
+    assert len(result.stdout.splitlines()) == 4
+
+
+def test_empty_file_reports_no_figures_as_valid_json(tmp_path: Path) -> None:
+    """Without rows the figures are null, not NaN."""
+    path = tmp_path / "rows.csv"
+    path.write_text("label,p\n")
+    report = json.loads(run.invoke(app, ["report", str(path), "--json"]).stdout)
+    assert report == {
+        "rows": 0,
+        "observed_over_expected": None,
+        "expected_calibration_error": None,
+        "table": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.csv", "label,p\n1,0.5\n2,0.5\n", "label=2 in row 2 is outside {0, 1}"),
+        ("rows.csv", "label,p\n1,1.5\n", "p=1.5 in row 1 is outside [0, 1]"),
+        ("rows.csv", "label,logit\n1,0\n1,nan\n", "logit=nan in row 2 is not finite"),
+        ("rows.csv", "label,p\n1,0.5\n1,high\n", "p='high' in row 2 is not a number"),
+        ("rows.csv", "label,p\n1\n", "row 1 has 1 fields, the header 2"),
+        ("rows.csv", "label,score\n1,0.5\n", "neither a column 'logit' nor 'p'"),
+        ("rows.csv", "click,p\n1,0.5\n", "no column 'label'"),
+        ("rows.npz", "not an archive", "not a readable .npz archive"),
+        ("rows.parquet", "not parquet", "not a readable Parquet file"),
+        ("rows.txt", "label,p\n", "suffix '.txt' is not one of .csv, .npz, .parquet"),
+        ("rows.csv", None, "no such file"),
+    ],
+)
+def test_bad_file_exits_2_with_the_reason(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    """Each fault is named with its row on stderr, nothing is on standard output."""
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    result = run.invoke(app, ["report", str(path)])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_certainties_cannot_be_fitted(tmp_path: Path) -> None:
+    """A p of 1 has no logit: fit names its row."""
+    path = tmp_path / "rows.csv"
+    path.write_text("label,p\n1,0.5\n1,1.0\n")
+    result = run.invoke(app, ["fit", str(path), "--out", str(tmp_path / "map")])
+    assert result.exit_code == 2
+    assert "p=1.0 in row 2" in result.stderr
+
+
+def test_a_file_that_is_no_map_is_refused(tmp_path: Path) -> None:
+    """The program says what is wrong with the map, whether it is missing or something else."""
+    path = tmp_path / "rows.csv"
+    path.write_text("label,p\n1,0.5\n")
+    for curve, message in [(path, "calibration map"), (tmp_path / "none", "no such file")]:
+        result = run.invoke(app, ["apply", str(path), "--map", str(curve)])
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
+def test_package_is_a_program() -> None:
+    """`python -m calibration --help` names its verbs."""
+    root = Path(calibration.__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "calibration", "--help"], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert all(verb in done.stdout for verb in ("report", "fit", "apply"))

@@ -1,0 +1,141 @@
+"""The truth about a join, slowly and plainly: the whole log at once, dicts and loops, no watermark, no state.
+
+It holds for logs whose disorder stays within the allowed lateness and whose times are sane: served and displayed no
+later than a click window after the events that refer to it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from stream.join import JoinConfig
+from stream.records import CONVERSION, CORRECTION, SETTLED
+from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
+
+
+class LogEvent(NamedTuple):
+    """One served row or event of an input; `produced_ms` is the broker's time of its record."""
+
+    impression_id: int
+    ts_ms: int
+    value: float = 0.0
+    produced_ms: int = 0
+
+
+class Example(NamedTuple):
+    """What must be known of one example."""
+
+    kind: int
+    impression_id: int
+    label: int
+    ts_ms: int
+    known_ms: int
+    delay_ms: int
+    value: float
+    click_produced_ms: int
+
+
+Rejected = tuple[str, int, int]  # topic, impression id, time
+
+
+@dataclass
+class Truth:
+    """Every example; every event that must be rejected; repetitions that come when their row may be gone."""
+
+    examples: set[Example] = field(default_factory=set)
+    rejected: set[Rejected] = field(default_factory=set)
+    repeated: set[Rejected] = field(default_factory=set)
+
+
+def join_whole_log(
+    config: JoinConfig,
+    served: Sequence[LogEvent],
+    impressions: Sequence[LogEvent],
+    clicks: Sequence[LogEvent],
+    conversions: Sequence[LogEvent],
+) -> Truth:
+    """Join complete logs, each in the order of its offsets."""
+    truth = Truth()
+    served_ms: dict[int, int] = {}
+    for row in served:
+        served_ms.setdefault(row.impression_id, row.ts_ms)
+    by_id: dict[str, dict[int, list[LogEvent]]] = {t: defaultdict(list) for t in (IMPRESSIONS, CLICKS, CONVERSIONS)}
+    for topic, events in ((IMPRESSIONS, impressions), (CLICKS, clicks), (CONVERSIONS, conversions)):
+        for event in events:
+            by_id[topic][event.impression_id].append(event)
+    for key in {key for events in by_id.values() for key in events}:
+        _join_one(config, truth, key, served_ms.get(key), {topic: by_id[topic][key] for topic in by_id})
+    return truth
+
+
+def _join_one(
+    config: JoinConfig, truth: Truth, key: int, served_ms: int | None, events: dict[str, list[LogEvent]]
+) -> None:
+    display_ms = _first_display(config, truth, key, served_ms, events[IMPRESSIONS])
+    if display_ms is None:
+        truth.rejected |= {(topic, key, event.ts_ms) for topic in (CLICKS, CONVERSIONS) for event in events[topic]}
+        return
+    click = _first_click(config, truth, key, display_ms, events[CLICKS])
+    window_ms = int(display_ms + config.click_window_s * 1000)
+    if click is None or click.ts_ms > window_ms:
+        truth.examples.add(Example(SETTLED, key, 0, display_ms, window_ms, -1, 0.0, 0))
+    if click is None:
+        truth.rejected |= {(CONVERSIONS, key, event.ts_ms) for event in events[CONVERSIONS]}
+        return
+    kind = SETTLED if click.ts_ms <= window_ms else CORRECTION
+    click_ms = max(click.ts_ms, display_ms)
+    truth.examples.add(Example(kind, key, 1, display_ms, click_ms, click_ms - display_ms, 0.0, click.produced_ms))
+    _convert(config, truth, key, display_ms, click_ms, events[CONVERSIONS])
+
+
+def _first_display(
+    config: JoinConfig, truth: Truth, key: int, served_ms: int | None, impressions: list[LogEvent]
+) -> int | None:
+    display_ms = None
+    for event in impressions:
+        if display_ms is not None:
+            truth.repeated.add((IMPRESSIONS, key, event.ts_ms))
+        elif served_ms is None or event.ts_ms > served_ms + config.display_horizon_s * 1000:
+            truth.rejected.add((IMPRESSIONS, key, event.ts_ms))
+        else:
+            display_ms = event.ts_ms
+    return display_ms
+
+
+def _convert(
+    config: JoinConfig, truth: Truth, key: int, display_ms: int, click_ms: int, conversions: list[LogEvent]
+) -> None:
+    converted = False
+    for event in conversions:
+        if converted:
+            truth.repeated.add((CONVERSIONS, key, event.ts_ms))
+        elif event.ts_ms > click_ms + config.conversion_horizon_s * 1000:
+            truth.rejected.add((CONVERSIONS, key, event.ts_ms))
+        else:
+            converted = True
+            known_ms, delay_ms = max(event.ts_ms, click_ms), max(event.ts_ms - display_ms, 0)
+            truth.examples.add(Example(CONVERSION, key, 1, display_ms, known_ms, delay_ms, event.value, 0))
+
+
+def _first_click(
+    config: JoinConfig, truth: Truth, key: int, display_ms: int, clicks: list[LogEvent]
+) -> LogEvent | None:
+    """The first click within the window, else the first after it that comes before the late horizon."""
+    within: LogEvent | None = None
+    after: LogEvent | None = None
+    for event in clicks:
+        is_after = event.ts_ms > display_ms + config.click_window_s * 1000
+        if within or (after and is_after):
+            truth.repeated.add((CLICKS, key, event.ts_ms))
+        elif event.ts_ms > display_ms + config.late_horizon_s * 1000:
+            truth.rejected.add((CLICKS, key, event.ts_ms))
+        elif is_after:
+            after = event
+        else:
+            within = event
+    if within and after:
+        truth.repeated.add((CLICKS, key, after.ts_ms))
+    return within or after

@@ -1,0 +1,565 @@
+"""The join core against an oracle that sees the whole log at once."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream.examples import ExampleRows, concat
+from stream.inputs import EventRows, ServedRows, spec_dtype
+from stream.join import JoinConfig, JoinCore, JoinOutput, Reject
+from stream.records import CONVERSION, CORRECTION, SETTLED
+from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, INPUTS, SERVED
+from tests.stream.oracle import Example, LogEvent, Rejected, join_whole_log
+
+T0 = 1_650_000_000_000
+CONFIG = JoinConfig(
+    click_window_s=10,
+    display_horizon_s=6,
+    late_horizon_s=30,
+    conversion_horizon_s=10_000,
+    allowed_lateness_s=5,
+    idle_timeout_s=2,
+)
+
+
+@dataclass(frozen=True)
+class TwoByTwo:
+    """A feature spec of one column of each kind."""
+
+    hash: str = "0123456789abcdef"
+    request_fields: tuple[str, ...] = ("user",)
+    ad_fields: tuple[str, ...] = ("ad",)
+    request_dense: tuple[str, ...] = ("gap",)
+    ad_dense: tuple[str, ...] = ("ctr",)
+
+
+SPEC = TwoByTwo()
+EMPTY = ExampleRows.empty(2, 2)
+
+
+def served(*events: tuple[int, float], watermark_s: float | None = None) -> ServedRows:
+    """Served rows of (impression id, seconds) whose columns tell the id."""
+    data = np.zeros(len(events), spec_dtype(SPEC))
+    for row, (key, at_s) in zip(data, events, strict=True):
+        row["impression_id"], row["user_key"], row["ts_ms"] = key, key + 1, T0 + at_s * 1000
+        row["ids"], row["dense"] = (key + 2, key + 3), (key + 4, key + 5)
+        row["logit"], row["p"], row["propensity"], row["model_version"] = key + 6, key + 7, key + 8, key + 9
+    return ServedRows(data=data, watermark_ms=_promise(watermark_s))
+
+
+def events(*of: tuple[int, float] | tuple[int, float, float], watermark_s: float | None = None) -> EventRows:
+    """Events of (impression id, seconds[, value])."""
+    keys = np.array([one[0] for one in of], np.uint64)
+    return EventRows(
+        impression_id=keys,
+        ts_ms=np.array([T0 + one[1] * 1000 for one in of], np.int64),
+        user_key=keys + np.uint64(1),
+        position=np.zeros(len(of), np.int32),
+        value=np.array([one[2] if len(one) > 2 else 0.0 for one in of], np.float32),
+        watermark_ms=_promise(watermark_s),
+    )
+
+
+def _promise(watermark_s: float | None) -> int:
+    return 0 if watermark_s is None else int(T0 + watermark_s * 1000)
+
+
+def advance(core: JoinCore, to_s: float) -> JoinOutput:
+    """Promise that all inputs have come to `to_s`, and poll."""
+    for topic in (SERVED, IMPRESSIONS, CLICKS):
+        core.watermark(topic, int(T0 + to_s * 1000))
+    return core.poll()
+
+
+def as_examples(rows: ExampleRows | None) -> list[Example]:
+    """The rows as the oracle names them; every column that was served is checked on the way."""
+    if rows is None:
+        return []
+    key = rows.impression_id.astype(np.int64)
+    assert (rows.user_key == key + 1).all()
+    assert (rows.ids == np.stack([key + 2, key + 3], axis=1)).all()
+    assert (rows.dense == np.stack([key + 4, key + 5], axis=1)).all()
+    assert (rows.logit == key + 6).all()
+    assert (rows.p == key + 7).all()
+    assert (rows.propensity == key + 8).all()
+    assert (rows.model_version == key + 9).all()
+    columns = (rows.kind, key, rows.label, rows.ts_ms, rows.known_ms, rows.delay_ms, rows.value, rows.click_produced_ms)
+    return [Example(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def short(rows: ExampleRows | None) -> list[tuple[int, int, int]]:
+    """(kind, impression id, label) of each row."""
+    return [(one.kind, one.impression_id, one.label) for one in as_examples(rows)]
+
+
+@pytest.fixture
+def core() -> JoinCore:
+    """A fresh core of partition 0."""
+    return JoinCore(CONFIG, SPEC, 0)
+
+
+# ------------------------------------------------------------------------------------------------- one by one
+
+
+def test_click_within_the_window_settles_at_once(core: JoinCore) -> None:
+    """A positive waits for no watermark; it knows its delay, and when the broker received the click."""
+    core.served(served((7, 0)), 0)
+    core.impressions(events((7, 1)), 0)
+    core.clicks(events((7, 4)), 0, produced_ms=99)
+    out = core.poll()
+    assert as_examples(out.examples) == [Example(SETTLED, 7, 1, T0 + 1000, T0 + 4000, 3000, 0.0, 99)]
+    assert out.counts["settled_clicked"] == 1
+
+
+@pytest.mark.parametrize("order", ["sic", "sci", "isc", "ics", "csi", "cis"])
+def test_inputs_may_come_in_any_order(core: JoinCore, order: str) -> None:
+    """Served row, display and click join whichever comes first; the click's time is the time of knowledge."""
+    feed = {
+        "s": lambda: core.served(served((7, 0)), 0),
+        "i": lambda: core.impressions(events((7, 1)), 0),
+        "c": lambda: core.clicks(events((7, 4)), 0),
+    }
+    for which in order:
+        feed[which]()
+    assert as_examples(core.poll().examples) == [Example(SETTLED, 7, 1, T0 + 1000, T0 + 4000, 3000, 0.0, 0)]
+
+
+def test_negative_settles_when_the_watermark_passes_the_window(core: JoinCore) -> None:
+    """At the window's very end a click may still come, one millisecond later none."""
+    core.served(served((7, 0)), 0)
+    core.impressions(events((7, 1)), 0)
+    assert advance(core, 11).examples is None
+    out = advance(core, 11.001)
+    assert as_examples(out.examples) == [Example(SETTLED, 7, 0, T0 + 1000, T0 + 11_000, -1, 0.0, 0)]
+    assert out.watermark_ms == T0 + 11_001
+
+
+def test_event_times_move_the_watermark_less_the_allowed_lateness(core: JoinCore) -> None:
+    """The slowest of served, impressions and clicks decides; conversions do not take part."""
+    core.served(served((7, 0), (8, 50)), 0)
+    core.impressions(events((7, 1), (8, 51)), 0)
+    core.conversions(events((7, 1000)), 0)
+    assert core.poll().watermark_ms == 0
+    core.clicks(events((8, 12)), 0)
+    assert core.poll().watermark_ms == T0 + 7000
+    core.clicks(events((9, 30)), 1)
+    assert core.poll().watermark_ms == T0 + 25_000
+
+
+def test_click_after_the_window_corrects_after_the_negative(core: JoinCore) -> None:
+    """A click beyond the window that comes early waits for the negative that it corrects."""
+    core.served(served((7, 0)), 0)
+    core.impressions(events((7, 1)), 0)
+    core.clicks(events((7, 20)), 0, produced_ms=5)
+    assert core.poll().examples is None
+    assert core.poll().low_water[CLICKS] == 0
+    out = advance(core, 12)
+    assert as_examples(out.examples) == [
+        Example(SETTLED, 7, 0, T0 + 1000, T0 + 11_000, -1, 0.0, 0),
+        Example(CORRECTION, 7, 1, T0 + 1000, T0 + 20_000, 19_000, 0.0, 5),
+    ]
+
+
+def test_click_that_comes_after_the_negative_corrects_it(core: JoinCore) -> None:
+    """A click within the window that the watermark has overtaken corrects; it was not known before the negative."""
+    core.served(served((7, 0)), 0)
+    core.impressions(events((7, 1)), 0)
+    assert short(advance(core, 12).examples) == [(SETTLED, 7, 0)]
+    core.clicks(events((7, 3)), 0)
+    assert as_examples(core.poll().examples) == [Example(CORRECTION, 7, 1, T0 + 1000, T0 + 11_000, 2000, 0.0, 0)]
+    core.clicks(events((7, 3)), 1)
+    assert core.poll().counts["duplicate_clicks"] == 1
+
+
+def test_click_after_the_late_horizon_is_rejected(core: JoinCore) -> None:
+    """Its payload is the event as a client would send it again."""
+    core.served(served((7, 0)), 0)
+    core.impressions(events((7, 1)), 0)
+    advance(core, 12)
+    core.clicks(events((7, 31.001)), 3)
+    (reject,) = core.poll().rejects
+    assert (reject.topic, reject.offset, reject.reason) == (CLICKS, 3, "late")
+    assert reject.payload == b'{"impression_id":"7","ts_ms":1650000031001,"user_key":"8"}'
+
+
+def test_row_never_displayed_yields_nothing(core: JoinCore) -> None:
+    """It is dropped behind the display horizon and no longer holds the offset back."""
+    core.served(served((7, 0)), 0)
+    core.served(served((8, 1)), 1)
+    assert core.poll().low_water == {SERVED: 0}
+    out = advance(core, 7.5)
+    assert out.examples is None
+    assert out.counts["undisplayed"] == 2
+    assert core.held_rows == 0
+    core.impressions(events((7, 6.5)), 0)
+    core.clicks(events((7, 6.6)), 0)
+    assert [reject.reason for reject in advance(core, 20).rejects] == ["unknown_impression"] * 2
+
+
+def test_display_beyond_its_horizon_is_late(core: JoinCore) -> None:
+    """While the row is still held the reason says so."""
+    core.served(served((7, 0)), 0)
+    core.impressions(events((7, 6.001)), 0)
+    assert [reject.reason for reject in core.poll().rejects] == ["late"]
+
+
+def test_event_without_a_served_row_is_rejected_once_the_window_passed(core: JoinCore) -> None:
+    """An unknown impression and its click wait as long as a served row may still come, and hold their offsets."""
+    core.impressions(events((7, 1)), 0)
+    core.clicks(events((7, 2)), 0)
+    out = advance(core, 11)
+    assert not out.rejects
+    assert out.low_water == {IMPRESSIONS: 0, CLICKS: 0}
+    out = advance(core, 13)
+    assert [(r.topic, r.reason) for r in out.rejects] == [
+        (IMPRESSIONS, "unknown_impression"),
+        (CLICKS, "unknown_impression"),
+    ]
+    assert core.waiting_events == 0
+
+
+def test_duplicates_change_nothing_and_are_counted(core: JoinCore) -> None:
+    """The same served row, display, click and conversion twice yield one settled example and one conversion."""
+    for offset in (0, 1):
+        core.served(served((7, 0)), offset)
+        core.impressions(events((7, 1), (7, 1)), offset)
+        core.clicks(events((7, 2), (7, 3)), offset)
+        core.conversions(events((7, 5, 2.0)), offset)
+    out = core.poll()
+    assert short(out.examples) == [(SETTLED, 7, 1), (CONVERSION, 7, 1)]
+    duplicates = {name: n for name, n in out.counts.items() if name.startswith("duplicate")}
+    assert duplicates == {
+        "duplicate_served": 1,
+        "duplicate_impressions": 3,
+        "duplicate_clicks": 3,
+        "duplicate_conversions": 1,
+    }
+
+
+def test_conversion_waits_for_its_click(core: JoinCore) -> None:
+    """It joins when the click is settled, with its own delay and value."""
+    core.served(served((7, 0)), 0)
+    core.impressions(events((7, 1)), 0)
+    core.conversions(events((7, 9, 2.5)), 0)
+    assert core.poll().examples is None
+    core.clicks(events((7, 4)), 0)
+    assert as_examples(core.poll().examples) == [
+        Example(SETTLED, 7, 1, T0 + 1000, T0 + 4000, 3000, 0.0, 0),
+        Example(CONVERSION, 7, 1, T0 + 1000, T0 + 9000, 8000, 2.5, 0),
+    ]
+
+
+def test_conversion_without_a_click_is_rejected(core: JoinCore) -> None:
+    """A displayed row whose click never came cannot convert."""
+    core.served(served((7, 0)), 0)
+    core.impressions(events((7, 1)), 0)
+    core.conversions(events((7, 9, 2.5)), 0)
+    (reject,) = advance(core, 20).rejects
+    assert (reject.reason, b'"value":2.5' in reject.payload) == ("no_click", True)
+
+
+def test_conversion_counts_up_to_its_horizon() -> None:
+    """A settled click is held for the conversion horizon and no longer."""
+    for at_s, reasons in ((44, []), (44.001, ["late"])):
+        core = JoinCore(replace(CONFIG, conversion_horizon_s=40), SPEC, 0)
+        core.served(served((7, 0)), 0)
+        core.impressions(events((7, 1)), 0)
+        core.clicks(events((7, 4)), 0)
+        advance(core, 44)
+        core.conversions(events((7, at_s, 1.0)), 0)
+        out = core.poll()
+        assert [reject.reason for reject in out.rejects] == reasons
+        advance(core, 44.002)
+        assert core.held_rows == 0
+
+
+def test_low_water_is_the_oldest_unfinished_record(core: JoinCore) -> None:
+    """A settled row frees its records, a pending one holds its own; so does the one that moved the watermark."""
+    core.served(served((1, 0)), 10)
+    core.served(served((2, 1)), 11)
+    core.served(served((3, 0)), 12)
+    core.impressions(events((2, 1)), 20)
+    core.impressions(events((1, 1)), 21)
+    assert core.poll().low_water == {SERVED: 10, IMPRESSIONS: 20}
+    core.clicks(events((1, 2)), 30)
+    assert core.poll().low_water == {SERVED: 11, IMPRESSIONS: 20, CLICKS: 30}
+    core.clicks(events((2, 2)), 31)
+    assert core.poll().low_water == {SERVED: 11, IMPRESSIONS: 20, CLICKS: 30}
+    core.served(served(watermark_s=3), 13)
+    assert core.poll().low_water[SERVED] == 12
+
+
+def test_redelivered_record_is_skipped(core: JoinCore) -> None:
+    """An offset that was seen before is counted and otherwise ignored."""
+    core.served(served((7, 0)), 4)
+    core.served(served((8, 0)), 4)
+    core.served(served((8, 0)), 3)
+    assert core.poll().counts == {"rows_served": 1, "redelivered_records": 2}
+
+
+def test_idle_input_stops_holding_the_watermark_back(core: JoinCore) -> None:
+    """Only by the wall clock, and only until it speaks again; when all are idle the furthest one counts."""
+    core.served(served((7, 0), (8, 40)), 0)
+    core.impressions(events((7, 1)), 0)
+    assert core.poll(1000).watermark_ms == 0
+    core.served(served((9, 41)), 1)
+    core.impressions(events((9, 41)), 1)
+    assert core.poll(2900).watermark_ms == 0
+    assert core.poll(3000).watermark_ms == T0 + 36_000  # no click ever came
+    assert short(core.poll(3000).examples) == []
+    core.clicks(events((9, 42)), 0)
+    core.served(served((10, 60)), 2)
+    assert core.poll(4000).watermark_ms == T0 + 36_000
+    assert core.poll(9000).watermark_ms == T0 + 55_000
+
+
+def test_memory_bound_drops_the_oldest_settled_rows() -> None:
+    """Rows without a click go first, then clicked ones; unsettled ones stay even above the bound."""
+    core = JoinCore(replace(CONFIG, max_pending_rows=2), SPEC, 0)
+    core.served(served((1, 0), (2, 0), (3, 0)), 0)
+    core.impressions(events((1, 1), (2, 2), (3, 3)), 0)
+    core.clicks(events((1, 2)), 0)
+    out = core.poll()
+    assert out.counts["dropped_settled_rows"] == 1
+    out = advance(core, 13.5)
+    assert short(out.examples) == [(SETTLED, 2, 0), (SETTLED, 3, 0)]
+    assert core.held_rows == 2
+    core.served(served((4, 13)), 1)
+    assert core.poll().counts["dropped_settled_rows"] == 1
+    core.clicks(events((2, 13), (3, 13)), 1)
+    assert short(core.poll().examples) == [(CORRECTION, 3, 1)]
+
+
+def test_rebuilt_core_corrects_and_converts_what_it_was_told_was_emitted(core: JoinCore) -> None:
+    """Late clicks and conversions find their rows in the examples topic, after a restart too."""
+    core.served(served((7, 0), (8, 0)), 0)
+    core.impressions(events((7, 1), (8, 1)), 0)
+    core.clicks(events((8, 3)), 0)
+    out = advance(core, 12)
+    assert out.examples is not None
+    rebuilt = JoinCore(CONFIG, SPEC, 0)
+    rebuilt.emitted(out.examples, out.watermark_ms)
+    rebuilt.clicks(events((7, 14), (8, 3)), 1)
+    rebuilt.conversions(events((8, 20, 3.0), (7, 21, 4.0)), 0)
+    again = rebuilt.poll()
+    assert short(again.examples) == [(CORRECTION, 7, 1), (CONVERSION, 8, 1), (CONVERSION, 7, 1)]
+    assert again.watermark_ms == out.watermark_ms
+
+
+def test_examples_handed_over_too_late_are_refused(core: JoinCore) -> None:
+    """What was read before could have been emitted twice."""
+    core.served(served((7, 0)), 0)
+    with pytest.raises(ValueError, match="Call emitted"):
+        core.emitted(EMPTY)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"click_window_s": 0}, {"late_horizon_s": 1}, {"allowed_lateness_s": -1}, {"max_pending_rows": 0}]
+)
+def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
+    """The error names the setting to change."""
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"MILLSTREAM_{name.upper()}"):
+        replace(CONFIG, **wrong)
+
+
+# ---------------------------------------------------------------------------------------- against the oracle
+
+
+@dataclass
+class Log:
+    """Four topics as lists of records; the offset of a record is its place."""
+
+    served: list[ServedRows] = field(default_factory=list)
+    events: dict[str, list[EventRows]] = field(default_factory=dict)
+
+    def length(self, topic: str) -> int:
+        """Records of a topic."""
+        return len(self.served) if topic == SERVED else len(self.events[topic])
+
+    def flat(self, topic: str) -> list[LogEvent]:
+        """Rows of a topic in the order of their offsets."""
+        if topic == SERVED:
+            data = [row for record in self.served for row in record.data]
+            return [LogEvent(int(row["impression_id"]), int(row["ts_ms"])) for row in data]
+        return [
+            LogEvent(*row, offset + 1)
+            for offset, record in enumerate(self.events[topic])
+            for row in zip(record.impression_id.tolist(), record.ts_ms.tolist(), record.value.tolist(), strict=True)
+        ]
+
+    def feed(self, core: JoinCore, topic: str, offset: int) -> None:
+        """Give one record to the core."""
+        if topic == SERVED:
+            core.served(self.served[offset], offset)
+        elif topic == IMPRESSIONS:
+            core.impressions(self.events[topic][offset], offset)
+        elif topic == CLICKS:
+            core.clicks(self.events[topic][offset], offset, produced_ms=offset + 1)
+        else:
+            core.conversions(self.events[topic][offset], offset)
+
+
+def _records(rng: random.Random, rows: list[tuple[int, float, float]], disorder_s: float) -> list[EventRows]:
+    """Rows in an order whose disorder stays within `disorder_s`, cut at random; some records carry a true promise."""
+    ordered = sorted(rows, key=lambda row: row[1] + rng.uniform(0, disorder_s))
+    out = []
+    while ordered or not out:
+        size = rng.choice((1, 1, 2, 5, 0))  # the first choice is what shrinking tends to
+        batch, ordered = ordered[:size], ordered[size:]
+        promise = min((row[1] for row in ordered), default=None) if rng.random() < 0.2 else None
+        out.append(events(*batch, watermark_s=promise))
+    return out
+
+
+@st.composite
+def logs(draw: st.DrawFn, disorder_s: float = 5.0) -> Log:
+    """Logs with every fate: never displayed, late, unknown, repeated, converted early and never clicked."""
+    rng = draw(st.randoms(use_true_random=False))
+    rows: dict[str, list[tuple[int, float, float]]] = {topic: [] for topic in INPUTS}
+    for key in range(1, draw(st.integers(1, 12)) + 1):
+        at = rng.randint(0, 100)
+        if rng.random() < 0.9:
+            rows[SERVED] += [(key, at, 0)] * rng.choice((1, 1, 1, 2))
+        for _ in range(rng.choice((0, 1, 1, 1, 2))):
+            rows[IMPRESSIONS] += [(key, at + rng.randint(-2, 9), 0)] * rng.choice((1, 1, 2))
+        clicked = [at]
+        for _ in range(rng.choice((0, 1, 1, 2, 3))):
+            clicked.append(at + rng.choice((rng.randint(-2, 12), rng.randint(10, 18), rng.randint(18, 42))))
+            rows[CLICKS] += [(key, clicked[-1], 0)] * rng.choice((1, 1, 2))
+        for value in range(rng.choice((0, 0, 1, 2))):
+            late = 11_000 if rng.random() < 0.1 else 0
+            rows[CONVERSIONS].append((key, max(clicked) + rng.randint(-4, 40) + late, value + 1))
+    records = {topic: _records(rng, rows[topic], disorder_s) for topic in INPUTS}
+    log = Log(events={topic: records[topic] for topic in (IMPRESSIONS, CLICKS, CONVERSIONS)})
+    for record in records[SERVED]:
+        seconds = (record.ts_ms - T0) / 1000
+        batch = served(*zip(record.impression_id.tolist(), seconds.tolist(), strict=True))
+        log.served.append(replace(batch, watermark_ms=record.watermark_ms))
+    return log
+
+
+@dataclass
+class Run:
+    """What one or more lives of a core have stored, as a worker would."""
+
+    log: Log
+    rng: random.Random
+    stored: list[ExampleRows] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    watermark_ms: int = 0
+    committed: dict[str, int] = field(default_factory=dict)
+
+    def live(self, crash: float) -> bool:
+        """Rebuild a core and feed it to the log's end, or until it crashes; return whether it reached the end."""
+        core = JoinCore(CONFIG, SPEC, 0)
+        core.emitted(concat([EMPTY, *self.stored]), self.watermark_ms)
+        at = {topic: self.committed.get(topic, 0) for topic in INPUTS}
+        speed = {topic: self.rng.choice((1, 3, 20)) for topic in INPUTS}
+        while left := [topic for topic in INPUTS if at[topic] < self.log.length(topic)]:
+            topic = self.rng.choices(left, [speed[one] for one in left])[0]
+            self.log.feed(core, topic, at[topic])
+            at[topic] += 1
+            if self.rng.random() < 0.5 and not self.store(core.poll(), crash):
+                return False
+        return self.store(core.poll(), crash) and self.store(advance(core, 100_000), 0, core)
+
+    def store(self, out: JoinOutput, crash: float, ended: JoinCore | None = None) -> bool:
+        """Store examples and rejects, then commit; return False for a crash before, between or after."""
+        dies_at = self.rng.randrange(3) if self.rng.random() > 1 - crash else None
+        if dies_at == 0:
+            return False
+        window_ms = CONFIG.click_window_s * 1000
+        settled = [one for one in as_examples(out.examples) if one.kind == SETTLED]
+        assert all(one.ts_ms + window_ms >= self.watermark_ms for one in settled), "settled behind its watermark"
+        assert out.watermark_ms >= self.watermark_ms
+        self.watermark_ms = out.watermark_ms
+        self.rejects += out.rejects
+        self.counts.update(out.counts)
+        if out.examples is not None:
+            self.stored.append(out.examples)
+        if dies_at == 1:
+            return False
+        assert all(out.low_water[topic] >= offset for topic, offset in self.committed.items() if topic in out.low_water)
+        self.committed |= out.low_water
+        if ended:
+            assert (ended.held_rows, ended.waiting_events) == (0, 0)
+        return dies_at is None
+
+
+def check_against_oracle(run: Run) -> None:
+    """The stored examples are the oracle's, each once; so are the rejected events."""
+    truth = join_whole_log(CONFIG, *(run.log.flat(topic) for topic in INPUTS))
+    found = [one for rows in run.stored for one in as_examples(rows)]
+    assert sorted(found) == sorted(truth.examples)
+    rejected = {_identity(reject) for reject in run.rejects}
+    assert truth.rejected - truth.repeated <= rejected <= truth.rejected | truth.repeated
+    labels: dict[int, int] = {}
+    for one in found:  # a correction follows its negative, a conversion its click
+        assert one.kind == SETTLED or labels[one.impression_id] == (one.kind == CONVERSION)
+        labels[one.impression_id] = one.label
+
+
+def _identity(reject: Reject) -> Rejected:
+    fields: Sequence[bytes] = reject.payload.split(b'"')
+    return reject.topic, int(fields[3]), int(fields[6].strip(b":,"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(log=logs(), rng=st.randoms(use_true_random=False))
+def test_any_interleaving_equals_the_oracle(log: Log, rng: random.Random) -> None:
+    """Whatever the speeds, cuts, repetitions and disorder within the allowed lateness, the examples are the same."""
+    run = Run(log, rng)
+    assert run.live(crash=0)
+    check_against_oracle(run)
+
+
+@settings(max_examples=300, deadline=None)
+@given(log=logs(), rng=st.randoms(use_true_random=False))
+def test_restarts_lose_and_double_nothing(log: Log, rng: random.Random) -> None:
+    """Cores die before, between and after storing and committing; the union of their examples is the oracle's."""
+    run = Run(log, rng)
+    while not run.live(crash=0.15):
+        pass
+    check_against_oracle(run)
+
+
+@settings(max_examples=200, deadline=None)
+@given(log=logs(disorder_s=200.0), rng=st.randoms(use_true_random=False))
+def test_every_event_has_one_end_however_late_it_comes(log: Log, rng: random.Random) -> None:
+    """Beyond the allowed lateness outcomes hang on arrival, but each row is settled, repeated, dropped or rejected."""
+    core = JoinCore(CONFIG, SPEC, 0)
+    at = dict.fromkeys(INPUTS, 0)
+    counts: Counter[str] = Counter()
+    found: list[Example] = []
+    while left := [topic for topic in INPUTS if at[topic] < log.length(topic)]:
+        topic = rng.choice(left)
+        log.feed(core, topic, at[topic])
+        at[topic] += 1
+        out = core.poll() if at[rng.choice(INPUTS)] % 2 or len(left) > 1 else advance(core, 100_000)
+        counts.update(out.counts)
+        counts.update(f"rejected_{reject.topic.split('.')[1]}" for reject in out.rejects)
+        found += as_examples(out.examples)
+    out = advance(core, 1_000_000)
+    counts.update(out.counts)
+    counts.update(f"rejected_{reject.topic.split('.')[1]}" for reject in out.rejects)
+    found += as_examples(out.examples)
+    assert (core.held_rows, core.waiting_events) == (0, 0)
+    settled = counts["settled_clicked"] + counts["settled_unclicked"]
+    assert counts["rows_served"] == settled + counts["undisplayed"] + counts["duplicate_served"]
+    assert counts["rows_impressions"] == settled + counts["duplicate_impressions"] + counts["rejected_impressions"]
+    joined = counts["settled_clicked"] + counts["corrections"]
+    assert counts["rows_clicks"] == joined + counts["duplicate_clicks"] + counts["rejected_clicks"]
+    ended = counts["converted"] + counts["duplicate_conversions"] + counts["rejected_conversions"]
+    assert counts["rows_conversions"] == ended
+    assert len(found) == settled + counts["corrections"] + counts["converted"]
+    assert len(found) == len({(one.kind, one.impression_id) for one in found})
