@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from river.drift import ADWIN
 
+from learners.metrics import entropy
+
+_adwin: Callable[..., Any] = ADWIN  # its own signature is not annotated
+
 
 class DriftWatch:
-    """ADWIN (Bifet & Gavaldà 2007) over the mean log loss of each batch, held against the batch's own entropy.
+    """ADWIN (Bifet & Gavaldà, SDM 2007) over normalised entropy, the log loss over that of the click rate.
 
-    The normalised loss is used, because a click rate that merely rises or falls moves the log loss without any fault
-    of the model. A change in either direction counts as a drift; ``detections`` counts them.
+    Normalised, because a click rate that merely rises or falls moves the log loss without any fault of the model.
+    ``detections`` counts the changes found, in either direction.
 
     Parameters
     ----------
@@ -22,13 +28,13 @@ class DriftWatch:
     """
 
     def __init__(self, *, delta: float = 0.002, rows: int = 512) -> None:
-        self._adwin = ADWIN(delta=delta)
+        self._detector = _adwin(delta=delta)
         self._pool_rows = rows
         self._rows, self._clicks, self._loss = 0, 0, 0.0
         self.detections = 0
 
     def update(self, *, rows: int, clicks: int, loss: float) -> bool:
-        """Add a batch of ``rows`` with ``clicks`` clicks and a summed log loss; True when it completes a drift.
+        """Add a batch of ``rows`` with ``clicks`` clicks and a summed log loss; True when it proves a change.
 
         Raises
         ------
@@ -43,9 +49,8 @@ class DriftWatch:
         self._rows, self._clicks, self._loss = self._rows + rows, self._clicks + clicks, self._loss + loss
         if self._rows < self._pool_rows or not 0 < self._clicks < self._rows:
             return False
-        rate = self._clicks / self._rows
-        entropy = -rate * math.log(rate) - (1 - rate) * math.log1p(-rate)
-        self._adwin.update(self._loss / self._rows / entropy)
+        self._detector.update(self._loss / self._rows / entropy(self._clicks / self._rows))
         self._rows, self._clicks, self._loss = 0, 0, 0.0
-        self.detections += int(self._adwin.drift_detected)
-        return bool(self._adwin.drift_detected)
+        found = bool(self._detector.drift_detected)
+        self.detections += int(found)
+        return found

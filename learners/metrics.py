@@ -88,7 +88,7 @@ def observed_over_expected(probabilities: Floats, labels: Labels) -> float:
 
 
 def divided(above: float, below: float) -> float:
-    """above / below, NaN where that is 0 / 0 or unbounded."""
+    """The quotient, NaN where ``below`` is 0."""
     return above / below if below else float("nan")
 
 

@@ -109,7 +109,8 @@ def write_snapshot(root: str, snapshot: Snapshot, *, keep: int = KEPT) -> Writte
     name = f"v{snapshot.version:012d}"
     store.write_folder(name, {**files, _MANIFEST: manifest})  # the manifest last
     for old in _versions(store)[keep:]:
-        store.remove_folder(f"v{old:012d}")
+        if old != snapshot.version:
+            store.remove_folder(f"v{old:012d}")
     return Written(store.url(name), hashlib.sha256(manifest).hexdigest())
 
 
@@ -192,6 +193,11 @@ def newest_snapshot(root: str, *, spec_hash: str | None = None) -> tuple[str, Sn
         except TornSnapshotError as error:
             _log.warning("torn snapshot skipped", url=url, error=str(error))
     return None
+
+
+def versions(root: str) -> list[int]:
+    """The versions under ``root``, newest first, whole or torn."""
+    return _versions(store_of(root))
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:

@@ -65,14 +65,14 @@ class Counter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Rates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How counters become numbers: (hits + weight x prior) / (n + weight), decay, buckets and expiry."""
 
-    ctr_prior: float
-    value_prior: float
+    ctr_prior: float = 0.5  # of clicks per impression; neutral does as well as the data's own where clicks are common
+    value_prior: float = 0.5  # of conversions per impression
     prior_weight: float = 5.0  # of dense inputs
     bucket_prior_weight: float = 2.0  # of bucketised CTRs: less, because the count rides in the same bucket
     half_life_s: float = 86_400.0
     own_ttl_s: float = 604_800.0  # a user's own state, unseen for so long, is that of a new user
     shared_ttl_s: float = 2_592_000.0  # ads, authors, tabs ...
-    ctr_edges: tuple[float, ...] = tuple(-3.0 + 0.25 * step for step in range(23))  # log-odds
+    ctr_edges: tuple[float, ...] = tuple(0.5 * step for step in range(-8, 9))  # log-odds
     count_edges: tuple[float, ...] = (1, 2, 4, 8, 16, 32)
 
 
@@ -101,8 +101,8 @@ class FeatureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     user: str
     ad: str
     fields: tuple[Field, ...]
-    rates: Rates
     counters: tuple[Counter, ...] = ()
+    rates: Rates = Rates()
     session: Session = Session()
     utc_offset_s: int = 0
 
@@ -112,7 +112,8 @@ class FeatureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @cached_property
     def hash(self) -> str:
         """16 hex digits of the SHA-256 of the spec's canonical JSON: rows of equal hashes have equal columns."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:16]
+        as_read = msgspec.json.decode(msgspec.json.encode(self), type=FeatureSpec)  # 18 and 18.0 are one number
+        return hashlib.sha256(msgspec.json.encode(as_read, order="sorted")).hexdigest()[:16]
 
     @cached_property
     def by_name(self) -> dict[str, Field]:

@@ -52,13 +52,13 @@ MAX_PART_BYTES = 2**30  # nothing travels
 class BacktestOptions:
     """What can be set of a backtest; the cores' own settings keep their defaults."""
 
-    tick_s: float = 10.0  # requests of a tick are scored together, on what was known at its start
+    tick_s: float = 20.0  # requests of a tick are scored together, on what was known at its start
     learn_interval_s: float = 300.0  # of event time; a historical log is thin, a batch needs minutes to fill
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.tick_s <= 0:
-            raise ValueError(f"tick_s={self.tick_s} must be positive: time would not pass. Pass --tick-s 10.")
+            raise ValueError(f"tick_s={self.tick_s} must be positive: time would not pass. Pass --tick-s 20.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +144,12 @@ def _ranker(spec: FeatureSpec, model: Any, version: int, seed: int, calibrator: 
 
 def _shuffled(request: Request, count: int) -> Sequence[int]:
     rng = np.random.default_rng(request.request_id)
-    return rng.permutation(count).tolist() if count > 1 else range(count)
+    return list(map(int, rng.permutation(count)))
 
 
 def _by_value(scored: Scored, rows: NDArray[np.intp], request: Request) -> Sequence[int]:
     bids = [float(ad.get("bid", 1.0)) for ad in request.ads]
-    return ranked(scored.p[rows], scored.logit[rows], bids, len(rows)).tolist()
+    return list(map(int, ranked(scored.p[rows], scored.logit[rows], bids, len(rows))))
 
 
 class _Online:

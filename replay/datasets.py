@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from replay.errors import DataError, UnknownDataset
+from replay.errors import DataError, UnknownDatasetError
 from replay.kuairand import KuaiRand
 from replay.marketplace import Marketplace
 from replay.scenario import Scenario
@@ -17,7 +17,7 @@ def open_dataset(name: str, data: Path | None) -> Scenario:
 
     Raises
     ------
-    UnknownDataset
+    UnknownDatasetError
         Naming the known ones.
     DataError
         When the dataset needs a folder and got none, or the folder's files are not whole.
@@ -30,4 +30,4 @@ def open_dataset(name: str, data: Path | None) -> Scenario:
         if not data.is_dir():
             raise DataError(f"--data {data} is not a folder: name the folder that holds the KuaiRand-Pure files.")
         return KuaiRand(data)
-    raise UnknownDataset(f"unknown dataset {name!r}: choose one of {', '.join(NAMES)}.")
+    raise UnknownDatasetError(f"unknown dataset {name!r}: choose one of {', '.join(NAMES)}.")

@@ -16,20 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
-from learners.archive import write_examples
 
+from learners.snapshot import newest_snapshot
 from learners.spec import load_spec
-from replay.backtest import collect_base
+from replay.backtest import BacktestOptions, collect_base
+from replay.base import SESSIONS_FILE, write_base
 from replay.errors import PlaybackError
-from replay.live import LiveResult, play_and_report
+from replay.live import play_and_report
 from replay.player import PlayerOptions
 from replay.progress import Progress
+from replay.report import Report
 from replay.scenario import Scenario
 from stream.admin import ensure_topics
 from stream.child_server import LOOPBACK, ChildServer, claim_port
 from stream.embedded_broker import EmbeddedBroker
 from stream.embedded_redis import EmbeddedRedis
-from stream.sessions import export_sessions
 from stream.settings import StreamSettings, kafka_client_options
 from stream.topics import topic_table
 
@@ -48,7 +49,7 @@ class DemoOptions:
     partitions: int = 2  # enough to exercise partitioning, few enough for two cores
 
 
-async def run(scenario: Scenario, options: DemoOptions, player: PlayerOptions, progress: Progress) -> LiveResult:
+async def run(scenario: Scenario, options: DemoOptions, player: PlayerOptions, progress: Progress) -> Report:
     """Run the demo and return what it measured; every server and program it started is stopped again.
 
     Raises
@@ -65,13 +66,18 @@ async def run(scenario: Scenario, options: DemoOptions, player: PlayerOptions, p
 
     common = ["--spec", scenario.spec_name, "--snapshots", str(snapshots), "--clock", "log"]
 
-    sessions_file = options.work_dir / "sessions.npz"
-    await _make_base(scenario, base_span, snapshots, sessions_file, options.work_dir, progress)
+    sessions_file = options.work_dir / SESSIONS_FILE
+    await _make_base(scenario, base_span, snapshots, options.work_dir, progress)
+
+    held = newest_snapshot(str(snapshots))
+    if held is None:
+        raise PlaybackError(f"{snapshots} holds no snapshot although base training succeeded: is the disk full?")
+    frozen = held[1].model()
 
     async with AsyncExitStack() as stack:
         settings = await _servers(stack, options, progress)
         environment = _environment(settings, scenario)
-        await _finish(["stream", "sessions", "load", str(sessions_file), *common[:2]], environment, logs)
+        await _finish(["stream", "sessions", "load", str(sessions_file), *common[:2]], environment)
         metrics_port = claim_port(None, "the worker", "stop it")
         await _programs(
             stack,
@@ -84,31 +90,22 @@ async def run(scenario: Scenario, options: DemoOptions, player: PlayerOptions, p
             ],
         )  # fmt: skip
         progress.say(f"live page: http://{LOOPBACK}:{port}/   logs: {logs}")
-        base = DeepFM.restored(load_snapshot(newest_snapshot(snapshots)))
         return await play_and_report(
-            scenario, online_span, settings, f"http://{LOOPBACK}:{port}", base, player, progress
+            scenario, online_span, settings, f"http://{LOOPBACK}:{port}", frozen, player, progress
         )
 
 
 async def _make_base(
-    scenario: Scenario,
-    span_ms: tuple[int, int],
-    snapshots: Path,
-    sessions_file: Path,
-    work_dir: Path,
-    progress: Progress,
+    scenario: Scenario, span_ms: tuple[int, int], snapshots: Path, work_dir: Path, progress: Progress
 ) -> None:
     spec = load_spec(scenario.spec_name)
     with progress.counting("base days", scenario.count(*span_ms)) as advance:
         base = collect_base(scenario, spec, span_ms, advance)
-    archive = work_dir / "examples.parquet"
-    write_examples(archive, base.examples, spec)
-    export_sessions(base.store, sessions_file)
+    archive, _ = write_base(base, spec, work_dir)
     progress.say(f"base model from {len(base.examples):,} examples")
     await _finish(
-        ["learners", "base", "--spec", scenario.spec_name, "--examples", str(archive), "--out", str(snapshots)],
-        dict(os.environ), work_dir / "logs",
-    )  # fmt: skip
+        ["learners", "base", "--spec", scenario.spec_name, "--examples", str(archive), "--out", str(snapshots)], {}
+    )
 
 
 async def _servers(stack: AsyncExitStack, options: DemoOptions, progress: Progress) -> StreamSettings:
@@ -136,12 +133,12 @@ def _environment(settings: StreamSettings, scenario: Scenario) -> dict[str, str]
         "REDIS_URL": str(settings.redis_url),
         "MILLSTREAM_PARTITIONS": str(settings.partitions),
         "MILLSTREAM_CLICK_WINDOW_S": str(scenario.click_window_s),
-        "MILLSTREAM_LEARN_INTERVAL_S": str(LEARN_INTERVAL_S),
+        "MILLSTREAM_LEARN_INTERVAL_S": str(BacktestOptions().learn_interval_s),
         "OMP_NUM_THREADS": "1",
     }
 
 
-async def _finish(arguments: Sequence[str], environment: Mapping[str, str], logs: Path) -> None:
+async def _finish(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
     """Run one of our programs to its end; its progress goes to our stderr.
 
     Raises
@@ -149,7 +146,6 @@ async def _finish(arguments: Sequence[str], environment: Mapping[str, str], logs
     PlaybackError
         When it fails; it has said why.
     """
-    logs.mkdir(parents=True, exist_ok=True)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", *arguments, stdout=asyncio.subprocess.DEVNULL, env={**os.environ, **environment}
     )

@@ -1,9 +1,9 @@
 """What can be wrong with an input of the replay.
 
 ReplayError
-├── UnknownDataset   no dataset of that name
-├── DataError        a missing, truncated or malformed file: names the file and, where it can, the row
-└── PlaybackError    the loop cannot go on: serving or the workers stopped answering
+├── UnknownDatasetError  no dataset of that name
+├── DataError            a missing, truncated or malformed file: names the file and, where it can, the row
+└── PlaybackError        the loop cannot go on: serving or the workers stopped answering
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ class ReplayError(Exception):
     """Base of every error that the replay raises for its user."""
 
 
-class UnknownDataset(ReplayError, ValueError):
+class UnknownDatasetError(ReplayError, ValueError):
     """No dataset of that name."""
 
 

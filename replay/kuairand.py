@@ -58,7 +58,7 @@ class KuaiRand:
     spec_name = "kuairand"
     utc_offset_h = UTC_OFFSET_H
     click_window_s = 60.0  # the log's clicks come 7 s after display; every outcome is known long before a minute
-    top_k = None
+    top_k: int | None = None
 
     def __init__(self, folder: Path) -> None:
         logs = [path for name in LOGS if (path := _locate(folder, name)) is not None]
@@ -143,11 +143,11 @@ def _require(folder: Path, name: str) -> Path:
 
 def _read_csv(path: Path, columns: Mapping[str, pa.DataType]) -> pa.Table:
     """The named columns of a CSV; a damaged file is named with the row at which it breaks."""
-    convert = pacsv.ConvertOptions(column_types=columns, include_columns=list(columns))
+    convert = pacsv.ConvertOptions(column_types=dict(columns), include_columns=list(columns))
     try:
-        opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-        with opened as file:
-            data = file.read()
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
     except (EOFError, zlib.error, gzip.BadGzipFile) as damage:
         raise DataError(f"{path} is truncated or damaged ({damage}): copy the file again.") from damage
     if not data.strip():

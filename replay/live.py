@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import aiohttp
 import msgspec
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 
 from learners.deepfm import DeepFM
 from replay.errors import PlaybackError
 from replay.frozen import frozen_logits
-from replay.player import Played, Player, PlayerOptions
+from replay.player import Player, PlayerOptions
 from replay.progress import Progress
 from replay.report import Report, outcomes, report
 from replay.scenario import Scenario
@@ -26,14 +25,6 @@ from stream.topics import DEADLETTER, EXAMPLES
 READ_TIMEOUT_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class LiveResult:
-    """A played span: its quality, and what the loop did meanwhile."""
-
-    report: Report
-    played: Played
-
-
 async def play_and_report(
     scenario: Scenario,
     span_ms: tuple[int, int],
@@ -42,7 +33,7 @@ async def play_and_report(
     base: DeepFM,
     options: PlayerOptions,
     progress: Progress,
-) -> LiveResult:
+) -> Report:
     """Play the span, then report on the examples that the workers made of it.
 
     Raises
@@ -80,7 +71,7 @@ async def play_and_report(
         dead_letters=sum(dead.values()),
         dead_letters_by_reason=dict(dead),
     )
-    return LiveResult(found, played)
+    return found
 
 
 class _producer:  # noqa: N801 - reads as a verb at its one use

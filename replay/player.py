@@ -31,7 +31,7 @@ from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 class Send(Protocol):
     """Hands a record to Kafka; returns once it is buffered, raises when the broker refuses it."""
 
-    async def __call__(self, topic: str, partition: int, value: bytes) -> None: ...
+    async def __call__(self, topic: str, partition: int, value: bytes) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +40,8 @@ class PlayerOptions:
 
     speed: float | None = None  # times real time; None: as fast as the lockstep allows
     max_lag_s: float = 300.0  # bounded lead over the workers, in event time
-    tick_s: float = 10.0  # requests of one tick are scored in one call, so an outcome is seen a tick later at most
-    pulse_s: float = 30.0  # how often every partition hears the time
+    tick_s: float = 20.0  # requests of one tick are scored in one call, so an outcome is seen a tick later at most
+    pulse_s: float = 20.0  # how often every partition hears the time
     drain_timeout_s: float = 60.0  # wall clock without any progress of the workers before we give up
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from learners.metrics import auc, log_loss, normalized_entropy, observed_over_expected
+from learners.metrics import auc, log_loss, normalized_entropy, observed_over_expected, probability
 from stream.examples import ExampleRows
 from stream.records import CORRECTION, SETTLED
+
+SMALLEST_P = 1e-7  # float32 rounds probabilities this near to 0 and 1 to them
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +47,20 @@ def outcomes(examples: ExampleRows, frozen_logit: NDArray[np.float32]) -> Outcom
     return Outcomes(
         ts_ms=examples.ts_ms[settled],
         label=label[settled],
-        p=examples.p[settled].astype(np.float64),
-        raw_p=_sigmoid(examples.logit[settled]),
-        frozen_p=_sigmoid(frozen_logit[settled]),
+        p=np.clip(examples.p[settled].astype(np.float64), SMALLEST_P, 1 - SMALLEST_P),
+        raw_p=probability(examples.logit[settled]),
+        frozen_p=probability(frozen_logit[settled]),
     )
 
 
 def quality(label: NDArray[np.bool_], p: NDArray[np.float64]) -> dict[str, float]:
     """AUC, log loss, normalised entropy and observed over expected of one set of predictions."""
+    logits = np.log(p) - np.log1p(-p)
     return {
-        "auc": auc(label, p),
-        "log_loss": log_loss(label, p),
-        "ne": normalized_entropy(label, p),
-        "observed_over_expected": observed_over_expected(label, p),
+        "auc": auc(logits, label),
+        "log_loss": log_loss(logits, label),
+        "ne": normalized_entropy(logits, label),
+        "observed_over_expected": observed_over_expected(p, label),
     }
 
 
@@ -76,9 +78,13 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return {
-            "rows": self.rows, "online": self.online, "online_before_calibration": self.raw, "frozen": self.frozen,
-            "days": self.days, **self.facts,
-        }  # fmt: skip
+            "rows": self.rows,
+            "online": self.online,
+            "online_before_calibration": self.raw,
+            "frozen": self.frozen,
+            "days": self.days,
+            **self.facts,
+        }
 
 
 def report(found: Outcomes, utc_offset_h: float) -> Report:
@@ -113,18 +119,16 @@ def _in_all(rows: Outcomes) -> dict[str, dict[str, float]]:
     return {"online": found["online"], "raw": found["online_before_calibration"], "frozen": found["frozen"]}
 
 
-COLUMNS: Sequence[tuple[str, str]] = (
-    ("AUC", "auc"), ("log loss", "log_loss"), ("NE", "ne"), ("O/E", "observed_over_expected"),
-)  # fmt: skip
+COLUMNS = {"AUC": "auc", "log loss": "log_loss", "NE": "ne", "O/E": "observed_over_expected"}
 
 
-def table(found: Report, title: str) -> Table:
-    """A terminal table: one line a day and model, then all days."""
-    drawn = Table(title=title, title_justify="left", show_lines=False)
-    for name in ("day", "rows", "model", *(label for label, _ in COLUMNS), "O/E before calibration"):
+def quality_table(found: Report, title: str) -> Table:
+    """A terminal table: two lines a day (online and frozen), then all days."""
+    drawn = Table(title=title, title_justify="left")
+    for name in ("day", "rows", "model", *COLUMNS, "O/E uncalibrated"):
         drawn.add_column(name, justify="left" if name in ("day", "model") else "right", no_wrap=True)
-    for day in [*found.days, {"date": "all", "rows": found.rows, "online": found.online,
-                              "online_before_calibration": found.raw, "frozen": found.frozen}]:  # fmt: skip
+    total = {"date": "all", "rows": found.rows, "online": found.online, "frozen": found.frozen}
+    for day in [*found.days, {**total, "online_before_calibration": found.raw}]:
         if day["date"] == "all":
             drawn.add_section()
         raw = f"{day['online_before_calibration']['observed_over_expected']:.3f}"
@@ -133,9 +137,24 @@ def table(found: Report, title: str) -> Table:
     return drawn
 
 
+def facts_table(found: Report) -> Table:
+    """What a live run measured beside the quality."""
+    facts = found.facts
+    fresh = facts["freshness_s"]
+    drawn = Table(show_header=False)
+    drawn.add_row("freshness p50", f"{fresh['p50']:.2f} s from click produced to the first prediction that learned it")
+    drawn.add_row("freshness p99", f"{fresh['p99']:.2f} s, over {fresh['count']:,} clicks")
+    drawn.add_row("versions swapped", f"{facts['versions_swapped']:,} while answering")
+    drawn.add_row(
+        "replayed", f"{facts['requests']:,} requests and {facts['events']:,} events in {facts['wall_s']:.1f} s"
+    )
+    drawn.add_row("events per second", f"{facts['events_per_s']:,.0f}")
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in facts["dead_letters_by_reason"].items())
+    drawn.add_row("dead letters", f"{facts['dead_letters']:,}" + (f" ({reasons})" if reasons else ""))
+    return drawn
+
+
 def _cells(values: dict[str, float]) -> list[str]:
-    return [f"{values[key]:.3f}" if key == "observed_over_expected" else f"{values[key]:.4f}" for _, key in COLUMNS]
-
-
-def _sigmoid(logit: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(logit.astype(np.float64), -60, 60))))
+    return [
+        f"{values[key]:.3f}" if key == "observed_over_expected" else f"{values[key]:.4f}" for key in COLUMNS.values()
+    ]

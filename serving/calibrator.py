@@ -70,6 +70,14 @@ class HotCalibrator:
         expected = float(np.sum(total.w * self.map.apply(total.grid.centres).astype(np.float64)))
         return float(total.wy.sum(dtype=np.float64)) / expected if expected > 0 else None
 
+    def observed_mean(self) -> float | None:
+        """Clicks over rows on what is held; None without rows."""
+        if not self._states:
+            return None
+        total = _sum(list(self._states.values()))
+        weight = float(total.w.sum(dtype=np.float64))
+        return float(total.wy.sum(dtype=np.float64)) / weight if weight > 0 else None
+
     def _refuse_other_grid(self, partition: int, state: BinState) -> None:
         for other, held in self._states.items():
             if other != partition and held.grid != state.grid:

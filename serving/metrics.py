@@ -33,7 +33,7 @@ TABLE = (
     Metric("millstream_serving_model_version", "gauge", "Version of the model in use"),
     Metric("millstream_serving_map_version", "gauge", "Version of the calibration map in use"),
     Metric("millstream_serving_swaps_total", "counter", "Versions swapped in"),
-    Metric("millstream_serving_gaps_total", "counter", "Times the next version was missing, damaged or of another line"),
+    Metric("millstream_serving_gaps_total", "counter", "Times the next version was missing, damaged or unrelated"),
     Metric("millstream_serving_reloads_total", "counter", "Snapshots installed after a gap"),
     Metric("millstream_serving_rejected_records_total", "counter",
            "Records of weights or calibration that could not be used", ("topic", "reason")),

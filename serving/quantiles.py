@@ -16,7 +16,7 @@ class NewestValues:
 
     def __init__(self, capacity: int = 65_536) -> None:
         if capacity < 1:
-            raise ValueError(f"capacity={capacity} must be at least 1: nothing could be observed. The default is 65536.")
+            raise ValueError(f"capacity={capacity} must be at least 1: nothing could be observed. Try 65536.")
         self._ring: NDArray[np.float64] = np.zeros(capacity)
         self.count = 0
 

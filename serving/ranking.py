@@ -47,7 +47,9 @@ class Scored:
 class Ranker:
     """Scores encoded requests with whatever model and map are in use at that moment."""
 
-    def __init__(self, encoder: Encoder, model: HotModel, calibrator: HotCalibrator, impressions: ImpressionIds) -> None:
+    def __init__(
+        self, encoder: Encoder, model: HotModel, calibrator: HotCalibrator, impressions: ImpressionIds
+    ) -> None:
         self.encoder = encoder
         self.model = model
         self.calibrator = calibrator

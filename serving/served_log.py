@@ -32,7 +32,7 @@ class ServedLog:
     Parameters
     ----------
     topic : full name. partitions : how many it has.
-    idempotent : of the producer; the embedded broker knows no idempotent producers.
+    client_options : security arguments of the producer. It need not be idempotent: doubles are harmless.
     """
 
     def __init__(
@@ -43,14 +43,13 @@ class ServedLog:
         metrics: ServingMetrics,
         *,
         client_options: Mapping[str, Any] | None = None,
-        idempotent: bool = False,
         queue_bytes: int = 64 << 20,
     ) -> None:
         self.partitions = partitions
         self._bootstrap = bootstrap
         self._topic = topic
         self._metrics = metrics
-        self._options = dict(client_options or {}) | {"enable_idempotence": idempotent, "acks": "all"}
+        self._options = dict(client_options or {}) | {"acks": "all"}
         self._queue_bytes = queue_bytes
         self._queue: deque[tuple[int, bytes]] = deque()
         self._waiting_bytes = 0
@@ -106,6 +105,11 @@ class ServedLog:
         if self._task is not None and self._task.done():
             return "the task that sends served records has ended"
         return None
+
+    @property
+    def sends_out_of_order(self) -> bool:
+        """Whether a record waits for its second sending: a promise written now would come before it."""
+        return self._failing_since is not None
 
     async def flush(self, timeout_s: float) -> int:
         """Wait until the broker has taken everything; the number of records it has not after `timeout_s`."""

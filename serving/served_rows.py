@@ -12,7 +12,7 @@ from serving.ranking import Scored
 from stream.partition import partition_of
 from stream.records import ServedRecord
 
-MAX_ROWS = 4096  # a record; some hundred bytes a row keep it far below the topic's limit
+MAX_ROWS = 4096  # of a record, about: some hundred bytes a row keep it far below the topic's limit
 VARIANT = "main"
 
 
@@ -51,7 +51,7 @@ def heartbeat(spec: FeatureSpec, watermark_ms: int) -> ServedRecord:
 
 
 def _chunks(requests: NDArray[np.intp], starts: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
-    """Cut requests into runs of at most MAX_ROWS rows, or a single request that has more."""
+    """Cut requests into runs of MAX_ROWS rows, more only by the rest of a run's last request."""
     sizes = starts[requests + 1] - starts[requests]
     group = (np.cumsum(sizes) - sizes) // MAX_ROWS
     for value in np.unique(group):

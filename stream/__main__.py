@@ -14,8 +14,11 @@ from pydantic import ValidationError
 from stream.admin import BrokerUnreachableError, Difference, TopicMismatchError, check_topics, ensure_topics
 from stream.doctor import SERVING_PORT, run_checks
 from stream.settings import StreamSettings, kafka_client_options
+from stream.worker_cli import worker
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+app.command()(worker)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")]
 

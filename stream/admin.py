@@ -72,8 +72,11 @@ async def answers_metadata(bootstrap: str) -> bool:
 
 
 async def _partition_counts(client: AIOKafkaAdminClient) -> dict[str, int]:
-    """Return the partition count of every topic whose every partition has a leader."""
-    counts = {}
+    """Return the partition count of every topic whose every partition has a leader.
+
+    All topics are asked for: asking by name would create a missing one where the broker creates topics by itself.
+    """
+    counts: dict[str, int] = {}
     for topic in await client.describe_topics():
         if topic["error_code"] == 0 and all(p["leader"] >= 0 for p in topic["partitions"]):
             counts[topic["topic"]] = len(topic["partitions"])

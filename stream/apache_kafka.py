@@ -92,6 +92,13 @@ class ApacheKafka:
 
     async def start(self) -> str:
         """Format the storage where it is new, start the node and return its address. Raises ServerStartError."""
+        try:
+            return await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> str:
         libs, java = kafka_jars(self._home), java_program()
         port = claim_port(self._asked_port, "Apache Kafka", "choose another port")
         self.bootstrap = f"{LOOPBACK}:{port}"

@@ -58,12 +58,14 @@ class AgentApp:
         self._busy = asyncio.Lock()  # a step of the runner, or a change of partitions
         self._committed: dict[Place, int] = {}
         self._taking = True
+        self._settled = asyncio.Event()  # the first assignment was worked off, or the runner failed
 
     async def start(self) -> None:
-        """Join the group and begin; returns once partitions were assigned for the first time."""
+        """Join the group and begin; returns once the first assigned partitions are restored."""
         self._app.in_worker = True
         self._tasks = [asyncio.create_task(self._guarded(loop())) for loop in (self._drain, self._tick, self._commits)]
         await self._app.start()
+        await self._settled.wait()
 
     async def stop(self) -> None:
         """Take nothing more in, work off what was taken, store it, commit, leave the group."""
@@ -114,6 +116,8 @@ class AgentApp:
                 items = inbox.take(_MOST_ITEMS_AT_ONCE)
                 if items:
                     await self._runner.work(items)
+            if any(isinstance(item, Assigned) for item in items):
+                self._settled.set()
 
     async def _tick(self) -> None:
         while True:
@@ -163,6 +167,7 @@ class AgentApp:
             await loop
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be acknowledged after it
             self._on_failure(error)
+            self._settled.set()
 
     async def _end_tasks(self) -> None:
         """Let a step that is under way end, then cancel the loops."""

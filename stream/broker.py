@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
-from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
-from aiokafka.protocol.admin import ApiVersionRequest  # type: ignore[import-untyped]
+from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
+from aiokafka.errors import KafkaError, UnknownError, UnsupportedVersionError  # type: ignore[import-untyped]
+from faust.auth import SASLCredentials, SSLCredentials
 
 from stream.admin import BrokerUnreachableError
 from stream.settings import StreamSettings, kafka_client_options
-
-_INIT_PRODUCER_ID = 22  # the request with which idempotent and transactional producers begin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +39,19 @@ class Broker:
         """After how long a silent worker has left its group."""
         return 10.0 if self.idempotent else 2.0
 
+    @property
+    def faust_credentials(self) -> Any:
+        """The security settings in Faust's form; None for plaintext."""
+        context, user = self.options.get("ssl_context"), self.options.get("sasl_plain_username")
+        if user is not None:
+            return SASLCredentials(
+                username=user,
+                password=self.options["sasl_plain_password"],
+                mechanism=self.options["sasl_mechanism"],
+                ssl_context=context,
+            )
+        return SSLCredentials(context=context) if context is not None else None
+
     def topic(self, name: str) -> str:
         """The name on the broker of a topic of the table."""
         return self.prefix + name
@@ -53,22 +65,31 @@ async def find_broker(settings: StreamSettings) -> Broker:
     """Ask the broker of the settings what it can do. Raises BrokerUnreachableError."""
     bootstrap = settings.kafka_bootstrap_servers or ""
     options = kafka_client_options(settings)
-    client = AIOKafkaClient(bootstrap_servers=bootstrap, **options)
+    return Broker(
+        bootstrap=bootstrap,
+        prefix=settings.topic_prefix,
+        partitions=settings.partitions,
+        idempotent=await _gives_producer_ids(bootstrap, options),
+        options=options,
+    )
+
+
+async def _gives_producer_ids(bootstrap: str, options: Mapping[str, Any]) -> bool:
+    """Whether an idempotent producer can start: the embedded broker lists the request but fails it."""
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True, **options)
+    sender_log = logging.getLogger("aiokafka.producer.sender")
+    level = sender_log.level
+    sender_log.setLevel(logging.CRITICAL)  # it calls the expected refusal an error
     try:
-        await client.bootstrap()
-        answer = await client.send(client.get_random_node(), ApiVersionRequest())
+        await producer.start()
+    except (UnknownError, UnsupportedVersionError):
+        return False
     except (KafkaError, OSError) as error:
         raise BrokerUnreachableError(
             f"no Kafka broker answered at {bootstrap} ({type(error).__name__}: {error}): the worker can read nothing. "
             "Check KAFKA_BOOTSTRAP_SERVERS and that the broker runs."
         ) from error
     finally:
-        await client.close()
-    known = {api_key for api_key, *_ in answer.api_versions}
-    return Broker(
-        bootstrap=bootstrap,
-        prefix=settings.topic_prefix,
-        partitions=settings.partitions,
-        idempotent=_INIT_PRODUCER_ID in known,
-        options=options,
-    )
+        sender_log.setLevel(level)
+        await producer.stop()
+    return True

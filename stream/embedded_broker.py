@@ -53,6 +53,13 @@ class EmbeddedBroker:
 
     async def start(self) -> str:
         """Start it and return its bootstrap address. Raises ServerStartError."""
+        try:
+            return await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> str:
         program = broker_program()
         port = claim_port(self._asked_port, "the embedded broker", "set KAFKA_BOOTSTRAP_SERVERS to use that one")
         url = f"tcp://{LOOPBACK}:{port}"

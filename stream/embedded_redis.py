@@ -61,6 +61,13 @@ class EmbeddedRedis:
 
     async def start(self) -> str:
         """Start it and return its URL. Raises ServerStartError."""
+        try:
+            return await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> str:
         program = redis_program()
         port = claim_port(self._asked_port, "the embedded Redis", "set REDIS_URL to use that one")
         url = f"redis://{LOOPBACK}:{port}/0"

@@ -233,10 +233,10 @@ class JoinCore:
         if watermark_ms is not None:
             self._fire(watermark_ms)
             self._drop_expired(watermark_ms)
+        self._drop_over_bound()
         outcomes, rejects, counts = self._outcomes, self._rejects, dict(self._counts)
         self._outcomes, self._rejects, self._counts = [], [], Counter()
         examples = build_examples(outcomes, self._dtype) if outcomes else None
-        self._drop_over_bound()
         return JoinOutput(
             examples=examples,
             rejects=rejects,

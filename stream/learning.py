@@ -187,6 +187,12 @@ class LearningLoop:
         self._watermark_ms = max(self._watermark_ms, journal.watermark_ms)
         return self._learn(Batch(kept, journal.ranges))
 
+    def resume_after(self, published_version: int) -> None:
+        """After `relearn`: what a run before this one published last. The next delta goes on from there."""
+        self.published_version = published_version
+        if published_version == self.version:
+            self._new_clicks_ms = []
+
     def take_publication(self, *, at_once: bool = False) -> Delta | None:
         """The delta since the last one when ``publish_interval_s`` has passed (or ``at_once``), else None.
 

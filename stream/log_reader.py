@@ -43,10 +43,12 @@ class LogReader:
     ) -> None:
         await self._consumer.stop()
 
-    async def read(self, topic: str, partition: int, start: int = 0) -> AsyncIterator[Any]:
-        """The records from ``start`` (or the oldest kept) up to the end that the partition has when it is reached.
+    async def read(
+        self, topic: str, partition: int, start: int = 0, *, stop: int | None = None, at_least: int = 0
+    ) -> AsyncIterator[Any]:
+        """The records from ``start`` (or the oldest kept) up to ``stop`` (excluded) or to the end reached.
 
-        Raises LogEndsEarlierError when ``start`` lies beyond the end.
+        Raises LogEndsEarlierError when the partition ends before ``start`` or before ``at_least``.
         """
         place = TopicPartition(self._broker.topic(topic), partition)
         self._consumer.assign([place])
@@ -58,15 +60,25 @@ class LogReader:
             except OffsetOutOfRangeError as error:
                 raise _ends_earlier(topic, partition, start) from error
             for record in fetched.get(place, ()):
+                if stop is not None and record.offset >= stop:
+                    return
                 yield record
             # The high watermark of a fetch is exact where list-offsets is not (the embedded broker's is too low).
             end = self._consumer.highwater(place)
             if end is None:
                 continue
-            if end < start:
-                raise _ends_earlier(topic, partition, start)
-            if await self._consumer.position(place) >= end:
+            if end < max(start, at_least):
+                raise _ends_earlier(topic, partition, max(start, at_least))
+            position = await self._consumer.position(place)
+            if position >= (end if stop is None else min(stop, end)):
                 return
+
+    async def tail_start(self, topic: str, partition: int, records: int) -> int:
+        """An offset at most ``records`` before the end, as far as the broker knows it without a fetch."""
+        place = TopicPartition(self._broker.topic(topic), partition)
+        self._consumer.assign([place])
+        end = (await self._consumer.end_offsets([place]))[place]
+        return max(0, int(end) - records)
 
 
 def _ends_earlier(topic: str, partition: int, start: int) -> LogEndsEarlierError:

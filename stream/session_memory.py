@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +27,10 @@ class SessionExport(NamedTuple):
     states: SessionStates
 
     def save(self, path: Path) -> None:
-        """Write an ``.npz`` file."""
+        """Write an ``.npz`` file, whole or not at all."""
         keys = self.states.keys
-        with path.open("wb") as file:
+        unfinished = path.with_name(path.name + ".unfinished")
+        with unfinished.open("wb") as file:
             np.savez(
                 file,
                 spec_hash=np.array(self.spec_hash),
@@ -38,6 +40,7 @@ class SessionExport(NamedTuple):
                 counter_owners=keys.owners,
                 counters=self.states.counters,
             )
+        unfinished.replace(path)
 
     @classmethod
     def load(cls, path: Path, spec: FeatureSpec) -> SessionExport:
@@ -47,7 +50,7 @@ class SessionExport(NamedTuple):
                 found = str(file["spec_hash"])
                 keys = SessionKeys(file["user_keys"], file["counter_keys"], file["counter_owners"])
                 states = SessionStates(keys, file["users"], file["counters"])
-        except (OSError, EOFError, KeyError, ValueError) as error:
+        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"{path} is not a whole session export ({error}): no state can be read from it. Write it anew."
             ) from error
@@ -86,7 +89,8 @@ class _Table:
 
     def put(self, keys: NDArray[np.uint64], states: NDArray[Any]) -> None:
         """Replace the states of keys."""
-        self.states[self.admit(keys)] = states
+        slots = self.admit(keys)  # first: it may replace self.states
+        self.states[slots] = states
 
     def sorted(self) -> tuple[NDArray[np.uint64], NDArray[Any]]:
         """All keys, ascending, and their states."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from stream.topics import Topic, topic_table
@@ -33,6 +33,18 @@ class StreamSettings(BaseSettings):
     partitions: int = Field(default=4, ge=1, validation_alias="MILLSTREAM_PARTITIONS")
     replication_factor: int = Field(default=1, ge=1, validation_alias="MILLSTREAM_REPLICATION_FACTOR")
     topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", validation_alias="MILLSTREAM_TOPIC_PREFIX")
+
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _servers_have_ports(cls, servers: str | None) -> str | None:
+        for server in [] if servers is None else servers.split(","):
+            host, _, port = server.strip().rpartition(":")
+            if not host or "/" in host or not port.isdigit():
+                raise ValueError(
+                    f"KAFKA_BOOTSTRAP_SERVERS={servers}: {server.strip()!r} is not host:port, so no broker can be "
+                    "reached. Give host:port, several of them separated by commas, without a scheme."
+                )
+        return servers
 
     @model_validator(mode="after")
     def _sasl_is_complete(self) -> Self:

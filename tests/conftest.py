@@ -45,10 +45,10 @@ async def broker(pytestconfig: pytest.Config) -> AsyncIterator[Broker]:
 async def apache_kafka(broker: Broker) -> Broker:
     """The session's broker where it is a real Kafka: for transactions, compaction, retention, time look-ups."""
     if broker.embedded:
-        skip_or_fail(
-            "the session's broker is the embedded one, which has no transactions, compaction or retention: "
-            "set KAFKA_HOME or KAFKA_BOOTSTRAP_SERVERS"
-        )
+        reason = "the embedded broker has no transactions, compaction or retention: set KAFKA_HOME"
+        if os.environ.get("MILLSTREAM_TEST_BROKER") == "embedded":
+            pytest.skip(reason)  # asked for by name: a run of its own covers the real broker
+        skip_or_fail(reason)
     return broker
 
 

@@ -11,13 +11,46 @@ import numpy as np
 
 LOG = "log_standard_4_22_to_5_08_pure.csv"
 FIRST_MS = 1_650_816_000_000  # 2022-04-25 00:00 at UTC+8
-LOG_HEADER = ["user_id", "video_id", "date", "hourmin", "time_ms", "is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view", "play_time_ms", "duration_ms", "profile_stay_time", "comment_stay_time", "is_profile_enter", "is_rand", "tab"]
+LOG_HEADER = [
+    "user_id",
+    "video_id",
+    "date",
+    "hourmin",
+    "time_ms",
+    "is_click",
+    "is_like",
+    "is_follow",
+    "is_comment",
+    "is_forward",
+    "is_hate",
+    "long_view",
+    "play_time_ms",
+    "duration_ms",
+    "profile_stay_time",
+    "comment_stay_time",
+    "is_profile_enter",
+    "is_rand",
+    "tab",
+]
 USER_HEADER = (
     "user_id,user_active_degree,is_lowactive_period,is_live_streamer,is_video_author,follow_user_num,"
     "follow_user_num_range,fans_user_num,fans_user_num_range,friend_user_num,friend_user_num_range,register_days,"
     "register_days_range," + ",".join(f"onehot_feat{i}" for i in range(18))
 ).split(",")
-VIDEO_HEADER = ["video_id", "author_id", "video_type", "upload_dt", "upload_type", "visible_status", "video_duration", "server_width", "server_height", "music_id", "music_type", "tag"]
+VIDEO_HEADER = [
+    "video_id",
+    "author_id",
+    "video_type",
+    "upload_dt",
+    "upload_type",
+    "visible_status",
+    "video_duration",
+    "server_width",
+    "server_height",
+    "music_id",
+    "music_type",
+    "tag",
+]
 
 
 def log_row(**values: Any) -> dict[str, Any]:
@@ -70,6 +103,6 @@ def random_rows(count: int, days: int, seed: int = 0) -> list[dict[str, Any]]:
                 long_view=long_view,
                 tab=tab,
                 play_time_ms=int(rng.integers(8_000, 40_000)) if click else int(rng.integers(0, 6_000)),
-            )  # fmt: skip
+            )
         )
     return rows

@@ -12,7 +12,7 @@ from stream.admin import ensure_topics
 from stream.apache_kafka import ApacheKafka
 from stream.child_server import ServerStartError
 from stream.topics import EXAMPLES, topic_table
-from tests.brokers import Broker, skip_or_fail
+from tests.brokers import Broker, TestTopics, skip_or_fail
 
 
 async def test_a_folder_that_is_no_distribution_is_named(tmp_path: Path) -> None:
@@ -41,13 +41,12 @@ async def test_its_log_survives_a_kill(tmp_path: Path) -> None:
 
 
 async def test_readers_of_committed_records_never_see_an_aborted_one(
-    apache_kafka: Broker, request: pytest.FixtureRequest
+    apache_kafka: Broker, kafka_topics: TestTopics
 ) -> None:
     """What the examples topic relies on: an aborted transaction leaves nothing for read_committed."""
-    topics = request.getfixturevalue("kafka_topics")
-    name = topics.name(EXAMPLES)
+    name = kafka_topics.name(EXAMPLES)
     async with AIOKafkaProducer(
-        bootstrap_servers=apache_kafka.bootstrap, transactional_id=f"{topics.prefix}writer"
+        bootstrap_servers=apache_kafka.bootstrap, transactional_id=f"{kafka_topics.prefix}writer"
     ) as producer:
         await producer.begin_transaction()
         await producer.send_and_wait(name, b"aborted", partition=0)

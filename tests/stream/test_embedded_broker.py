@@ -98,9 +98,10 @@ async def test_a_server_that_never_gets_ready_is_stopped(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
-def test_the_broker_dies_with_a_killed_parent() -> None:
+def test_the_broker_dies_with_a_killed_parent(tmp_path: Path) -> None:
     """SIGKILL of the program that started it leaves no broker behind."""
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # a killed parent cannot remove its temporary folder
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, env=environment)
     assert parent.stdout is not None
     with parent.stdout:
         pid = int(parent.stdout.readline().split()[1])

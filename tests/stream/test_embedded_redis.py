@@ -33,11 +33,13 @@ async def test_it_writes_no_snapshot() -> None:
 
 
 async def test_a_port_in_use_is_an_error_that_names_it() -> None:
-    """Nothing is started on a port that somebody else holds."""
+    """Nothing is started on a port that somebody else holds, and no folder is left."""
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
+        server = EmbeddedRedis(port=port)
         with pytest.raises(ServerStartError, match=rf"port {port} on 127.0.0.1 is in use.*REDIS_URL"):
-            await EmbeddedRedis(port=port).start()
+            await server.start()
+    assert not server._data_dir.exists()
 
 
 async def test_nobody_answers_a_ping_on_a_free_port() -> None:

@@ -73,6 +73,8 @@ def test_sasl_without_a_password_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         ("MILLSTREAM_PARTITIONS", "four"),
         ("MILLSTREAM_TOPIC_PREFIX", "a b"),
         ("KAFKA_SECURITY_PROTOCOL", "TLS"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "kafka://h:9092"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "h:9092,h"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

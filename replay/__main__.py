@@ -1,0 +1,253 @@
+"""``python -m replay``: replay historical logs or the simulated marketplace, live or in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import orjson
+import typer
+from rich.console import Console
+
+from learners.archive import ArchiveError
+from learners.snapshot import SnapshotError, newest_snapshot
+from learners.spec import FeatureSpec, load_spec
+from replay import backtest as in_process
+from replay.base import base_snapshot, read_base_examples, write_base
+from replay.datasets import NAMES, open_dataset
+from replay.demo import DemoOptions
+from replay.demo import run as run_demo
+from replay.errors import PlaybackError, ReplayError
+from replay.live import play_and_report
+from replay.player import PlayerOptions
+from replay.progress import Progress
+from replay.report import Report, facts_table, quality_table
+from replay.scenario import Scenario
+from stream.admin import BrokerUnreachableError, TopicMismatchError
+from stream.child_server import ServerStartError
+from stream.settings import StreamSettings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+_FAILED, _BAD_USAGE = 1, 2
+T = TypeVar("T")
+
+Dataset = Annotated[str, typer.Option(help=f"One of {', '.join(NAMES)}.")]
+Data = Annotated[Path | None, typer.Option(help="Folder of the dataset's files; the marketplace needs none.")]
+BaseDays = Annotated[int | None, typer.Option(help="Days for the base model; default: half of the days, 3 at most.")]
+OnlineDays = Annotated[
+    int | None, typer.Option(help="Days to replay after them; default: up to 3 of those that follow.")
+]
+TickS = Annotated[float, typer.Option(help="Requests of so much event time are scored together.")]
+MaxLagS = Annotated[float, typer.Option(help="Bounded lead of the player over the workers, in event time.")]
+Speed = Annotated[str, typer.Option(help="Times real time, or max: as fast as the lockstep allows.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+
+DEFAULTS = PlayerOptions()
+BACKTEST_DEFAULTS = in_process.BacktestOptions()
+
+
+@app.command()
+def backtest(
+    dataset: Dataset,
+    data: Data = None,
+    base_days: BaseDays = None,
+    online_days: OnlineDays = None,
+    tick_s: TickS = BACKTEST_DEFAULTS.tick_s,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the loop in one process without a broker, deterministically: two runs print the same hashes."""
+    progress = Progress(quiet=quiet)
+    try:
+        scenario = open_dataset(dataset, data)
+        base, online = _days(scenario, base_days, online_days)
+        options = in_process.BacktestOptions(tick_s=tick_s)
+        found = _backtest(scenario, base, online, options, progress)
+    except (ReplayError, ValueError) as error:
+        _stop(error, _BAD_USAGE)
+    if as_json:
+        _print_json({**found.report.to_json(), "sha256": found.sha256})
+        return
+    Console().print(quality_table(found.report, f"{dataset}: backtest, progressive"))
+    for what, digest in found.sha256.items():
+        Console(soft_wrap=True).print(f"sha256 of {what}: {digest}", highlight=False)
+
+
+@app.command()
+def base(
+    dataset: Dataset,
+    out: Annotated[Path, typer.Option(help="Folder for examples.parquet and sessions.npz.")],
+    data: Data = None,
+    base_days: BaseDays = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write what the base days leave behind: examples for `python -m learners base`, sessions for Redis."""
+    progress = Progress(quiet=quiet)
+    try:
+        scenario = open_dataset(dataset, data)
+        days, _ = _days(scenario, base_days, None)
+        spec = load_spec(scenario.spec_name)
+        span_ms = scenario.days().span_ms(0, days)
+        with progress.counting("base days", scenario.count(*span_ms)) as advance:
+            collected = in_process.collect_base(scenario, spec, span_ms, advance)
+    except (ReplayError, ValueError) as error:
+        _stop(error, _BAD_USAGE)
+    for path in write_base(collected, spec, out):
+        typer.echo(path)
+
+
+@app.command()
+def run(
+    dataset: Dataset,
+    snapshots: Annotated[
+        Path, typer.Option(help="Folder of the snapshots; its oldest is the frozen base of the report.")
+    ],
+    data: Data = None,
+    base_days: BaseDays = None,
+    online_days: OnlineDays = None,
+    speed: Speed = "max",
+    max_lag_s: MaxLagS = DEFAULTS.max_lag_s,
+    tick_s: TickS = DEFAULTS.tick_s,
+    serving: Annotated[str, typer.Option(help="URL of the running serving.")] = "http://127.0.0.1:8080",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Play the days after the base against running workers and serving (started with --clock log), then report."""
+    try:
+        scenario = open_dataset(dataset, data)
+        days, online = _days(scenario, base_days, online_days)
+        held = newest_snapshot(str(snapshots), spec_hash=load_spec(scenario.spec_name).hash)
+        if held is None:
+            raise PlaybackError(f"{snapshots} holds no snapshot: there is nothing to compare with. Run learners base.")
+        options = PlayerOptions(speed=_speed(speed), max_lag_s=max_lag_s, tick_s=tick_s, pulse_s=tick_s)
+        settings = StreamSettings()
+    except (ReplayError, SnapshotError, ValueError) as error:
+        _stop(error, _BAD_USAGE)
+    span_ms = scenario.days().span_ms(days, online)
+    progress = Progress(quiet=quiet)
+    found = _await(play_and_report(scenario, span_ms, settings, serving, held[1].model(), options, progress))
+    _print_live(found, dataset, as_json)
+
+
+@app.command()
+def demo(
+    dataset: Dataset = "marketplace",
+    data: Data = None,
+    base_days: BaseDays = None,
+    online_days: OnlineDays = None,
+    max_lag_s: MaxLagS = DEFAULTS.max_lag_s,
+    tick_s: TickS = DEFAULTS.tick_s,
+    port: Annotated[int | None, typer.Option(help="Port of the live page; default: a free one.")] = None,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Keep snapshots and logs here; default: a temporary one.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start everything on this machine, replay a log through it, print the summary, stop everything."""
+    progress = Progress()
+    try:
+        scenario = open_dataset(dataset, data)
+        days, online = _days(scenario, base_days, online_days)
+        player = PlayerOptions(max_lag_s=max_lag_s, tick_s=tick_s, pulse_s=tick_s)
+    except (ReplayError, ValueError) as error:
+        _stop(error, _BAD_USAGE)
+    with tempfile.TemporaryDirectory(prefix="millstream-demo-", ignore_cleanup_errors=True) as temporary:
+        options = DemoOptions(base_days=days, online_days=online, work_dir=work_dir or Path(temporary), port=port)
+        _print_live(_await(run_demo(scenario, options, player, progress)), dataset, as_json)
+
+
+def _backtest(
+    scenario: Scenario, base_days: int, online_days: int, options: in_process.BacktestOptions, progress: Progress
+) -> in_process.Backtest:
+    spec, days = load_spec(scenario.spec_name), scenario.days()
+    base_span, online_span = days.span_ms(0, base_days), days.span_ms(base_days, online_days)
+    with progress.counting("base days", scenario.count(*base_span)) as advance:
+        collected = in_process.collect_base(scenario, spec, base_span, advance, options)
+    snapshot = _trained(collected, spec)
+    with progress.counting("online days", scenario.count(*online_span)) as advance:
+        return in_process.run(scenario, spec, snapshot, collected.store, online_span, advance, options)
+
+
+def _trained(collected: in_process.Base, spec: FeatureSpec) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        write_base(collected, spec, Path(folder))
+        return base_snapshot(read_base_examples(Path(folder), spec), spec)
+
+
+def _days(scenario: Scenario, base_days: int | None, online_days: int | None) -> tuple[int, int]:
+    """How many days of the scenario are base and how many are played.
+
+    Raises
+    ------
+    ValueError
+        When the scenario does not have them.
+    """
+    there = len(scenario.days().dates)
+    base = base_days if base_days is not None else max(min(3, there // 2), 1)
+    if not 1 <= base < there:
+        raise ValueError(
+            f"--base-days {base} must lie between 1 and {there - 1}: {scenario.name} holds {there} days, and the base "
+            "must leave at least one to play."
+        )
+    online = online_days if online_days is not None else min(3, there - base)
+    if not 1 <= online <= there - base:
+        raise ValueError(
+            f"--online-days {online} must lie between 1 and {there - base}: {scenario.name} holds {there} days, of which "
+            f"{base} are base."
+        )
+    return base, online
+
+
+def _speed(text: str) -> float | None:
+    if text == "max":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--speed {text} is neither a number nor max. Pass 1 for real time.") from None
+
+
+def _await(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end; SIGTERM and Ctrl-C cancel it, so that everything it started is stopped."""
+
+    async def main() -> T:
+        task = asyncio.ensure_future(work)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await task
+
+    try:
+        return asyncio.run(main())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        typer.echo("stopped; everything that was started is stopped too.", err=True)
+        raise typer.Exit(130) from None
+    except (ServerStartError, BrokerUnreachableError, TopicMismatchError, PlaybackError, ArchiveError) as error:
+        _stop(error, _FAILED)
+
+
+def _print_live(found: Report, dataset: str, as_json: bool) -> None:
+    if as_json:
+        _print_json(found.to_json())
+        return
+    console = Console()
+    console.print(quality_table(found, f"{dataset}: live, progressive"))
+    console.print(facts_table(found))
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def _stop(error: Exception, status: int) -> NoReturn:
+    typer.echo(f"error: {error}", err=True)
+    raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,42 @@
+"""The base days as files: archived examples to train on, session features to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from learners.archive import Examples, read_examples, write_examples
+from learners.base import train_base
+from learners.shape import ModelShape
+from learners.snapshot import Snapshot
+from learners.spec import FeatureSpec
+from replay.backtest import Base
+
+EXAMPLES_FILE, SESSIONS_FILE = "examples.parquet", "sessions.npz"
+
+
+def write_base(base: Base, spec: FeatureSpec, folder: Path) -> tuple[Path, Path]:
+    """Write the archive and the session export of the base days into ``folder``; returns both paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    archive, sessions = folder / EXAMPLES_FILE, folder / SESSIONS_FILE
+    write_examples(archive, base.examples, spec)
+    base.store.export().save(sessions)
+    return archive, sessions
+
+
+def read_base_examples(folder: Path, spec: FeatureSpec) -> Examples:
+    """Read the archive back. Raises ArchiveError for another spec."""
+    return read_examples(folder / EXAMPLES_FILE, spec_hash=spec.hash)
+
+
+def base_snapshot(examples: Examples, spec: FeatureSpec) -> Snapshot:
+    """The snapshot that ``python -m learners base`` makes of an archive at its defaults, version 1."""
+    trained = train_base(examples, ModelShape.of(spec))
+    return Snapshot(
+        version=1,
+        created_from="base",
+        watermark_ms=trained.watermark_ms,
+        newest_event_ms=trained.newest_event_ms,
+        shape=trained.model.shape,
+        config=trained.model.config,
+        state=trained.model.state(),
+    )

@@ -1,0 +1,127 @@
+"""`python -m serving`: rank ads over HTTP with a model that follows the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+import socket
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from learners.snapshot import SnapshotError
+from learners.spec import SpecError, load_spec
+from serving.logs import to_stderr
+from serving.metrics import ServingMetrics
+from serving.server import Clock, ServingOptions, ServingServer
+from serving.settings import ServingSettings
+from serving.snapshots import NoSnapshotError
+from stream.admin import BrokerUnreachableError
+from stream.broker import find_broker
+from stream.settings import StreamSettings
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+BAD_USAGE, FAILED = 2, 1
+
+
+@app.command()
+def serve(
+    spec: Annotated[str, typer.Option(help="Feature spec: a built-in name or a .toml file.")],
+    snapshots: Annotated[str, typer.Option(help="Directory or fsspec URL of the snapshots.")],
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    clock: Annotated[
+        str, typer.Option(envvar="MILLSTREAM_CLOCK", help="wall: live. log: time is what the requests say (a replay).")
+    ] = "wall",
+) -> None:
+    """Serve rankings until SIGTERM or Ctrl-C. The broker and Redis: KAFKA_BOOTSTRAP_SERVERS, REDIS_URL."""
+    to_stderr()
+    try:
+        status = asyncio.run(_run(spec, snapshots, host, port, _clock(clock)))
+    except (_UsageError, SpecError, NoSnapshotError, SnapshotError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(BAD_USAGE) from error
+    except BrokerUnreachableError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(FAILED) from error
+    raise typer.Exit(status)
+
+
+class _UsageError(ValueError):
+    """What the caller asked for cannot be done."""
+
+
+async def _run(spec_name: str, snapshots: str, host: str, port: int, clock: Clock) -> int:
+    stopped = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stopped.set)
+    stream, settings = _settings()
+    spec = load_spec(spec_name)
+    if stream.kafka_bootstrap_servers is None or stream.redis_url is None:
+        unset = "KAFKA_BOOTSTRAP_SERVERS" if stream.kafka_bootstrap_servers is None else "REDIS_URL"
+        raise _UsageError(
+            f"{unset} is not set: the embedded broker and Redis live only inside the program that starts them, so "
+            "serving alone would share nothing with the workers. Set it, or run everything with 'make demo'."
+        )
+    with _listener(host, port) as listener:
+        options = ServingOptions(
+            spec=spec, snapshots=snapshots, broker=await find_broker(stream), redis_url=stream.redis_url, clock=clock
+        )
+        server = ServingServer(options, settings, ServingMetrics())
+        try:
+            await server.start(listener)
+        except OSError as error:
+            raise _in_use(host, port, error) from error
+        address = listener.getsockname()
+        typer.echo(f"serving {spec.name} on http://{host}:{address[1]}/", err=True)
+        await stopped.wait()
+        await server.stop()
+    return 0
+
+
+def _settings() -> tuple[StreamSettings, ServingSettings]:
+    try:
+        return StreamSettings(), ServingSettings()
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'settings'}: {f['msg']}" for f in error.errors())
+        raise _UsageError(f"the environment holds settings that cannot be used: {faults}") from error
+
+
+def _clock(name: str) -> Clock:
+    if name == "wall":
+        return "wall"
+    if name == "log":
+        return "log"
+    raise _UsageError(f"clock {name!r} is neither wall nor log: event times could not be told. Give --clock wall or log.")
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, before anything else is started."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise _UsageError(f"host {host!r} is no address of this machine ({error}): give another --host.") from error
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise _in_use(host, port, error) from error
+    return listener
+
+
+def _in_use(host: str, port: int, error: OSError) -> _UsageError:
+    if error.errno == errno.EADDRINUSE:
+        return _UsageError(
+            f"port {port} on {host} is in use: serving cannot listen there and was not started. Stop the program that "
+            "holds it, or choose another with --port."
+        )
+    return _UsageError(f"serving cannot listen on {host}:{port} ({error}). Choose another --host or --port.")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,183 @@
+"""What a call does, from its body to its answer: read features, score, log what was served, count."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+
+from learners.encode import EncodedIds
+from learners.hashing import FeatureError
+from learners.session_state import SessionView
+from serving.messages import Ask, BadRequestError, Intake
+from serving.metrics import ServingMetrics
+from serving.ranking import Ranker, Scored, ranked
+from serving.served_log import ServedLog
+from serving.served_rows import heartbeat, served_records
+from serving.status import RecentActivity
+
+
+class SessionReader(Protocol):
+    """Where session states come from."""
+
+    async def view(self, ids: EncodedIds) -> SessionView:
+        """The states that these requests read, in one round trip; empty ones when the store does not answer."""
+        ...
+
+
+class ScoringService:
+    """Ranks and scores. One object, one event loop.
+
+    Parameters
+    ----------
+    wall_ms : the wall clock; freshness is measured with it whatever clock the stream runs on.
+    """
+
+    def __init__(
+        self,
+        intake: Intake,
+        ranker: Ranker,
+        sessions: SessionReader,
+        served_log: ServedLog,
+        metrics: ServingMetrics,
+        wall_ms: Callable[[], int],
+    ) -> None:
+        self.ranker = ranker
+        self.activity = RecentActivity()
+        self._intake = intake
+        self._spec = ranker.encoder.spec
+        self._sessions = sessions
+        self._served_log = served_log
+        self._metrics = metrics
+        self._wall_ms = wall_ms
+        self._in_flight: dict[int, int] = {}  # call -> its earliest event time
+        self._calls = 0
+
+    async def rank(self, body: bytes) -> bytes:
+        """`POST /v1/rank`. Raises BadRequestError."""
+        began = time.perf_counter()
+        ask = self._intake.rank(body)
+        with self._in_flight_at([ask]):
+            scored = await self._score([ask])
+            order = ranked(scored.p, scored.logit, ask.bids, ask.top_k)
+            if len(order) < len(scored.p):
+                self._log(scored.take(np.sort(order)))
+            else:
+                self._log(scored)
+        answer = _header(scored) | {
+            "request_id": str(ask.request.request_id),
+            "user_key": str(int(scored.ids.user_key[0])),
+            "ranked": _ranked_ads(ask, scored, order.tolist()),
+        }
+        self._answered(scored, 1, began)
+        return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+    async def score(self, body: bytes) -> bytes:
+        """`POST /v1/score`. Raises BadRequestError."""
+        began = time.perf_counter()
+        asks, watermark_ms = self._intake.score(body)
+        if not asks:
+            self._promise(watermark_ms)
+            return orjson.dumps(self._state() | {"results": []})
+        with self._in_flight_at(asks):
+            scored = await self._score(asks)
+            self._log(scored)
+        self._promise(watermark_ms)
+        starts = scored.starts().tolist()
+        identified = zip(asks, scored.ids.user_key.tolist(), starts[:-1], starts[1:], strict=True)
+        impressions = list(map(str, scored.impression_id.tolist()))
+        results = [
+            {
+                "request_id": str(ask.request.request_id),
+                "user_key": str(user_key),
+                "impression_ids": impressions[start:end],
+                "p": scored.p[start:end],
+                "logit": scored.logit[start:end],
+            }
+            for ask, user_key, start, end in identified
+        ]
+        self._answered(scored, len(asks), began)
+        return orjson.dumps(_header(scored) | {"results": results}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+    def beat(self, now_ms: int) -> None:
+        """Tell every partition of the served topic that nothing earlier than now, or than a call in flight, follows."""
+        self._promise(min(self._in_flight.values(), default=now_ms))
+
+    async def _score(self, asks: list[Ask]) -> Scored:
+        try:
+            ids = self.ranker.encoder.ids([ask.request for ask in asks])
+        except FeatureError as error:
+            raise BadRequestError(str(error)) from error
+        view = await self._sessions.view(ids)
+        scored = self.ranker.score(ids, view)
+        if not np.isfinite(scored.logit).all():
+            bad = int(np.count_nonzero(~np.isfinite(scored.logit)))
+            raise ArithmeticError(
+                f"model version {scored.model_version} gave {bad} of {len(scored.logit)} logits that are not finite: "
+                "nothing was answered or logged. Go back to an older snapshot."
+            )
+        for age_s in self.ranker.model.freshness.predicted(self._wall_ms()).tolist():
+            self._metrics.freshness.observe(age_s)
+        return scored
+
+    def _log(self, scored: Scored) -> None:
+        for partition, record in served_records(scored, self._spec, self._served_log.partitions):
+            self._served_log.write(partition, record.encode())
+
+    def _promise(self, watermark_ms: int | None) -> None:
+        if watermark_ms is None or self._served_log.sends_out_of_order:
+            return
+        record = heartbeat(self._spec, watermark_ms).encode()
+        for partition in range(self._served_log.partitions):
+            self._served_log.write(partition, record)
+
+    @contextmanager
+    def _in_flight_at(self, asks: list[Ask]) -> Iterator[None]:
+        self._calls += 1
+        call = self._calls
+        self._in_flight[call] = min(ask.request.ts_ms for ask in asks)
+        try:
+            yield
+        finally:
+            del self._in_flight[call]
+
+    def _answered(self, scored: Scored, requests: int, began: float) -> None:
+        seconds = time.perf_counter() - began
+        self.activity.answered(requests, len(scored.p), float(scored.p.sum(dtype=np.float64)), seconds)
+        self._metrics.rows.inc(len(scored.p))
+
+    def _state(self) -> dict[str, Any]:
+        ranker = self.ranker
+        return {
+            "model_version": ranker.model.version,
+            "map_version": ranker.calibrator.map.version,
+            "applied_ms": ranker.applied_ms,
+        }
+
+
+def _header(scored: Scored) -> dict[str, Any]:
+    return {
+        "model_version": scored.model_version,
+        "map_version": scored.map_version,
+        "applied_ms": scored.applied_ms,
+    }
+
+
+def _ranked_ads(ask: Ask, scored: Scored, order: list[int]) -> list[dict[str, Any]]:
+    p, logit = scored.p[order], scored.logit[order]
+    return [
+        {
+            "position": position,
+            "index": index,
+            "impression_id": str(int(scored.impression_id[index])),
+            "p": p[position],
+            "logit": logit[position],
+            "bid": ask.bids[index],
+            "ad": ask.request.ads[index],
+        }
+        for position, index in enumerate(order)
+    ]

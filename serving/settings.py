@@ -1,0 +1,22 @@
+"""What can be set of serving beside its command line: environment variables ``MILLSTREAM_…``."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ServingSettings(BaseSettings):
+    """Times, bounds and sizes; an empty variable counts as unset. Raises pydantic.ValidationError."""
+
+    model_config = SettingsConfigDict(env_prefix="MILLSTREAM_", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    feature_refresh_s: float = Field(default=1.0, gt=0)  # age of shared counters, on the stream's clock
+    feature_timeout_s: float = Field(default=0.5, gt=0)  # a call never waits longer for Redis
+    heartbeat_s: float = Field(default=1.0, gt=0)  # how often partitions without requests hear the time
+    fresh_within_s: float = Field(default=30.0, gt=0)  # readiness: the learner must have been heard since
+    map_refit_interval_s: float = Field(default=1.0, ge=0)  # event time
+    served_queue_bytes: int = Field(default=64 << 20, ge=1 << 20)  # what may wait for the broker
+    max_ads: int = Field(default=2_000, ge=1)  # of a request
+    max_requests: int = Field(default=1_000, ge=1)  # of a score call
+    worker_metrics_url: str | None = None  # of the learner's /metrics: shown on the live page

@@ -1,0 +1,121 @@
+"""The calibrator's shell: examples from Kafka, each partition's bin state to the calibration topic.
+
+The topic is the state: a record holds a partition's sums and the first examples offset that is not in them, so that a
+restart reads the newest record of its partitions and goes on there. Offsets are committed only to start reading near it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+import structlog
+
+from calibration.stream import CalibratorConfig
+from learners.spec import FeatureSpec
+from stream.broker import Broker
+from stream.calibrating import PartitionCalibrator
+from stream.examples_log import decode_examples
+from stream.inbox import Assigned, Inbox, InputRecord, Place
+from stream.log_reader import LogReader
+from stream.metrics import WorkerMetrics
+from stream.producer import RecordProducer, stored
+from stream.records import CONVERSION, CalibrationRecord, RecordError
+from stream.topics import CALIBRATION, EXAMPLES
+
+_encode = msgspec.msgpack.Encoder().encode
+_log = structlog.get_logger(__name__)
+
+
+class CalibrateRunner:
+    """Runs a `PartitionCalibrator` for every assigned partition."""
+
+    topics = (EXAMPLES,)
+
+    def __init__(
+        self,
+        broker: Broker,
+        producer: RecordProducer,
+        spec: FeatureSpec,
+        config: CalibratorConfig,
+        publish_interval_s: float,
+        metrics: WorkerMetrics,
+    ) -> None:
+        self.inbox = Inbox()
+        self._broker = broker
+        self._producer = producer
+        self._spec = spec
+        self._config = config
+        self._publish_interval_s = publish_interval_s
+        self._metrics = metrics
+        self._calibrators: dict[int, PartitionCalibrator] = {}
+        self._committable: dict[Place, int] = {}
+
+    async def work(self, items: list[InputRecord | Assigned]) -> None:
+        """Count the records' labels, then publish the states that are due."""
+        started = time.perf_counter()
+        for item in items:
+            if isinstance(item, Assigned):
+                await self._restore(item.partitions)
+                continue
+            if item.partition not in self._calibrators:  # records may overtake the notice of the assignment
+                await self._restore({item.partition})
+            self._count(self._calibrators[item.partition], item)
+        await self._publish()
+        self._metrics.histogram("step_seconds", agent="calibrate").observe(time.perf_counter() - started)
+        self._metrics.gauge("inbox_records", agent="calibrate").set(len(self.inbox))
+        slowest_ms = min((one.watermark_ms for one in self._calibrators.values()), default=0)
+        self._metrics.gauge("calibration_watermark_timestamp_seconds").set(slowest_ms / 1000)
+
+    async def tick(self) -> None:
+        """Nothing: time is the watermark."""
+
+    async def give_up(self) -> None:
+        """Publish every state that changed and forget them."""
+        await self._publish(at_once=True)
+        self._calibrators.clear()
+
+    def committable(self) -> Mapping[Place, int]:
+        """For each partition the first offset that its published state does not hold."""
+        return self._committable
+
+    async def _restore(self, partitions: frozenset[int] | set[int]) -> None:
+        fresh = set(partitions) - self._calibrators.keys()
+        decoder = msgspec.msgpack.Decoder(CalibrationRecord)
+        newest: dict[int, CalibrationRecord] = {}
+        async with LogReader(self._broker) as log:
+            async for stored_record in log.read(CALIBRATION, 0):
+                record = decoder.decode(stored_record.value)
+                newest[record.partition] = record
+        for partition in sorted(fresh):
+            record_or_none = newest.get(partition)
+            self._calibrators[partition] = PartitionCalibrator(
+                partition, self._config, self._publish_interval_s, record_or_none
+            )
+            next_offset = self._calibrators[partition].next_offset
+            _log.info("calibrator restored", partition=partition, next_offset=next_offset)
+
+    def _count(self, calibrator: PartitionCalibrator, record: InputRecord) -> None:
+        try:
+            rows, watermark_ms = decode_examples(record.value, self._spec)
+        except RecordError:  # the learner puts such records aside; once is enough
+            calibrator.skip(record.offset)
+            return
+        if record.offset >= calibrator.next_offset:
+            counted = np.count_nonzero(rows.kind != CONVERSION)
+            self._metrics.counter("calibration_rows_total").inc(int(counted))
+        calibrator.step(rows, record.offset, watermark_ms)
+
+    async def _publish(self, *, at_once: bool = False) -> None:
+        records = [
+            record
+            for calibrator in self._calibrators.values()
+            if (record := calibrator.take_publication(at_once=at_once)) is not None
+        ]
+        await stored(
+            [await self._producer.send(CALIBRATION, _encode(r), key=b"%d" % r.partition) for r in records]
+        )
+        self._committable |= {(EXAMPLES, record.partition): record.next_offset for record in records}
+        self._metrics.counter("calibration_records_total").inc(len(records))

@@ -1,0 +1,328 @@
+"""The learner's shell: examples from Kafka, journal and deltas to Kafka, snapshots to the store.
+
+One step, in this order: learn, write the journal, publish, and now and then take a snapshot; only what a snapshot holds
+is committed. A restart loads the newest snapshot, learns the journal's batches again, in their very rows, and goes on
+from there: the same versions with the same weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import structlog
+
+from learners.deepfm import DeepFM
+from learners.delta import Delta
+from learners.drift import DriftWatch
+from learners.progressive import ProgressiveMetrics
+from learners.snapshot import Snapshot, Written, newest_snapshot, write_snapshot
+from learners.spec import FeatureSpec
+from stream.broker import Broker
+from stream.deltas import to_parts
+from stream.examples_log import decode_examples, read_ranges
+from stream.inbox import Assigned, Inbox, InputRecord, Place
+from stream.learning import Diverged, Learned, LearningConfig, LearningLoop, LearnOutcome, LoopState, Rejected
+from stream.log_reader import LogReader
+from stream.metrics import WorkerMetrics
+from stream.producer import RecordProducer, stored
+from stream.records import SETTLED, DeltaPart, JournalRecord, RecordError, SnapshotNotice
+from stream.topics import EXAMPLES, JOURNAL, WEIGHTS
+
+MAX_PART_BYTES = 4 << 20  # half of the topic's limit
+_LOOP_STATE = "loop.state"  # beside the model's arrays in a snapshot
+_LAST_RECORDS = 64  # of the weights topic, among which the last delta is looked for first
+_QUALITY_INTERVAL_S = 1.0  # ranking the window for its AUC takes milliseconds
+
+_encode = msgspec.msgpack.Encoder().encode
+_log = structlog.get_logger(__name__)
+
+
+class NoSnapshotError(RuntimeError):
+    """There is no snapshot to start from."""
+
+
+def first_snapshot(root: str, spec: FeatureSpec) -> Snapshot:
+    """The newest whole snapshot under ``root``. Raises NoSnapshotError, SnapshotSpecError, TornSnapshotError."""
+    found = newest_snapshot(root, spec_hash=spec.hash)
+    if found is None:
+        raise NoSnapshotError(
+            f"{root} holds no snapshot: there is no model to serve or to learn on. Train a base first: python -m learners "
+            f"base --spec {spec.name} --examples FILE.parquet --out {root}"
+        )
+    return found[1]
+
+
+class LearnRunner:
+    """Runs the one `LearningLoop` of a model, over all partitions; without all of them it stands by.
+
+    Parameters
+    ----------
+    snapshots : directory or URL of the snapshots.
+    fresh_log : the broker was started just now: offsets in a snapshot are of another log and are dropped.
+    """
+
+    topics = (EXAMPLES,)
+
+    def __init__(
+        self,
+        broker: Broker,
+        producer: RecordProducer,
+        spec: FeatureSpec,
+        config: LearningConfig,
+        snapshots: str,
+        metrics: WorkerMetrics,
+        *,
+        fresh_log: bool = False,
+    ) -> None:
+        self.inbox = Inbox()
+        self._broker = broker
+        self._producer = producer
+        self._spec = spec
+        self._config = config
+        self._snapshots = snapshots
+        self._metrics = metrics
+        self._fresh_log = fresh_log
+        self._loop: LearningLoop | None = None
+        self._committable: dict[Place, int] = {}
+        self._snapshot_task: asyncio.Task[None] | None = None
+        self._quality = ProgressiveMetrics(utc_offset_s=spec.utc_offset_s)
+        self._quality_at = 0.0
+        self._drift = DriftWatch()
+
+    async def work(self, items: list[InputRecord | Assigned]) -> None:
+        """Learn from the records, then publish what is due."""
+        started = time.perf_counter()
+        outcomes: list[LearnOutcome] = []
+        for item in items:
+            if isinstance(item, Assigned):
+                await self._assigned(item.partitions)
+            elif self._loop is not None:
+                outcomes += await self._step(self._loop, item)
+        if self._loop is None:
+            return
+        await self._store(self._loop, outcomes)
+        await self._publish(self._loop)
+        if self._loop.snapshot_due() and (self._snapshot_task is None or self._snapshot_task.done()):
+            await self._begin_snapshot(self._loop)
+        self._metrics.histogram("step_seconds", agent="learn").observe(time.perf_counter() - started)
+        self._measure(self._loop)
+
+    async def tick(self) -> None:
+        """Nothing: time is the watermark. A snapshot that failed to be written is raised here."""
+        if self._snapshot_task is not None and self._snapshot_task.done():
+            task, self._snapshot_task = self._snapshot_task, None
+            await task
+
+    async def give_up(self) -> None:
+        """Publish, take a last snapshot, forget the model."""
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        if self._snapshot_task is not None:
+            await self._snapshot_task
+        await self._publish(loop, at_once=True)
+        if not loop.diverged and loop.positions():
+            await self._begin_snapshot(loop)
+            await self._end_snapshot()
+
+    def committable(self) -> Mapping[Place, int]:
+        """For each partition the first offset of which the newest snapshot does not hold all rows."""
+        return self._committable
+
+    # ------------------------------------------------------------------------------------------------- restore
+
+    async def _assigned(self, partitions: frozenset[int]) -> None:
+        if len(partitions) < self._broker.partitions:
+            _log.info("another worker learns this model; standing by", partitions=sorted(partitions))
+            return
+        snapshot = await asyncio.to_thread(first_snapshot, self._snapshots, self._spec)
+        self._loop = loop = LearningLoop(
+            snapshot.model(),
+            self._config,
+            self._broker.partitions,
+            state=None if self._fresh_log else _loop_state(snapshot),
+            version=snapshot.version,
+        )
+        self._fresh_log = False  # of a second assignment the log is the one that was written to
+        async with LogReader(self._broker) as log:
+            await self._relearn(log, loop)
+            published = max(snapshot.version, await _last_published(log))
+        if published > loop.version:
+            raise NoSnapshotError(
+                f"version {published} was published, but snapshot and journal lead to {loop.version} only: "
+                f"its weights cannot be made again. Give --snapshots the folder of this stream, not {self._snapshots}."
+            )
+        loop.resume_after(published)
+        await self._publish(loop, at_once=True)
+        _log.info("learner ready", snapshot=snapshot.version, version=loop.version, positions=loop.positions())
+        self._measure(loop)
+
+    async def _relearn(self, log: LogReader, loop: LearningLoop) -> None:
+        """Learn again what the journal holds beyond the snapshot; refuse a log that ends before the snapshot."""
+        for partition, position in loop.positions().items():
+            async for _ in log.read(EXAMPLES, partition, position.offset):
+                break
+        decoder = msgspec.msgpack.Decoder(JournalRecord)
+        journals = [decoder.decode(record.value) async for record in log.read(JOURNAL, 0)]
+        for journal in journals:
+            if journal.version > loop.version:
+                outcome = loop.relearn(journal, await read_ranges(log, journal.ranges, self._spec))
+                if isinstance(outcome, Diverged):
+                    raise NoSnapshotError(f"learning version {journal.version} again diverged: {outcome.detail}")
+
+    # ---------------------------------------------------------------------------------------------------- step
+
+    async def _step(self, loop: LearningLoop, record: InputRecord) -> list[LearnOutcome]:
+        if record.offset > loop.next_offset(record.partition):
+            await self._fill_gap(loop, record)
+        self._metrics.counter("input_records_total", topic=EXAMPLES).inc()
+        return await self._learn_record(loop, record.partition, record.offset, record.value)
+
+    async def _fill_gap(self, loop: LearningLoop, record: InputRecord) -> None:
+        """Learn records that the group committed but this snapshot, older than that commit, lacks."""
+        start = loop.next_offset(record.partition)
+        async with LogReader(self._broker) as log:
+            async for missed in log.read(EXAMPLES, record.partition, start, stop=record.offset):
+                await self._store(loop, await self._learn_record(loop, missed.partition, missed.offset, missed.value))
+
+    async def _learn_record(
+        self, loop: LearningLoop, partition: int, offset: int, value: bytes | None
+    ) -> list[LearnOutcome]:
+        try:
+            rows, watermark_ms = decode_examples(value, self._spec)
+        except RecordError as error:
+            await self._dead_letter(partition, offset, error.reason, error.detail, value or b"")
+            return []
+        return loop.step(rows, partition, offset, watermark_ms)
+
+    async def _store(self, loop: LearningLoop, outcomes: list[LearnOutcome]) -> None:
+        """Journal what was learned before anything of it is published; put rejected rows aside."""
+        sends: list[Any] = []
+        for outcome in outcomes:
+            if isinstance(outcome, Learned):
+                sends.append(await self._producer.send(JOURNAL, _encode(outcome.journal), key=b"model"))
+                self._count(outcome)
+            elif isinstance(outcome, Rejected):
+                payload = outcome.rows.to_record(self._spec.hash, 0).encode()
+                await self._dead_letter(outcome.partition, outcome.offset, outcome.reason, outcome.detail, payload)
+            else:
+                self._metrics.gauge("learn_diverged").set(1)
+                _log.error(
+                    "the model diverged: nothing is learned or published any more, serving keeps the last version",
+                    version=loop.published_version,
+                    detail=outcome.detail,
+                    remedy="look at the newest examples, lower the learning rates, restart from a snapshot",
+                )
+        await stored(sends)
+
+    async def _dead_letter(self, partition: int, offset: int, reason: str, detail: str, payload: bytes) -> None:
+        self._metrics.counter("dead_letters_total", topic=EXAMPLES, reason=reason).inc()
+        await stored([await self._producer.dead_letter(EXAMPLES, partition, offset, reason, detail, payload)])
+
+    # ------------------------------------------------------------------------------------------------- publish
+
+    async def _publish(self, loop: LearningLoop, *, at_once: bool = False) -> None:
+        delta = loop.take_publication(at_once=at_once)
+        if delta is not None:
+            await self._send(delta)
+
+    async def _send(self, delta: Delta) -> None:
+        parts = [_encode(part) for part in to_parts(delta, MAX_PART_BYTES)]
+        await stored([await self._producer.send(WEIGHTS, part, key=b"model") for part in parts])
+        if not delta.is_heartbeat:
+            self._metrics.counter("deltas_total").inc()
+            self._metrics.counter("delta_bytes_total").inc(sum(map(len, parts)))
+
+    async def _begin_snapshot(self, loop: LearningLoop) -> None:
+        """Copy the state now, after publishing it, and write it beside the learning."""
+        await self._publish(loop, at_once=True)
+        state = loop.state()
+        snapshot = _snapshot_of(loop.model, state)
+        self._snapshot_task = asyncio.create_task(self._write_snapshot(snapshot, state))
+
+    async def _end_snapshot(self) -> None:
+        task, self._snapshot_task = self._snapshot_task, None
+        if task is not None:
+            await task
+
+    async def _write_snapshot(self, snapshot: Snapshot, state: LoopState) -> None:
+        written: Written = await asyncio.to_thread(write_snapshot, self._snapshots, snapshot)
+        notice = SnapshotNotice(
+            spec_hash=self._spec.hash,
+            version=snapshot.version,
+            url=written.url,
+            sha256=written.sha256,
+            watermark_ms=snapshot.watermark_ms,
+        )
+        await stored([await self._producer.send(WEIGHTS, _encode(notice), key=b"model")])
+        self._committable = {(EXAMPLES, partition): at[0] for partition, at in state.positions.items()}
+        self._metrics.counter("snapshots_total").inc()
+        _log.info("snapshot written", version=snapshot.version, url=written.url)
+
+    # ------------------------------------------------------------------------------------------------- measure
+
+    def _count(self, learned: Learned) -> None:
+        self._metrics.counter("learned_batches_total").inc()
+        self._metrics.counter("learned_rows_total").inc(len(learned.rows))
+        settled = learned.rows.kind == SETTLED
+        rows = learned.rows.take(settled)
+        if len(rows):
+            self._quality.add(rows.ts_ms, learned.logits[settled], rows.label, rows.p)
+            loss = learned.log_loss * len(rows)
+            if self._drift.update(rows=len(rows), clicks=int(rows.label.sum()), loss=loss):
+                self._metrics.counter("learn_drifts_total").inc()
+                _log.warning("the normalised log loss has changed", version=learned.journal.version)
+
+    def _measure(self, loop: LearningLoop) -> None:
+        metrics = self._metrics
+        metrics.gauge("inbox_records", agent="learn").set(len(self.inbox))
+        metrics.gauge("model_version").set(loop.published_version)
+        metrics.gauge("learn_waiting_rows").set(loop.waiting_rows)
+        metrics.gauge("learn_watermark_timestamp_seconds").set(loop.watermark_ms / 1000)
+        now = time.monotonic()
+        if now - self._quality_at < _QUALITY_INTERVAL_S:
+            return
+        self._quality_at = now
+        window = self._quality.window()
+        metrics.gauge("progressive_auc_ratio").set(window.auc)
+        metrics.gauge("progressive_log_loss").set(window.log_loss)
+        metrics.gauge("progressive_normalized_entropy_ratio").set(window.ne)
+        metrics.gauge("progressive_observed_over_expected_ratio").set(window.observed_over_expected)
+
+
+def _snapshot_of(model: DeepFM, state: LoopState) -> Snapshot:
+    return Snapshot(
+        version=state.version,
+        created_from="stream",
+        watermark_ms=state.watermark_ms,
+        newest_event_ms=state.newest_event_ms,
+        shape=model.shape,
+        config=model.config,
+        state={**model.state(), _LOOP_STATE: np.frombuffer(state.encode(), np.uint8)},
+        offsets={partition: at[0] for partition, at in state.positions.items()},
+    )
+
+
+def _loop_state(snapshot: Snapshot) -> LoopState | None:
+    """Where the loop stood; None for a base snapshot, which knows of no stream."""
+    held = snapshot.state.get(_LOOP_STATE)
+    return None if held is None else LoopState.decode(np.asarray(held).tobytes())
+
+
+async def _last_published(log: LogReader) -> int:
+    """The version of the last delta or heartbeat on the weights topic; 0 when there is none."""
+    decoder = msgspec.msgpack.Decoder(DeltaPart | SnapshotNotice)
+    for start in (await log.tail_start(WEIGHTS, 0, _LAST_RECORDS), 0):
+        newest = 0
+        async for record in log.read(WEIGHTS, 0, start):
+            part = decoder.decode(record.value)
+            if isinstance(part, SnapshotNotice) or part.part == part.parts - 1:  # a delta cut off was not published
+                newest = max(newest, part.version)
+        if newest:
+            return newest
+    return 0

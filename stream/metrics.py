@@ -1,0 +1,148 @@
+"""What the workers tell Prometheus: the one table of their metrics, shared by code, documents and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from stream.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS, SERVED
+
+REASONS = (
+    "malformed",  # neither msgpack nor JSON
+    "schema",  # wrong type, missing field, wrong length
+    "spec",  # another feature spec
+    "time",  # a time that no event has
+    "unknown_impression",  # no served and displayed row within the click window
+    "no_click",  # a conversion without a click
+    "late",  # beyond a horizon
+    "not_finite",  # NaN or infinity in a row to be learned
+)
+"""Why a record or a row goes to the dead-letter topic: a closed set."""
+
+JOIN_COUNTS = (
+    "settled_clicked",
+    "settled_unclicked",
+    "corrections",
+    "converted",
+    "undisplayed",
+    "duplicate_served",
+    "duplicate_impressions",
+    "duplicate_clicks",
+    "duplicate_conversions",
+    "redelivered_records",
+    "dropped_settled_rows",
+)
+"""What becomes of rows in the join."""
+
+_TOPICS = (SERVED, IMPRESSIONS, CLICKS, CONVERSIONS, EXAMPLES)
+_AGENTS = ("join", "learn", "calibrate")
+_STEP_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row of the table; ``labels`` gives each label the closed set of its values."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    doc: str
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    buckets: Sequence[float] = ()
+
+
+# fmt: off
+TABLE = (
+    Metric("millstream_input_records_total", "counter", "Records read, by topic", {"topic": _TOPICS}),
+    Metric("millstream_input_rows_total", "counter", "Rows read by the join, good and bad, by topic",
+           {"topic": _TOPICS[:4]}),
+    Metric("millstream_dead_letters_total", "counter", "Records and rows put aside, by topic and reason",
+           {"topic": _TOPICS, "reason": REASONS}),
+    Metric("millstream_inbox_records", "gauge", "Records that wait for an agent's core", {"agent": _AGENTS}),
+    Metric("millstream_step_seconds", "histogram", "Time an agent takes for what it took from its inbox at once",
+           {"agent": _AGENTS}, _STEP_S),
+    Metric("millstream_join_rows_total", "counter", "What became of rows in the join", {"outcome": JOIN_COUNTS}),
+    Metric("millstream_join_held_rows", "gauge", "Served rows in memory, settled or not"),
+    Metric("millstream_join_waiting_events", "gauge", "Events that wait for their served row, display or click"),
+    Metric("millstream_join_watermark_timestamp_seconds", "gauge", "Event time of the slowest partition of the join"),
+    Metric("millstream_examples_total", "counter", "Examples written, by kind",
+           {"kind": ("settled", "correction", "conversion")}),
+    Metric("millstream_session_steps_total", "counter", "Batches folded into the session features"),
+    Metric("millstream_learned_rows_total", "counter", "Examples learned"),
+    Metric("millstream_learned_batches_total", "counter", "Learn steps; each makes a model version"),
+    Metric("millstream_learned_conversions_total", "counter", "Conversions seen by the learner: counted, not learned"),
+    Metric("millstream_learn_waiting_rows", "gauge", "Examples that wait for their batch to fill"),
+    Metric("millstream_learn_watermark_timestamp_seconds", "gauge", "Event time up to which all examples have arrived"),
+    Metric("millstream_learn_diverged", "gauge", "1 after a gradient that is not finite: nothing is published any more"),
+    Metric("millstream_learn_drifts_total", "counter", "Changes of the normalised log loss that ADWIN found"),
+    Metric("millstream_progressive_auc_ratio", "gauge", "AUC of the last rows, scored before they were learned"),
+    Metric("millstream_progressive_log_loss", "gauge", "Log loss of the last rows, in nats, scored before learning"),
+    Metric("millstream_progressive_normalized_entropy_ratio", "gauge", "Log loss over that of the average rate"),
+    Metric("millstream_progressive_observed_over_expected_ratio", "gauge",
+           "Clicks over the sum of the calibrated probabilities that were served"),
+    Metric("millstream_model_version", "gauge", "Newest model version published"),
+    Metric("millstream_deltas_total", "counter", "Weights deltas published, heartbeats not counted"),
+    Metric("millstream_delta_bytes_total", "counter", "Bytes of published deltas"),
+    Metric("millstream_snapshots_total", "counter", "Snapshots written"),
+    Metric("millstream_calibration_records_total", "counter", "Calibration states published"),
+    Metric("millstream_calibration_rows_total", "counter", "Examples counted by the calibrator"),
+    Metric("millstream_calibration_watermark_timestamp_seconds", "gauge",
+           "Event time of the slowest partition of the calibrator"),
+)
+# fmt: on
+
+
+class WorkerMetrics:
+    """The metrics of the table in a registry of the caller's; every child of a label set exists from the start.
+
+    `counter`, `gauge` and `histogram` give a metric by its name without the prefix ``millstream_``, with its labels.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
+        self._histograms: dict[str, Histogram] = {}
+        for row in TABLE:
+            self._register(row)
+
+    def counter(self, name: str, **labels: str) -> Counter:
+        """A counter; KeyError for a name, ValueError for labels, that the table does not hold."""
+        found = self._counters[name]
+        return found.labels(**labels) if labels else found
+
+    def gauge(self, name: str, **labels: str) -> Gauge:
+        """A gauge."""
+        found = self._gauges[name]
+        return found.labels(**labels) if labels else found
+
+    def histogram(self, name: str, **labels: str) -> Histogram:
+        """A histogram."""
+        found = self._histograms[name]
+        return found.labels(**labels) if labels else found
+
+    def _register(self, row: Metric) -> None:
+        name, labels = row.name.removeprefix("millstream_"), tuple(row.labels)
+        metric: Counter | Gauge | Histogram
+        if row.kind == "counter":
+            metric = self._counters[name] = Counter(row.name, row.doc, labels, registry=self.registry)
+        elif row.kind == "gauge":
+            metric = self._gauges[name] = Gauge(row.name, row.doc, labels, registry=self.registry)
+        else:
+            metric = self._histograms[name] = Histogram(
+                row.name, row.doc, labels, registry=self.registry, buckets=row.buckets
+            )
+        for values in _combinations(row.labels):
+            metric.labels(**values)
+
+
+def _combinations(labels: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+    """Every combination of label values; none for a metric without labels."""
+    if not labels:
+        return []
+    combined: list[dict[str, str]] = [{}]
+    for name, values in labels.items():
+        combined = [{**held, name: value} for held in combined for value in values]
+    return combined

@@ -1,0 +1,221 @@
+"""The life of a worker process: servers, topics, agents, metrics; a clean stop; the exit code.
+
+A stop (SIGTERM, SIGINT) takes nothing more in, works off what was read, publishes, takes a snapshot and commits. Any
+failure of an agent ends the process with exit code 1, without a commit: a supervisor starts it again and it resumes
+from the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type: ignore[import-untyped]
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+
+from learners.snapshot import SnapshotError
+from learners.spec import FeatureSpec
+from stream.admin import BrokerUnreachableError, TopicMismatchError, ensure_topics
+from stream.app import AgentApp
+from stream.broker import Broker, find_broker
+from stream.calibrate_runner import CalibrateRunner
+from stream.child_server import ServerStartError
+from stream.embedded_broker import EmbeddedBroker
+from stream.embedded_redis import EmbeddedRedis, answers_ping
+from stream.health import HealthServer
+from stream.inbox import Runner
+from stream.join_runner import JoinRunner
+from stream.learn_runner import LearnRunner, NoSnapshotError, first_snapshot
+from stream.metrics import WorkerMetrics
+from stream.producer import RecordProducer
+from stream.session_store import RedisSessionStore
+from stream.settings import StreamSettings, kafka_client_options, without_password
+from stream.single_owner import SingleOwnerAssignor
+from stream.worker_settings import Clock, WorkerSettings
+
+AGENTS = ("join", "learn", "calibrate")
+STOP_TIMEOUT_S = 9.0  # a stop that takes longer is given up: the log holds all that a restart needs
+
+_log = structlog.get_logger(__name__)
+
+
+class WorkerStartError(RuntimeError):
+    """Something that the worker needs is missing; the message names the remedy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """What one worker process runs."""
+
+    spec: FeatureSpec
+    snapshots: str
+    agents: Sequence[str] = AGENTS
+    clock: Clock = "wall"
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None  # None: no port is opened
+
+
+async def run_worker(options: WorkerOptions, settings: StreamSettings, intervals: WorkerSettings) -> int:
+    """Run until a signal or a failure; the process's exit code.
+
+    Raises
+    ------
+    WorkerStartError
+        The broker, Redis, a port or a snapshot is missing, or does not fit.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    failures: list[BaseException] = []
+
+    def failed(error: BaseException) -> None:
+        _log.error("an agent failed; the worker stops without committing", exc_info=error)
+        failures.append(error)
+        stop.set()
+
+    async with AsyncExitStack() as stack:
+        try:
+            health, apps = await _start(stack, options, settings, intervals, failed)
+        except (
+            BrokerUnreachableError,
+            NoSnapshotError,
+            ServerStartError,
+            SnapshotError,
+            TopicMismatchError,
+            ValueError,
+        ) as error:
+            raise WorkerStartError(str(error)) from error
+        health.ready = not failures
+        _log.info("worker ready", agents=list(options.agents), spec=options.spec.name, clock=options.clock)
+        await stop.wait()
+        health.ready = False
+        await _stop_apps(apps, failures)
+    return 1 if failures else 0
+
+
+async def _start(
+    stack: AsyncExitStack,
+    options: WorkerOptions,
+    settings: StreamSettings,
+    intervals: WorkerSettings,
+    failed: Callable[[BaseException], None],
+) -> tuple[HealthServer, list[AgentApp]]:
+    """Everything up to running agents; ``stack`` stops the servers, the caller stops the agents."""
+    registry = CollectorRegistry()
+    health = HealthServer(registry)
+    if options.metrics_port is not None:
+        await health.start(options.metrics_host, options.metrics_port)
+        stack.push_async_callback(health.stop)
+    if "learn" in options.agents:  # before anything is started: the usual thing to forget
+        await asyncio.to_thread(first_snapshot, options.snapshots, options.spec)
+    fresh_log = settings.kafka_bootstrap_servers is None
+    settings = await stack.enter_async_context(_servers(settings))
+    await ensure_topics(settings.kafka_bootstrap_servers or "", settings.topics(), kafka_client_options(settings))
+    broker = await find_broker(settings)
+    if not broker.idempotent:
+        _log.warning("this broker has no transactions: one worker must own all partitions, start no second one")
+    producer = RecordProducer(broker)
+    await producer.start()
+    stack.push_async_callback(producer.stop)
+    parts = _Parts(broker, producer, WorkerMetrics(registry), options, intervals)
+    runners = {
+        "join": lambda: parts.join(redis_client(stack, settings)),
+        "learn": lambda: parts.learn(fresh_log=fresh_log),
+        "calibrate": parts.calibrate,
+    }
+    apps = [
+        AgentApp(name, broker, runners[name](), failed, SingleOwnerAssignor if name == "learn" else RangePartitionAssignor)
+        for name in AGENTS
+        if name in options.agents
+    ]
+    await asyncio.gather(*(app.start() for app in apps))
+    return health, apps
+
+
+class _Parts:
+    """Makes the runners out of what they share."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        producer: RecordProducer,
+        metrics: WorkerMetrics,
+        options: WorkerOptions,
+        intervals: WorkerSettings,
+    ) -> None:
+        self._broker, self._producer, self._metrics = broker, producer, metrics
+        self._options, self._intervals = options, intervals
+
+    def join(self, redis: Redis) -> Runner:
+        store = RedisSessionStore(redis, self._options.spec, self._broker.partitions)
+        now_ms = _wall_clock_ms if self._options.clock == "wall" else None
+        config = self._intervals.join()
+        return JoinRunner(self._broker, self._producer, store, self._options.spec, config, self._metrics, now_ms)
+
+    def learn(self, *, fresh_log: bool) -> Runner:
+        return LearnRunner(
+            self._broker,
+            self._producer,
+            self._options.spec,
+            self._intervals.learning(self._options.clock),
+            self._options.snapshots,
+            self._metrics,
+            fresh_log=fresh_log,
+        )
+
+    def calibrate(self) -> Runner:
+        interval_s = self._intervals.learning(self._options.clock).publish_interval_s
+        return CalibrateRunner(
+            self._broker,
+            self._producer,
+            self._options.spec,
+            self._intervals.calibrator(),
+            interval_s,
+            self._metrics,
+        )
+
+
+@asynccontextmanager
+async def _servers(settings: StreamSettings) -> AsyncIterator[StreamSettings]:
+    """The given broker and Redis, or embedded ones whose addresses are said on stderr."""
+    async with AsyncExitStack() as stack:
+        bootstrap, redis_url = settings.kafka_bootstrap_servers, settings.redis_url
+        if bootstrap is None:
+            bootstrap = (await stack.enter_async_context(EmbeddedBroker())).bootstrap
+            _log.info("embedded broker started", KAFKA_BOOTSTRAP_SERVERS=bootstrap)
+        if redis_url is None:
+            redis_url = (await stack.enter_async_context(EmbeddedRedis())).url
+            _log.info("embedded Redis started", REDIS_URL=redis_url)
+        elif not await answers_ping(redis_url):
+            raise ServerStartError(
+                f"no Redis answered at {without_password(redis_url)}: session features could be neither read nor kept. "
+                "Check REDIS_URL and that it runs, or unset it to use the embedded one."
+            )
+        yield settings.model_copy(update={"kafka_bootstrap_servers": bootstrap, "redis_url": redis_url})
+
+
+def redis_client(stack: AsyncExitStack, settings: StreamSettings) -> Redis:
+    """A client of the Redis of the settings, closed by ``stack``."""
+    client: Redis = Redis.from_url(settings.redis_url or "")
+    stack.push_async_callback(client.aclose)
+    return client
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+async def _stop_apps(apps: Sequence[AgentApp], failures: Sequence[BaseException]) -> None:
+    """Stop in the order of the stream, so that a later agent may still see what an earlier one wrote last."""
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            for app in apps:
+                await (app.abandon() if failures else app.stop())
+    except TimeoutError:
+        _log.warning("the stop took too long and was cut off; the next start resumes from the log")

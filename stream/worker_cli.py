@@ -1,0 +1,86 @@
+"""The verb `python -m stream worker`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from typing import Annotated
+
+import structlog
+import typer
+from pydantic import ValidationError
+
+from learners.spec import SpecError, load_spec
+from stream.settings import StreamSettings
+from stream.worker import AGENTS, WorkerOptions, WorkerStartError, run_worker
+from stream.worker_settings import Clock, WorkerSettings
+
+
+def worker(
+    snapshots: Annotated[str, typer.Option(help="Directory or URL of the snapshots; it must hold a base snapshot.")],
+    spec: Annotated[
+        str, typer.Option(help="Feature spec: kuairand, marketplace or a TOML file.", envvar="MILLSTREAM_SPEC")
+    ] = "marketplace",
+    agents: Annotated[str, typer.Option(help="Agents to run, by commas.")] = ",".join(AGENTS),
+    clock: Annotated[
+        Clock, typer.Option(help="wall: live; log: time is what the records say (replays).", envvar="MILLSTREAM_CLOCK")
+    ] = "wall",
+    metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz; none unless given.")] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address to listen on for them.")] = "127.0.0.1",
+) -> None:
+    """Join, learn and calibrate: run the agents of the stream until SIGTERM.
+
+    Without KAFKA_BOOTSTRAP_SERVERS or REDIS_URL an embedded server is started, and its address logged. Windows and
+    intervals: MILLSTREAM_CLICK_WINDOW_S, MILLSTREAM_LEARN_BATCH_ROWS, MILLSTREAM_PUBLISH_INTERVAL_S ...
+    """
+    chosen = _chosen(agents)
+    _set_up_logs()
+    try:
+        settings, intervals = StreamSettings(), WorkerSettings()
+        intervals.join(), intervals.learning(clock), intervals.calibrator()
+        options = WorkerOptions(
+            spec=load_spec(spec),
+            snapshots=snapshots,
+            agents=chosen,
+            clock=clock,
+            metrics_host=metrics_host,
+            metrics_port=metrics_port,
+        )
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
+        raise typer.BadParameter(f"the environment holds settings that cannot be used: {faults}") from error
+    except (SpecError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    try:
+        status = asyncio.run(run_worker(options, settings, intervals))
+    except WorkerStartError as error:
+        typer.echo(f"error: {error}", err=True)
+        status = 1
+    raise typer.Exit(status)
+
+
+def _chosen(agents: str) -> list[str]:
+    names = [name.strip() for name in agents.split(",") if name.strip()]
+    unknown = [name for name in names if name not in AGENTS]
+    if unknown or not names:
+        raise typer.BadParameter(
+            f"--agents {agents!r} must name one or more of {', '.join(AGENTS)}: "
+            f"{', '.join(unknown) or 'nothing'} cannot be run."
+        )
+    return names
+
+
+def _set_up_logs() -> None:
+    """Lines on stderr; the libraries' own only from warnings on, since they tell every step of every rebalance."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    logging.getLogger("faust").setLevel(logging.ERROR)  # it warns of what our settings ask for
+    logging.getLogger("mode").setLevel(logging.ERROR)

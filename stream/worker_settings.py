@@ -1,0 +1,62 @@
+"""How long workers wait and how often they publish: read from the environment, defaults by clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, Literal
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from calibration.stream import CalibratorConfig
+from stream.join import JoinConfig
+from stream.learning import LearningConfig
+
+Clock = Literal["wall", "log"]
+
+# What a clock changes of LearningConfig. Live, a click must be learned about a second later, however few rows wait with
+# it. In a replay thousands of seconds pass in one, so that full batches cost no freshness, and neither do far snapshots.
+_LEARNING: dict[str, dict[str, float]] = {
+    "wall": {"learn_interval_s": 1.0, "snapshot_interval_s": 300.0},
+    "log": {"learn_interval_s": 300.0, "snapshot_interval_s": 21_600.0},
+}
+
+
+class WorkerSettings(BaseSettings):
+    """``MILLSTREAM_CLICK_WINDOW_S`` and so on; None takes the default. Meanings: `JoinConfig`, `LearningConfig`,
+    `CalibratorConfig`. Raises pydantic.ValidationError, which names the variable; the configs raise ValueError.
+    """  # noqa: D205 - one sentence over two lines
+
+    model_config = SettingsConfigDict(env_prefix="MILLSTREAM_", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    click_window_s: float | None = None
+    display_horizon_s: float | None = None
+    late_horizon_s: float | None = None
+    conversion_horizon_s: float | None = None
+    allowed_lateness_s: float | None = None
+    idle_timeout_s: float | None = None
+    max_pending_rows: int | None = None
+
+    learn_batch_rows: int | None = None
+    learn_interval_s: float | None = None
+    publish_interval_s: float | None = None
+    snapshot_interval_s: float | None = None
+
+    half_life_rows: float | None = None
+
+    def join(self) -> JoinConfig:
+        """The join's windows."""
+        return JoinConfig(**self._given(JoinConfig))
+
+    def learning(self, clock: Clock) -> LearningConfig:
+        """The loop's intervals under a clock."""
+        chosen: dict[str, Any] = {**_LEARNING[clock], **self._given(LearningConfig)}
+        return LearningConfig(**chosen)
+
+    def calibrator(self) -> CalibratorConfig:
+        """The calibrator's memory."""
+        return CalibratorConfig(**self._given(CalibratorConfig))
+
+    def _given(self, config: Callable[..., Any]) -> dict[str, Any]:
+        names = {field.name for field in fields(config)} & set(type(self).model_fields)  # type: ignore[arg-type]
+        return {name: value for name in sorted(names) if (value := getattr(self, name)) is not None}

@@ -1,0 +1,50 @@
+"""Drift of the normalised log loss."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from learners.drift import DriftWatch
+from learners.metrics import losses, probability
+
+
+def feed(watch: DriftWatch, *, rate: float, fault: float, batches: int, seed: int) -> None:
+    """Batches of 128 rows whose logits know the click probability but for an error of ``fault``."""
+    generator = np.random.default_rng(seed)
+    for _ in range(batches):
+        truth = generator.normal(math.log(rate / (1 - rate)), 1.0, 128)
+        labels = generator.random(128) < probability(truth)
+        loss = float(losses(truth + generator.normal(0, fault, 128), labels).sum())
+        watch.update(rows=128, clicks=int(labels.sum()), loss=loss)
+
+
+def test_a_model_that_breaks_is_noticed() -> None:
+    """Logits that lose their meaning raise a detection."""
+    watch = DriftWatch()
+    feed(watch, rate=0.4, fault=0.1, batches=600, seed=1)
+    assert watch.detections == 0
+    feed(watch, rate=0.4, fault=4.0, batches=300, seed=2)
+    assert watch.detections >= 1
+
+
+def test_a_click_rate_that_falls_is_no_drift_of_the_model() -> None:
+    """The log loss halves with the rate; the normalised one hardly moves."""
+    watch = DriftWatch()
+    feed(watch, rate=0.5, fault=0.1, batches=400, seed=3)
+    feed(watch, rate=0.4, fault=0.1, batches=400, seed=4)
+    assert watch.detections == 0
+
+
+def test_batches_without_a_click_are_pooled_until_there_is_one() -> None:
+    """Their entropy alone would be 0."""
+    watch = DriftWatch(rows=2)
+    assert [watch.update(rows=2, clicks=clicks, loss=1.0) for clicks in (0, 0, 1)] == [False] * 3
+
+
+def test_a_loss_that_is_not_finite_is_refused() -> None:
+    """It would blind the detector for good."""
+    with pytest.raises(ValueError, match="log loss of nan over 3 rows"):
+        DriftWatch().update(rows=3, clicks=1, loss=float("nan"))

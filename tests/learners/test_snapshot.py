@@ -1,0 +1,170 @@
+"""Snapshots: whole or not at all, on a local disk and behind a URL."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+import structlog
+
+from learners import store
+from learners.snapshot import (
+    Snapshot,
+    SnapshotError,
+    SnapshotSpecError,
+    TornSnapshotError,
+    load_snapshot,
+    newest_snapshot,
+    read_manifest,
+    versions,
+    write_snapshot,
+)
+from tests.learners.batches import CONFIG, SHAPE, batch, learned
+
+
+def snapshot(version: int, *, steps: int = 2, calibration: bytes | None = b"bins") -> Snapshot:
+    """A snapshot of a small model."""
+    return Snapshot(
+        version=version,
+        created_from="stream",
+        watermark_ms=1000 * version,
+        newest_event_ms=1000 * version - 5,
+        shape=SHAPE,
+        config=CONFIG,
+        state=learned(steps).state(),
+        offsets={0: 7, 3: 12},
+        calibration=calibration,
+    )
+
+
+@pytest.fixture(params=["directory", "url"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A store that does not exist yet."""
+    return str(tmp_path / "snapshots") if request.param == "directory" else f"memory://{uuid.uuid4().hex}/snapshots"
+
+
+def test_a_snapshot_returns_whole(root: str) -> None:
+    """Every field, and a model that continues bit-equal."""
+    sent = snapshot(4)
+    written = write_snapshot(root, sent)
+    got = load_snapshot(written.url, spec_hash=SHAPE.spec_hash)
+    for name in ("version", "created_from", "watermark_ms", "newest_event_ms", "shape", "config", "calibration"):
+        assert getattr(got, name) == getattr(sent, name)
+    assert got.offsets == {0: 7, 3: 12}
+    assert got.state.keys() == sent.state.keys()
+    assert all(np.array_equal(got.state[name], sent.state[name]) for name in sent.state)
+    first, second = sent.model(), got.model()
+    for model in (first, second):
+        model.learn_many(*batch(np.random.default_rng(1), 8))
+    assert first.weights_sha256() == second.weights_sha256()
+
+
+def test_without_a_calibrator_there_is_no_calibration(root: str) -> None:
+    """A base has none."""
+    assert load_snapshot(write_snapshot(root, snapshot(1, calibration=None)).url).calibration is None
+
+
+def test_the_newest_is_found_and_the_three_newest_stay(root: str) -> None:
+    """Older ones are removed as new ones come."""
+    for version in (1, 2, 10, 9, 11):
+        write_snapshot(root, snapshot(version))
+    assert versions(root) == [11, 10, 9]
+    found = newest_snapshot(root)
+    assert found is not None
+    assert found[0].endswith("v000000000011")
+    assert found[1].version == 11
+
+
+def test_what_was_just_written_stays_even_when_it_is_the_oldest(root: str) -> None:
+    """A returned url always holds the snapshot."""
+    for version in (5, 6, 7):
+        write_snapshot(root, snapshot(version))
+    assert load_snapshot(write_snapshot(root, snapshot(2)).url).version == 2
+
+
+def test_a_store_without_snapshots_has_no_newest(root: str) -> None:
+    """Neither a missing root nor an empty one is an error."""
+    assert newest_snapshot(root) is None
+
+
+def test_writing_a_version_again_replaces_it(root: str) -> None:
+    """The second content is what is found, whole."""
+    write_snapshot(root, snapshot(1, steps=1))
+    second = snapshot(1, steps=3, calibration=None)
+    got = load_snapshot(write_snapshot(root, second).url)
+    assert got.model().weights_sha256() == second.model().weights_sha256()
+    assert got.calibration is None
+
+
+def tear(path: Path, how: str) -> None:
+    """Damage a snapshot's folder."""
+    model, manifest = path / "model.safetensors", path / "manifest.json"
+    content = model.read_bytes()
+    match how:
+        case "no manifest":
+            manifest.unlink()
+        case "manifest cut":
+            manifest.write_bytes(manifest.read_bytes()[:40])
+        case "no model":
+            model.unlink()
+        case "model cut":
+            model.write_bytes(content[:-1])
+        case "a bit flipped":
+            model.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+        case "calibration altered":
+            (path / "calibration.bin").write_bytes(b"sins")
+
+
+@pytest.mark.parametrize(
+    "how", ["no manifest", "manifest cut", "no model", "model cut", "a bit flipped", "calibration altered"]
+)
+def test_a_torn_snapshot_is_skipped_with_a_warning(tmp_path: Path, how: str) -> None:
+    """The one before it is taken; read by name, the torn one is an error."""
+    write_snapshot(str(tmp_path), snapshot(1))
+    torn = write_snapshot(str(tmp_path), snapshot(2))
+    tear(Path(torn.url), how)
+    with structlog.testing.capture_logs() as logs:
+        found = newest_snapshot(str(tmp_path))
+    assert found is not None
+    assert found[1].version == 1
+    assert [(entry["log_level"], entry["url"]) for entry in logs] == [("warning", torn.url)]
+    with pytest.raises(TornSnapshotError, match="v000000000002"):
+        load_snapshot(torn.url)
+
+
+def test_a_write_that_dies_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash before the rename shows readers no new version, and the next write succeeds."""
+    write_snapshot(str(tmp_path), snapshot(1))
+
+    def die(path: Path) -> None:
+        raise OSError("disk gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_sync_directory", die)
+        with pytest.raises(OSError, match="disk gone"):
+            write_snapshot(str(tmp_path), snapshot(2))
+    assert versions(str(tmp_path)) == [1]
+    write_snapshot(str(tmp_path), snapshot(2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v000000000001", "v000000000002"]
+
+
+def test_a_snapshot_of_another_spec_is_refused_with_both_hashes(root: str) -> None:
+    """It is not skipped in favour of an older one: the configuration is wrong, not the file."""
+    write_snapshot(root, snapshot(1))
+    other = dataclasses.replace(SHAPE, spec_hash="ffffffffffffffff")
+    write_snapshot(root, dataclasses.replace(snapshot(2), shape=other))
+    with pytest.raises(SnapshotSpecError, match=f"toy ffffffffffffffff.*{SHAPE.spec_hash}"):
+        newest_snapshot(root, spec_hash=SHAPE.spec_hash)
+
+
+def test_another_format_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    """A later release's snapshot is not guessed at."""
+    written = write_snapshot(str(tmp_path), snapshot(1))
+    path = Path(written.url) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 9}))
+    with pytest.raises(SnapshotError, match="format 9, this program reads 1"):
+        read_manifest(written.url)

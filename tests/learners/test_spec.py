@@ -1,0 +1,114 @@
+"""Feature specs: columns, hashes and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from learners.spec import FeatureSpec, SpecError, built_in, load_spec
+from tests.learners.small_spec import SMALL
+
+TOML = """
+name = "mine"
+user = "user"
+ad = "ad"
+fields = [{ name = "user", source = "user.id" }, { name = "ad", source = "ad.id" }]
+counters = [{ field = "ad", ids = ["ctr"], dense = ["log_count"] }]
+"""
+
+
+def test_built_in_specs_load() -> None:
+    """KuaiRand and the marketplace come with the package."""
+    assert built_in() == ("kuairand", "marketplace")
+    for name in built_in():
+        assert load_spec(name).name == name
+
+
+def test_request_columns_come_before_ad_columns_and_raw_before_derived() -> None:
+    """The order of columns, by hand."""
+    assert SMALL.request_fields == (
+        "user", "age", "tab", "hour", "weekday", "user_tab", "session.gap", "session.outcomes", "session.since_click",
+        "session.session_impressions", "user.ctr", "user.count", "user_tab.ctr",
+    )  # fmt: skip
+    assert SMALL.ad_fields == (
+        "ad", "author", "duration", "user_author", "user_tab_author", "duration_tab", "ad.recent_ctr", "user_author.ctr"
+    )  # fmt: skip
+    assert SMALL.ad_dense == (
+        "ad.value_rate",
+        "ad.recent_value_rate",
+        "ad.recent_ctr",
+        "user_author.ctr",
+        "user_author.log_count",
+    )
+    assert SMALL.columns == SMALL.request_fields + SMALL.ad_fields
+    assert (SMALL.id_columns, SMALL.dense_inputs) == (21, 12)
+
+
+def test_columns_are_found_by_name() -> None:
+    """Indices into the whole row; what is only a counter's key is not learned."""
+    assert (SMALL.user_field, SMALL.ad_field, SMALL.field_index("duration")) == (0, 13, 15)
+    assert SMALL.counter_columns == (0, 13, 2, 16, 5)
+    assert set(range(21)) - set(SMALL.embedded_columns) == {5, 16}
+    with pytest.raises(SpecError, match="no id column 'nope'; it has user, age"):
+        SMALL.field_index("nope")
+
+
+def test_a_counter_is_the_users_own_when_its_key_holds_the_user() -> None:
+    """Own counters live in the user's partition, the others are shared."""
+    assert [SMALL.own(counter) for counter in SMALL.counters] == [True, False, False, True, True]
+    assert [counter.field for counter in SMALL.request_counters] == ["user", "tab", "user_tab"]
+
+
+def test_the_hash_tells_specs_apart() -> None:
+    """Equal specs hash equally, any change is another hash."""
+    again = msgspec.json.decode(msgspec.json.encode(SMALL), type=FeatureSpec)
+    changed = msgspec.structs.replace(SMALL, utc_offset_s=0)
+    assert again.hash == SMALL.hash != changed.hash
+    assert len(SMALL.hash) == 16
+    assert int(SMALL.hash, 16)
+
+
+def test_an_unknown_spec_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+    """A typing error shows what there is."""
+    with pytest.raises(SpecError, match=r"unknown feature spec 'kuairnd'\. Name one of kuairand, marketplace"):
+        load_spec("kuairnd")
+    with pytest.raises(SpecError, match="no feature spec file"):
+        load_spec(tmp_path / "none.toml")
+
+
+def test_a_spec_comes_from_any_toml_file(tmp_path: Path) -> None:
+    """One's own data needs no change of code."""
+    path = tmp_path / "mine.toml"
+    path.write_text(TOML)
+    assert load_spec(path).ad_fields == ("ad", "ad.ctr")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('source = "ad.id"', 'source = "page.id"', r"source 'page\.id' must be user\.x"),
+        ('source = "ad.id"', 'source = "ad.id", cross = ["user"]', "either a source or a cross"),
+        ('source = "ad.id"', 'source = "ad.id", edges = [3.0, 1.0]', "must ascend"),
+        ('source = "ad.id"', 'source = "ad.id", edges = [nan]', "must ascend and be finite"),
+        ('name = "ad", source', 'name = "user", source', "names must differ"),
+        ('ad = "ad"', 'ad = "user"', r"ad = 'user' must name a field with a source ad\."),
+        ('field = "ad"', 'field = "shop"', "must each name another one of the fields"),
+        ('ids = ["ctr"]', 'ids = ["cpr"]', "Invalid enum value 'cpr'"),
+        ('ids = ["ctr"]', "idz = []", "unknown field `idz`"),
+        ('name = "mine"', "name = 3", "Expected `str`, got `int`"),
+        ('name = "mine"', "name = ", "Invalid value"),
+        ('name = "mine"', 'name = "mine"\nrates.ctr_prior = 1.0', "rates.ctr_prior = 1.0 must lie between 0 and 1"),
+        ('name = "mine"', 'name = "mine"\nrates.own_ttl_s = 0.0', "rates.own_ttl_s = 0.0 must be positive"),
+        ('name = "mine"', 'name = "mine"\nsession.last_outcomes = 9', r"last_outcomes in 1\.\.8"),
+        ('[{ name = "user"', '[{ name = "x", cross = ["user", "ad"] }, { name = "user"', "two or more earlier fields"),
+    ],
+)
+def test_a_spec_that_cannot_mean_anything_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    """The error names the file and what is wrong in it."""
+    path = tmp_path / "mine.toml"
+    assert old in TOML
+    path.write_text(TOML.replace(old, new))
+    with pytest.raises(SpecError, match=rf"mine\.toml: .*{message}"):
+        load_spec(path)
