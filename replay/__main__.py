@@ -75,9 +75,9 @@ def backtest(
     if as_json:
         _print_json({**found.report.to_json(), "sha256": found.sha256})
         return
-    Console().print(quality_table(found.report, f"{dataset}: backtest, progressive"))
+    _console().print(quality_table(found.report, f"{dataset}: backtest, progressive"))
     for what, digest in found.sha256.items():
-        Console(soft_wrap=True).print(f"sha256 of {what}: {digest}", highlight=False)
+        typer.echo(f"sha256 of {what}: {digest}")
 
 
 @app.command()
@@ -199,8 +199,8 @@ def _days(scenario: Scenario, base_days: int | None, online_days: int | None) ->
     online = online_days if online_days is not None else min(3, there - base)
     if not 1 <= online <= there - base:
         raise ValueError(
-            f"--online-days {online} must lie between 1 and {there - base}: {scenario.name} holds {there} days, of which "
-            f"{base} are base."
+            f"--online-days {online} must lie between 1 and {there - base}: {scenario.name} holds {there} days, the "
+            f"first {base} of them base."
         )
     return base, online
 
@@ -235,9 +235,14 @@ def _print_live(found: Report, dataset: str, as_json: bool) -> None:
     if as_json:
         _print_json(found.to_json())
         return
-    console = Console()
+    console = _console()
     console.print(quality_table(found, f"{dataset}: live, progressive"))
     console.print(facts_table(found))
+
+
+def _console() -> Console:
+    """Stdout; as wide as the tables where it is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=100)
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -95,7 +95,9 @@ def _clock(name: str) -> Clock:
         return "wall"
     if name == "log":
         return "log"
-    raise _UsageError(f"clock {name!r} is neither wall nor log: event times could not be told. Give --clock wall or log.")
+    raise _UsageError(
+        f"clock {name!r} is neither wall nor log: event times could not be told. Give --clock wall or log."
+    )
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -32,6 +32,7 @@ class HotCalibrator:
         self._records: dict[int, CalibrationRecord] = {}
         self._states: dict[int, BinState] = {}
         self._fitted_at_ms: tuple[float, float] = (-np.inf, -np.inf)
+        self._fitted_partitions = 0
         self._stale = False
         self.refits = 0
 
@@ -91,11 +92,12 @@ class HotCalibrator:
         watermarks = [record.watermark_ms for record in self._records.values()]
         reached = (min(watermarks), max(watermarks))
         advance_ms = max(now - fitted for now, fitted in zip(reached, self._fitted_at_ms, strict=True))
-        if not self._stale or advance_ms < self._refit_interval_ms:
+        newcomers = len(self._records) > self._fitted_partitions
+        if not self._stale or (advance_ms < self._refit_interval_ms and not newcomers):
             return
         version = sum(record.version for record in self._records.values())
         self.map = merged_map(self._states.values(), version=version)
-        self._fitted_at_ms, self._stale = reached, False
+        self._fitted_at_ms, self._fitted_partitions, self._stale = reached, len(self._records), False
         self.refits += 1
 
 

@@ -35,9 +35,7 @@ class Scored:
     def take(self, rows: NDArray[np.intp]) -> Scored:
         """The rows at ``rows`` (ascending), of the same requests."""
         e = self.encoded
-        kept = Encoded(
-            e.request_ids, e.request_dense, e.ad_ids[rows], e.ad_dense[rows], e.row_request[rows], len(rows)
-        )
+        kept = Encoded(e.request_ids, e.request_dense, e.ad_ids[rows], e.ad_dense[rows], e.row_request[rows], len(rows))
         return Scored(
             self.ids, kept, self.logit[rows], self.p[rows], self.impression_id[rows],
             self.model_version, self.map_version, self.applied_ms,

@@ -13,12 +13,15 @@ from pydantic import ValidationError
 
 from stream.admin import BrokerUnreachableError, Difference, TopicMismatchError, check_topics, ensure_topics
 from stream.doctor import SERVING_PORT, run_checks
+from stream.schemas import schemas as record_schemas
+from stream.sessions_cli import sessions
 from stream.settings import StreamSettings, kafka_client_options
 from stream.worker_cli import worker
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 app.command()(worker)
+app.add_typer(sessions, name="sessions")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")]
 
@@ -103,6 +106,12 @@ def doctor(
         if not check.ok:
             typer.echo(f"        fix: {check.fix}")
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+@app.command()
+def schemas() -> None:
+    """Print the JSON Schemas of every record and of the single-event JSON, by topic."""
+    typer.echo(orjson.dumps(record_schemas(), option=orjson.OPT_INDENT_2))
 
 
 if __name__ == "__main__":

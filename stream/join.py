@@ -44,7 +44,6 @@ from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, INPUTS, SERVED
 from stream.watermarks import Watermarks
 
 _HOLDING = (SERVED, IMPRESSIONS, CLICKS)  # inputs that hold the watermark back
-_RETRY_ORDER = {IMPRESSIONS: 0, CLICKS: 1, CONVERSIONS: 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,8 +358,8 @@ class JoinCore:
             self._set_timer(event.ts_ms + self._window_ms, event)
 
     def _retry(self, impression_id: int) -> None:
-        events = self._waiting.pop(impression_id, None)
-        for event in sorted(events, key=lambda event: _RETRY_ORDER[event.topic]) if events else ():
+        """Apply the waiting events again, in the order in which they came; those still too early wait on."""
+        for event in self._waiting.pop(impression_id, ()):
             self._apply[event.topic](event)
 
     def _reject(self, event: Event, reason: str, detail: str) -> None:

@@ -121,7 +121,7 @@ class SharedCounters:
         parts[slots, partition] = states
         if len(self._sums) < len(parts):
             self._sums = np.concatenate((self._sums, np.zeros(len(parts) - len(self._sums), COUNTER)))
-        self._sums[slots] = merged(parts[slots].T, self._half_life_ms)
+        self._sums[slots] = states if parts.shape[1] == 1 else merged(parts[slots].T, self._half_life_ms)
 
     def forget(self, partition: int) -> None:
         """Drop all that one partition told (its store was emptied)."""
@@ -164,20 +164,23 @@ class MemorySessionStore:
     def load(self, partition: int, keys: SessionKeys) -> SessionStates:
         """The partition's states of keys, zeros where there is none."""
         counters = np.zeros(len(keys.counters), COUNTER)
-        own = keys.owners != 0
-        counters[own] = self._own[partition].load(keys.counters[own])
-        counters[~own] = self._shared.of_partition(partition, keys.counters[~own])
+        if len(counters):
+            own = keys.owners != 0
+            counters[own] = self._own[partition].load(keys.counters[own])
+            counters[~own] = self._shared.of_partition(partition, keys.counters[~own])
         return SessionStates(keys, self._users[partition].load(keys.users), counters)
 
     def apply(self, partition: int, expected: Fence, fence: Fence, states: SessionStates) -> Fence:
         """Write changed states and move the fence, if it stands at ``expected``; returns where it stands after."""
         if self._fences[partition] != expected:
             return self._fences[partition]
-        keys, own = states.keys, states.keys.owners != 0
+        keys = states.keys
         self._users[partition].put(keys.users, states.users)
-        self._own[partition].put(keys.counters[own], states.counters[own])
-        self._owner_of.update(zip(keys.counters[own].tolist(), keys.owners[own].tolist(), strict=True))
-        self._shared.put(partition, keys.counters[~own], states.counters[~own])
+        if len(keys.counters):
+            own = keys.owners != 0
+            self._own[partition].put(keys.counters[own], states.counters[own])
+            self._owner_of.update(zip(keys.counters[own].tolist(), keys.owners[own].tolist(), strict=True))
+            self._shared.put(partition, keys.counters[~own], states.counters[~own])
         self._fences[partition] = fence
         return fence
 

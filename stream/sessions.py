@@ -133,35 +133,41 @@ class SessionFold:
 
     def _forget(self, users: NDArray[Any], at: NDArray[np.intp], now: NDArray[np.int64]) -> None:
         """Start anew those who were away for longer than the expiry."""
-        users[at[now - users["seen_ms"][at] > self._own_ttl_ms]] = np.zeros((), USER)
+        away = now - users["seen_ms"][at] > self._own_ttl_ms
+        if away.any():
+            users[at[away]] = np.zeros((), USER)
 
     def _fold_counters(self, keys: SessionKeys, counters: NDArray[Any], outcomes: Outcomes, part: slice) -> None:
         """Add rows that span no more than the shortest expiry, so that only their first can find an expired state."""
         ids = outcomes.ids[part][:, self._columns]
-        present = ids.ravel() != 0
-        at = np.searchsorted(keys.counters, ids.ravel()[present])
-
-        def by_counter(rows: NDArray[Any]) -> NDArray[Any]:
-            return np.asarray(np.repeat(rows, len(self._columns))[present])
-
-        now = by_counter(outcomes.known_ms[part])
+        row, counter = np.nonzero(ids)
+        at = np.searchsorted(keys.counters, ids[row, counter])
+        now = outcomes.known_ms[part][row]
         old_ms = counters["ts_ms"].copy()
         first_ms = old_ms.copy()
         first_ms[at[::-1]] = now[::-1]  # of equal indices the last assignment stays: the first row
         ttl_ms = np.where(keys.owners != 0, self._own_ttl_ms, self._shared_ttl_ms)
-        expired = (old_ms != 0) & (first_ms - old_ms > ttl_ms)
-        counters[expired] = np.zeros((), COUNTER)
-        np.maximum.at(counters["ts_ms"], at, now)
-        kind, label = outcomes.kind[part], outcomes.label[part] != 0
-        n = kind == SETTLED
-        steps = (n, (n & label) | (kind == CORRECTION), kind == CONVERSION)
+        expired = (first_ms - old_ms > ttl_ms) & (old_ms != 0)
+        if expired.any():
+            counters[expired] = np.zeros((), COUNTER)
+        new_ms = counters["ts_ms"]
+        np.maximum.at(new_ms, at, now)
         sums = sums_of(counters)
-        sums[:, 3:] *= decay(counters["ts_ms"] - old_ms, self._half_life_ms)[:, None]
-        weight = decay(counters["ts_ms"][at] - now, self._half_life_ms)
-        for column, step in enumerate(steps):
-            by = by_counter(step)
-            sums[:, column] += np.bincount(at, by, len(counters))
-            sums[:, column + 3] += np.bincount(at, by * weight, len(counters))
+        sums[:, 3:] *= decay(new_ms - old_ms, self._half_life_ms)[:, None]
+        steps = _steps(outcomes.kind[part], outcomes.label[part])[row]
+        weight = decay(new_ms[at] - now, self._half_life_ms)[:, None]
+        added = np.concatenate((steps, steps * weight), axis=1)  # (M, 6)
+        place = at[:, None] * added.shape[1] + np.arange(added.shape[1])
+        sums += np.bincount(place.ravel(), added.ravel(), sums.size).reshape(sums.shape)
+
+
+def _steps(kind: NDArray[np.uint8], label: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """What each row adds to (n, clicks, values), (B, 3)."""
+    steps = np.empty((len(kind), 3))
+    steps[:, 0] = settled = kind == SETTLED
+    steps[:, 1] = (settled & (label != 0)) | (kind == CORRECTION)
+    steps[:, 2] = kind == CONVERSION
+    return steps
 
 
 def _remember(users: NDArray[Any], at: NDArray[np.intp], ads: NDArray[np.uint64], clicked: NDArray[np.bool_]) -> None:

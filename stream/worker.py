@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import structlog
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type: ignore[import-untyped]
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, disable_created_metrics
 from redis.asyncio import Redis
 
 from learners.snapshot import SnapshotError
@@ -107,6 +107,7 @@ async def _start(
     failed: Callable[[BaseException], None],
 ) -> tuple[HealthServer, list[AgentApp]]:
     """Everything up to running agents; ``stack`` stops the servers, the caller stops the agents."""
+    disable_created_metrics()  # a sample a counter that nobody reads
     registry = CollectorRegistry()
     health = HealthServer(registry)
     if options.metrics_port is not None:

@@ -295,6 +295,27 @@ def test_low_water_is_the_oldest_unfinished_record(core: JoinCore) -> None:
     assert core.poll().low_water == {SERVED: 11, IMPRESSIONS: 20, CLICKS: 30}
     core.served(served(watermark_s=3), 13)
     assert core.poll().low_water[SERVED] == 12
+    core.impressions(events((3, 2)), 22)
+    assert short(advance(core, 13).examples) == [(SETTLED, 3, 0)]
+    assert core.poll().low_water == {SERVED: 13, IMPRESSIONS: 22, CLICKS: 30}
+
+
+def test_rebuild_from_low_water_knows_how_far_the_inputs_had_come(core: JoinCore) -> None:
+    """Even a promise after which nothing follows is read again: without it the rest would never settle."""
+    log = {
+        SERVED: [served((1, 0), (2, 8)), served(watermark_s=20)],
+        IMPRESSIONS: [events((1, 1), (2, 9)), events(watermark_s=20)],
+        CLICKS: [events((1, 2)), events(watermark_s=18)],
+    }
+    committed = dict.fromkeys(log, 0)
+    for life in (core, JoinCore(CONFIG, SPEC, 0)):
+        for topic, feed in ((SERVED, life.served), (IMPRESSIONS, life.impressions), (CLICKS, life.clicks)):
+            for offset in range(committed[topic], len(log[topic])):
+                feed(log[topic][offset], offset)  # type: ignore[operator]
+        out = life.poll()
+        assert out.watermark_ms == T0 + 18_000
+        committed = out.low_water
+    assert committed == {SERVED: 0, IMPRESSIONS: 0, CLICKS: 1}
 
 
 def test_redelivered_record_is_skipped(core: JoinCore) -> None:
@@ -364,7 +385,7 @@ def test_examples_handed_over_too_late_are_refused(core: JoinCore) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"click_window_s": 0}, {"late_horizon_s": 1}, {"allowed_lateness_s": -1}, {"max_pending_rows": 0}]
 )
-def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
+def test_impossible_settings_are_refused(wrong: dict[str, int]) -> None:
     """The error names the setting to change."""
     (name,) = wrong
     with pytest.raises(ValueError, match=f"MILLSTREAM_{name.upper()}"):
@@ -411,7 +432,7 @@ class Log:
 def _records(rng: random.Random, rows: list[tuple[int, float, float]], disorder_s: float) -> list[EventRows]:
     """Rows in an order whose disorder stays within `disorder_s`, cut at random; some records carry a true promise."""
     ordered = sorted(rows, key=lambda row: row[1] + rng.uniform(0, disorder_s))
-    out = []
+    out: list[EventRows] = []
     while ordered or not out:
         size = rng.choice((1, 1, 2, 5, 0))  # the first choice is what shrinking tends to
         batch, ordered = ordered[:size], ordered[size:]
