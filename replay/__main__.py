@@ -126,7 +126,7 @@ def run(
         held = newest_snapshot(str(snapshots), spec_hash=load_spec(scenario.spec_name).hash)
         if held is None:
             raise PlaybackError(f"{snapshots} holds no snapshot: there is nothing to compare with. Run learners base.")
-        options = PlayerOptions(speed=_speed(speed), max_lag_s=max_lag_s, tick_s=tick_s, pulse_s=tick_s)
+        options = PlayerOptions(speed=_speed(speed), max_lag_s=max_lag_s, tick_s=tick_s)
         settings = StreamSettings()
     except (ReplayError, SnapshotError, ValueError) as error:
         _stop(error, _BAD_USAGE)
@@ -155,7 +155,7 @@ def demo(
     try:
         scenario = open_dataset(dataset, data)
         days, online = _days(scenario, base_days, online_days)
-        player = PlayerOptions(max_lag_s=max_lag_s, tick_s=tick_s, pulse_s=tick_s)
+        player = PlayerOptions(max_lag_s=max_lag_s, tick_s=tick_s)
     except (ReplayError, ValueError) as error:
         _stop(error, _BAD_USAGE)
     with tempfile.TemporaryDirectory(prefix="millstream-demo-", ignore_cleanup_errors=True) as temporary:

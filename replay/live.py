@@ -79,7 +79,7 @@ class _producer:  # noqa: N801 - reads as a verb at its one use
 
     def __init__(self, settings: StreamSettings, bootstrap: str) -> None:
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=bootstrap, acks="all", linger_ms=0, **kafka_client_options(settings)
+            bootstrap_servers=bootstrap, acks="all", linger_ms=2, **kafka_client_options(settings)
         )
 
     async def __aenter__(self) -> AIOKafkaProducer:

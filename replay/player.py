@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import aiohttp
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from learners.encode import Request
 from replay.errors import PlaybackError
@@ -26,6 +27,8 @@ from stream.inputs import EventRows
 from stream.partition import partition_of
 from stream.records import EventsRecord
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
+
+POLL_S = 0.005  # between two questions how far the workers are
 
 
 class Send(Protocol):
@@ -40,17 +43,16 @@ class PlayerOptions:
 
     speed: float | None = None  # times real time; None: as fast as the lockstep allows
     max_lag_s: float = 300.0  # bounded lead over the workers, in event time
-    tick_s: float = 20.0  # requests of one tick are scored in one call, so an outcome is seen a tick later at most
-    pulse_s: float = 20.0  # how often every partition hears the time
+    tick_s: float = 20.0  # requests of a tick are scored together: an outcome is seen a tick later at most
     drain_timeout_s: float = 60.0  # wall clock without any progress of the workers before we give up
 
     def __post_init__(self) -> None:
         if self.speed is not None and self.speed <= 0:
             raise ValueError(f"speed={self.speed} must be positive (or 'max'): time would not pass. Pass --speed max.")
-        if self.max_lag_s < 2 * self.tick_s or self.max_lag_s < 2 * self.pulse_s:
+        if not 0 < 2 * self.tick_s <= self.max_lag_s:
             raise ValueError(
-                f"max_lag_s={self.max_lag_s} must be at least twice tick_s={self.tick_s} and pulse_s={self.pulse_s}: "
-                "the player would wait for a time that it has not announced. Raise --max-lag-s."
+                f"max_lag_s={self.max_lag_s} must be at least twice tick_s={self.tick_s}, and that positive: the player "
+                "would wait for a time that it has not announced. Raise --max-lag-s."
             )
 
 
@@ -77,7 +79,7 @@ class Player:
         self._options = options
         self._queue = EventQueue()
         self._applied_ms = 0
-        self._announced_ms = 0
+        self._now_ms = 0
         self.played = Played()
 
     async def run(self, start_ms: int, end_ms: int, progress: Callable[[int], None]) -> Played:
@@ -90,52 +92,48 @@ class Player:
         PlaybackError
             When serving answers an error or the workers make no progress for ``drain_timeout_s``.
         """
-        options = self._options
         began = time.monotonic()
-        tick_ms, pulse_ms = round(options.tick_s * 1000), round(options.pulse_s * 1000)
-        self._announced_ms = self._applied_ms = start_ms
-        await self._announce(start_ms)
+        tick_ms = round(self._options.tick_s * 1000)
+        self._now_ms = self._applied_ms = start_ms
         for tick in ticks(self._scenario.requests(start_ms, end_ms), start_ms, end_ms, tick_ms):
-            await self._pass_time(tick.start_ms, pulse_ms)
+            await self._pass_time(tick.start_ms)
             await self._pace(began, start_ms, tick.start_ms)
-            await self._keep_step(tick.end_ms)
-            await self._ask(tick.requests)
-            await self._emit(self._queue.pop_until(tick.end_ms))
+            await self._step(tick.end_ms, tick.requests)
             progress(len(tick.requests))
-        await self._pass_time(end_ms, pulse_ms)
-        await self._drain(end_ms + round(self._scenario.click_window_s * 1000), pulse_ms)
+        await self._drain(end_ms + round(self._scenario.click_window_s * 1000))
         self.played.wall_s = time.monotonic() - began
         return self.played
 
-    async def _pass_time(self, until_ms: int, pulse_ms: int) -> None:
-        """Emit what happens before ``until_ms`` and tell every partition the time, pulse by pulse."""
-        while self._announced_ms + pulse_ms <= until_ms:
-            at = self._announced_ms + pulse_ms
-            if self._queue.next_ms is None or self._queue.next_ms >= at:
-                # nothing happens for a while: one step as long as the lockstep allows instead of many pulses
-                quiet_until = until_ms if self._queue.next_ms is None else min(until_ms, self._queue.next_ms)
-                longest = self._announced_ms + round(self._options.max_lag_s * 500)
-                at = max(at, min(quiet_until, longest))
-            await self._keep_step(at)
-            await self._emit(self._queue.pop_until(at))
-            await self._announce(at)
+    async def _step(self, until_ms: int, requests: list[Request]) -> None:
+        """Ask for the requests, then let happen what happens before ``until_ms`` and promise that nothing else will."""
+        await self._wait_applied(until_ms - round(self._options.max_lag_s * 1000))
+        await self._ask(requests, until_ms)
+        await self._emit(self._queue.pop_until(until_ms), until_ms)
+        self._now_ms = until_ms
 
-    async def _drain(self, end_ms: int, pulse_ms: int) -> None:
+    async def _pass_time(self, until_ms: int) -> None:
+        """Nobody asks until then: steps of a tick where something happens, of half the lead where nothing does."""
+        tick_ms, longest_ms = round(self._options.tick_s * 1000), round(self._options.max_lag_s * 500)
+        while self._now_ms < until_ms:
+            next_ms = self._queue.next_ms
+            quiet = next_ms is None or next_ms >= self._now_ms + tick_ms
+            quiet_until_ms = min(until_ms, until_ms if next_ms is None else next_ms)
+            at_ms = min(quiet_until_ms, self._now_ms + longest_ms) if quiet else self._now_ms + tick_ms
+            await self._step(min(at_ms, until_ms), [])
+
+    async def _drain(self, end_ms: int) -> None:
         """Let the remaining outcomes happen, then wait until all of it is applied."""
+        tick_ms = round(self._options.tick_s * 1000)
         while self._queue.next_ms is not None:
-            await self._pass_time(self._queue.next_ms + pulse_ms, pulse_ms)
-        await self._pass_time(max(end_ms, self._announced_ms) + 2 * pulse_ms, pulse_ms)
-        await self._wait_applied(self._announced_ms)
-
-    async def _keep_step(self, until_ms: int) -> None:
-        lag_ms = round(self._options.max_lag_s * 1000)
-        if until_ms - self._applied_ms > lag_ms:
-            await self._wait_applied(until_ms - lag_ms)
+            await self._pass_time(self._queue.next_ms + tick_ms)
+        await self._pass_time(max(end_ms, self._now_ms) + tick_ms)
+        await self._wait_applied(self._now_ms)
 
     async def _wait_applied(self, at_ms: int) -> None:
         """Until serving says that everything before ``at_ms`` is applied."""
         progress_at, before = time.monotonic(), self._applied_ms
         while self._applied_ms < at_ms:
+            await asyncio.sleep(POLL_S)
             await self._post("/v1/score", {"requests": []})
             if self._applied_ms > before:
                 progress_at, before = time.monotonic(), self._applied_ms
@@ -145,58 +143,40 @@ class Player:
                     f"{self._applied_ms}, waiting for {at_ms}): the replay cannot go on in step. Look at the worker's "
                     "log, and whether it reads the same broker and topics."
                 )
-            if self._applied_ms < at_ms:
-                await asyncio.sleep(0.002)
 
     async def _pace(self, began: float, start_ms: int, now_ms: int) -> None:
         if self._options.speed is not None:
             due = began + (now_ms - start_ms) / 1000 / self._options.speed
             await asyncio.sleep(max(due - time.monotonic(), 0))
 
-    async def _ask(self, requests: list[Request]) -> None:
-        if self._scenario.top_k is None:
-            await self._score(requests)
-        else:
-            for request in requests:
-                await self._rank(request)
+    async def _ask(self, requests: list[Request], until_ms: int) -> None:
+        """Ask serving; with the last call goes the promise that no request before ``until_ms`` will follow."""
         self.played.requests += len(requests)
-
-    async def _score(self, requests: list[Request]) -> None:
-        body = {"requests": [_wire(request) for request in requests]}
+        if self._scenario.top_k is not None:
+            for request in requests:
+                answer = await self._post("/v1/rank", _wire(request))
+                ids = {entry["index"]: int(entry["impression_id"]) for entry in answer["ranked"]}
+                self._show(request, int(answer["user_key"]), ids, list(ids))
+            requests = []
+        body = {"requests": [_wire(request) for request in requests], "watermark_ms": until_ms}
         answer = await self._post("/v1/score", body)
         for request, result in zip(requests, answer["results"], strict=True):
-            ids = [int(i) for i in result["impression_ids"]]
-            self._show(request, int(result["user_key"]), ids, range(len(ids)))
+            ids = dict(enumerate(map(int, result["impression_ids"])))
+            self._show(request, int(result["user_key"]), ids, list(ids))
 
-    async def _rank(self, request: Request) -> None:
-        answer = await self._post("/v1/rank", _wire(request))
-        ranked = answer["ranked"]
-        ids = {entry["index"]: int(entry["impression_id"]) for entry in ranked}
-        self._show(request, int(answer["user_key"]), ids, [entry["index"] for entry in ranked])
-
-    def _show(self, request: Request, user_key: int, ids: Any, order: Any) -> None:
+    def _show(self, request: Request, user_key: int, ids: dict[int, int], order: list[int]) -> None:
         for display in self._scenario.displays(request, order):
             self._queue.push(ids[display.index], user_key, display)
 
-    async def _emit(self, events: Events) -> None:
+    async def _emit(self, events: Events, until_ms: int) -> None:
+        """One record a topic and partition: the events due and the promise. Conversions hold nobody back."""
         for topic, rows in zip((IMPRESSIONS, CLICKS, CONVERSIONS), events, strict=True):
-            if not len(rows.ts_ms):
-                continue
             home = partition_of(rows.user_key, self._partitions)
-            for partition in np.unique(home).tolist():
-                await self._send(topic, partition, _record(rows, home == partition).encode())
-            self.played.events += len(rows.ts_ms)
-
-    async def _announce(self, at_ms: int) -> None:
-        """Every event before ``at_ms`` has been sent: say so to all partitions, through serving for its own topic."""
-        value = EventsRecord(
-            rows=0, impression_id=b"", ts_ms=b"", user_key=b"", position=b"", value=b"", watermark_ms=at_ms
-        ).encode()
-        for topic in (IMPRESSIONS, CLICKS, CONVERSIONS):
             for partition in range(self._partitions):
-                await self._send(topic, partition, value)
-        await self._post("/v1/score", {"requests": [], "watermark_ms": at_ms})
-        self._announced_ms = at_ms
+                mine = home == partition
+                if topic != CONVERSIONS or mine.any():
+                    await self._send(topic, partition, _record(rows, mine, until_ms).encode())
+            self.played.events += len(rows)
 
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -224,12 +204,13 @@ def _wire(request: Request) -> dict[str, Any]:
     }
 
 
-def _record(rows: EventRows, mask: Any) -> EventsRecord:
+def _record(rows: EventRows, mine: NDArray[np.bool_], watermark_ms: int) -> EventsRecord:
     return EventsRecord.of(
-        rows=int(mask.sum()),
-        impression_id=rows.impression_id[mask],
-        ts_ms=rows.ts_ms[mask],
-        user_key=rows.user_key[mask],
-        position=rows.position[mask],
-        value=rows.value[mask],
+        rows=int(mine.sum()),
+        impression_id=rows.impression_id[mine],
+        ts_ms=rows.ts_ms[mine],
+        user_key=rows.user_key[mine],
+        position=rows.position[mine],
+        value=rows.value[mine],
+        watermark_ms=watermark_ms,
     )

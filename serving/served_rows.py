@@ -53,6 +53,9 @@ def heartbeat(spec: FeatureSpec, watermark_ms: int) -> ServedRecord:
 def _chunks(requests: NDArray[np.intp], starts: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
     """Cut requests into runs of MAX_ROWS rows, more only by the rest of a run's last request."""
     sizes = starts[requests + 1] - starts[requests]
+    if sizes.sum() <= MAX_ROWS:
+        yield requests
+        return
     group = (np.cumsum(sizes) - sizes) // MAX_ROWS
     for value in np.unique(group):
         yield requests[group == value]

@@ -90,6 +90,7 @@ class LearnRunner:
         self._loop: LearningLoop | None = None
         self._committable: dict[Place, int] = {}
         self._snapshot_task: asyncio.Task[None] | None = None
+        self._snapshot_version = -1
         self._quality = ProgressiveMetrics(utc_offset_s=spec.utc_offset_s)
         self._quality_at = 0.0
         self._drift = DriftWatch()
@@ -126,7 +127,7 @@ class LearnRunner:
         if self._snapshot_task is not None:
             await self._snapshot_task
         await self._publish(loop, at_once=True)
-        if not loop.diverged and loop.positions():
+        if not loop.diverged and loop.version > self._snapshot_version:
             await self._begin_snapshot(loop)
             await self._end_snapshot()
 
@@ -141,6 +142,7 @@ class LearnRunner:
             _log.info("another worker learns this model; standing by", partitions=sorted(partitions))
             return
         snapshot = await asyncio.to_thread(first_snapshot, self._snapshots, self._spec)
+        self._snapshot_version = snapshot.version
         self._loop = loop = LearningLoop(
             snapshot.model(),
             self._config,
@@ -242,6 +244,7 @@ class LearnRunner:
         """Copy the state now, after publishing it, and write it beside the learning."""
         await self._publish(loop, at_once=True)
         state = loop.state()
+        self._snapshot_version = state.version
         snapshot = _snapshot_of(loop.model, state)
         self._snapshot_task = asyncio.create_task(self._write_snapshot(snapshot, state))
 

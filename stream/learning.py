@@ -242,9 +242,8 @@ class LearningLoop:
         if len(self._watermarks) < self.partitions:
             return False
         before, self._watermark_ms = self._watermark_ms, max(self._watermark_ms, min(self._watermarks.values()))
-        if before == 0:  # the first watermark is not an interval's end, and timers start at it
-            self._published_ms = self._snapshot_ms = self._watermark_ms
-            return False
+        if before == 0:  # the first watermark: the timer of snapshots starts here
+            self._snapshot_ms = self._watermark_ms
         interval_ms = self.config.learn_interval_s * 1000.0
         return self._watermark_ms // interval_ms > before // interval_ms
 

@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 import orjson
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 
 from serving.metrics import ServingMetrics
 from serving.server import Clock, ServingOptions, ServingServer

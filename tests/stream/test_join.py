@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -302,7 +303,7 @@ def test_low_water_is_the_oldest_unfinished_record(core: JoinCore) -> None:
 
 def test_rebuild_from_low_water_knows_how_far_the_inputs_had_come(core: JoinCore) -> None:
     """Even a promise after which nothing follows is read again: without it the rest would never settle."""
-    log = {
+    log: dict[str, list[Any]] = {
         SERVED: [served((1, 0), (2, 8)), served(watermark_s=20)],
         IMPRESSIONS: [events((1, 1), (2, 9)), events(watermark_s=20)],
         CLICKS: [events((1, 2)), events(watermark_s=18)],
@@ -311,7 +312,7 @@ def test_rebuild_from_low_water_knows_how_far_the_inputs_had_come(core: JoinCore
     for life in (core, JoinCore(CONFIG, SPEC, 0)):
         for topic, feed in ((SERVED, life.served), (IMPRESSIONS, life.impressions), (CLICKS, life.clicks)):
             for offset in range(committed[topic], len(log[topic])):
-                feed(log[topic][offset], offset)  # type: ignore[operator]
+                feed(log[topic][offset], offset)
         out = life.poll()
         assert out.watermark_ms == T0 + 18_000
         committed = out.low_water
