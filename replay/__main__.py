@@ -20,7 +20,7 @@ from learners.spec import FeatureSpec, load_spec
 from replay import backtest as in_process
 from replay.base import base_snapshot, read_base_examples, write_base
 from replay.datasets import NAMES, open_dataset
-from replay.demo import DemoOptions
+from replay.demo import DEMO_PARTITIONS, DemoOptions
 from replay.demo import run as run_demo
 from replay.errors import PlaybackError, ReplayError
 from replay.live import play_and_report
@@ -145,6 +145,7 @@ def demo(
     max_lag_s: MaxLagS = DEFAULTS.max_lag_s,
     tick_s: TickS = DEFAULTS.tick_s,
     port: Annotated[int | None, typer.Option(help="Port of the live page; default: a free one.")] = None,
+    partitions: Annotated[int, typer.Option(min=1, help="Of every input topic.")] = DEMO_PARTITIONS,
     work_dir: Annotated[
         Path | None, typer.Option(help="Keep snapshots and logs here; default: a temporary one.")
     ] = None,
@@ -159,7 +160,13 @@ def demo(
     except (ReplayError, ValueError) as error:
         _stop(error, _BAD_USAGE)
     with tempfile.TemporaryDirectory(prefix="millstream-demo-", ignore_cleanup_errors=True) as temporary:
-        options = DemoOptions(base_days=days, online_days=online, work_dir=work_dir or Path(temporary), port=port)
+        options = DemoOptions(
+            base_days=days,
+            online_days=online,
+            work_dir=work_dir or Path(temporary),
+            port=port,
+            partitions=partitions,
+        )
         _print_live(_await(run_demo(scenario, options, player, progress)), dataset, as_json)
 
 

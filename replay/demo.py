@@ -35,6 +35,7 @@ from stream.settings import StreamSettings, kafka_client_options
 from stream.topics import topic_table
 
 START_TIMEOUT_S = 60.0
+DEMO_PARTITIONS = 2  # enough to exercise partitioning, few enough for two cores
 STOP_GRACE_S = 12.0  # the programs promise 10
 
 
@@ -46,7 +47,7 @@ class DemoOptions:
     online_days: int
     work_dir: Path
     port: int | None = None  # of the live page; None: a free one
-    partitions: int = 2  # enough to exercise partitioning, few enough for two cores
+    partitions: int = DEMO_PARTITIONS
 
 
 async def run(scenario: Scenario, options: DemoOptions, player: PlayerOptions, progress: Progress) -> Report:

@@ -11,6 +11,7 @@ import msgspec
 import orjson
 
 from learners.encode import Request
+from stream.inputs import EARLIEST_MS, LATEST_MS
 
 U64_MAX = 2**64 - 1
 
@@ -93,8 +94,8 @@ class Intake:
                 f"$.watermark_ms={message.watermark_ms} was sent to a server that runs on the wall clock: it would "
                 "stop the clock of every worker. Leave it out, or start serving with --clock log."
             )
-        if message.watermark_ms is not None and message.watermark_ms < 0:
-            raise BadRequestError(f"$.watermark_ms={message.watermark_ms} is before 1970: send Unix milliseconds.")
+        if message.watermark_ms is not None:
+            _check_time(message.watermark_ms, "$.watermark_ms")
         return [self._ask(m, f"$.requests[{i}]") for i, m in enumerate(message.requests)], message.watermark_ms
 
     def _ask(self, message: RequestMessage, at: str) -> Ask:
@@ -117,11 +118,12 @@ class Intake:
 
     def _event_time(self, ts_ms: int | None, at: str) -> int:
         if self._now_ms is None:
-            if ts_ms is None or ts_ms <= 0:
+            if ts_ms is None:
                 raise BadRequestError(
-                    f"{at}.ts_ms={ts_ms}: serving runs on the log's clock, which has no 'now', so every request must "
+                    f"{at}.ts_ms is missing: serving runs on the log's clock, which has no 'now', so every request must "
                     "carry its event time. Add ts_ms in Unix milliseconds, or start serving with --clock wall."
                 )
+            _check_time(ts_ms, f"{at}.ts_ms")
             return ts_ms
         now = self._now_ms()
         if ts_ms is None:
@@ -134,6 +136,14 @@ class Intake:
                 "joined. Send Unix milliseconds, or leave ts_ms out for now."
             )
         return ts_ms
+
+
+def _check_time(ts_ms: int, at: str) -> None:
+    if not EARLIEST_MS <= ts_ms < LATEST_MS:
+        raise BadRequestError(
+            f"{at}={ts_ms} lies outside {EARLIEST_MS}..{LATEST_MS}, the years 2000 to 2100: the join would refuse what was "
+            "served then, so nothing was scored. Send Unix milliseconds."
+        )
 
 
 def _u64(value: int | str, at: str) -> int:

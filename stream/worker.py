@@ -171,7 +171,7 @@ class _Parts:
         )
 
     def calibrate(self) -> Runner:
-        interval_s = self._intervals.learning(self._options.clock).publish_interval_s
+        interval_s = self._intervals.calibration_interval_s(self._options.clock)
         return CalibrateRunner(
             self._broker,
             self._producer,

@@ -22,6 +22,9 @@ _LEARNING: dict[str, dict[str, float]] = {
 }
 
 
+_CALIBRATE_INTERVAL_S: dict[str, float] = {"wall": 1.0, "log": 60.0}
+
+
 class WorkerSettings(BaseSettings):
     """``MILLSTREAM_CLICK_WINDOW_S`` and so on; None takes the default. Meanings: `JoinConfig`, `LearningConfig`,
     `CalibratorConfig`. Raises pydantic.ValidationError, which names the variable; the configs raise ValueError.
@@ -43,6 +46,7 @@ class WorkerSettings(BaseSettings):
     snapshot_interval_s: float | None = None
 
     half_life_rows: float | None = None
+    calibrate_interval_s: float | None = None  # event time between two states of a partition, some 33 kB each
 
     def join(self) -> JoinConfig:
         """The join's windows."""
@@ -56,6 +60,10 @@ class WorkerSettings(BaseSettings):
     def calibrator(self) -> CalibratorConfig:
         """The calibrator's memory."""
         return CalibratorConfig(**self._given(CalibratorConfig))
+
+    def calibration_interval_s(self, clock: Clock) -> float:
+        """Event time between two published calibration states of a partition."""
+        return self.calibrate_interval_s if self.calibrate_interval_s is not None else _CALIBRATE_INTERVAL_S[clock]
 
     def _given(self, config: Callable[..., Any]) -> dict[str, Any]:
         names = {field.name for field in fields(config)} & set(type(self).model_fields)  # type: ignore[arg-type]

@@ -1,0 +1,122 @@
+"""The hot model against the trainer that publishes to it."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learners.snapshot import load_snapshot
+from serving.freshness import Freshness
+from serving.model import HotModel, Offered, SpecMismatchError
+from tests.learners.small_spec import SMALL
+from tests.serving.world import FIRST_VERSION, NOW_MS, Trainer, request, rows_of
+
+ROWS = rows_of([request(user, range(1, 20)) for user in range(1, 6)])
+
+
+def hot_model(trainer: Trainer | None = None) -> HotModel:
+    """A hot model that holds what the trainer holds."""
+    source = trainer or Trainer()
+    model = type(source.model).from_state(source.model.config, source.model.shape, source.model.state())
+    return HotModel(
+        model,
+        spec_hash=SMALL.hash,
+        version=source.version,
+        watermark_ms=source.watermark_ms,
+        freshness=Freshness(),
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.sampled_from([900, 3_000, 1 << 20]), min_size=1, max_size=8))
+def test_after_each_version_predictions_are_bit_equal_with_the_trainers(part_bytes: list[int]) -> None:
+    """Whatever the parts, the model is the old version until the last part, then exactly the new one."""
+    trainer = Trainer()
+    hot = hot_model(trainer)
+    for size in part_bytes:
+        before = hot.predict(ROWS)
+        *first, last = trainer.step(max_part_bytes=size)
+        for part in first:
+            assert hot.offer(part) is Offered.PARTIAL
+        np.testing.assert_array_equal(hot.predict(ROWS), before)
+        assert hot.offer(last) is Offered.SWAPPED
+        np.testing.assert_array_equal(hot.predict(ROWS), trainer.model.predict_many(ROWS))
+        assert (hot.version, hot.watermark_ms) == (trainer.version, trainer.watermark_ms)
+
+
+def test_a_repeated_version_changes_nothing() -> None:
+    """A delta read twice is skipped."""
+    trainer, hot = Trainer(), None
+    hot = hot_model(trainer)
+    (part,) = trainer.step()
+    assert [hot.offer(part), hot.offer(part)] == [Offered.SWAPPED, Offered.SKIPPED]
+    assert (hot.swaps, hot.gaps) == (1, 0)
+
+
+def test_after_a_hole_every_delta_is_refused_until_a_snapshot_is_installed(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """The version held stays, whole; the snapshot then carries on and its successors are taken."""
+    trainer = Trainer()
+    hot = hot_model(trainer)
+    before = hot.predict(ROWS)
+    trainer.step()
+    assert [hot.offer(p) for _ in range(2) for p in trainer.step()] == [Offered.GAP, Offered.GAP]
+    np.testing.assert_array_equal(hot.predict(ROWS), before)
+    assert (hot.version, hot.gaps, hot.lost) == (FIRST_VERSION, 1, True)
+
+    snapshot = load_snapshot(trainer.snapshot(tmp_path))
+    hot.install(snapshot.model(), version=snapshot.version, watermark_ms=snapshot.watermark_ms)
+    (part,) = trainer.step()
+    assert hot.offer(part) is Offered.SWAPPED
+    np.testing.assert_array_equal(hot.predict(ROWS), trainer.model.predict_many(ROWS))
+
+
+def test_a_damaged_delta_is_a_gap() -> None:
+    """One flipped bit: nothing is applied."""
+    trainer = Trainer()
+    hot = hot_model(trainer)
+    (part,) = trainer.step()
+    damaged = bytearray(part.payload)
+    damaged[-3] ^= 1
+    before = hot.predict(ROWS)
+    assert hot.offer(msgspec.structs.replace(part, payload=bytes(damaged))) is Offered.GAP
+    np.testing.assert_array_equal(hot.predict(ROWS), before)
+
+
+def test_a_learner_on_another_line_is_a_gap_even_with_older_version_numbers() -> None:
+    """A learner that restarted from an older snapshot and learned otherwise is noticed at its first delta."""
+    trainer, other = Trainer(seed=0), Trainer(seed=1)
+    hot = hot_model(trainer)
+    for _ in range(3):
+        hot.offer(*trainer.step())
+    assert hot.offer(*other.step()) is Offered.GAP
+
+
+def test_heartbeats_move_the_watermark_only() -> None:
+    """A heartbeat of the held version moves applied time forward, never back; of a later version it is a gap."""
+    trainer = Trainer()
+    hot = hot_model(trainer)
+    (part,) = trainer.step()
+    hot.offer(part)
+
+    def beat(version: int, watermark_ms: int) -> Offered:
+        return hot.offer(
+            msgspec.structs.replace(part, version=version, parent=version, watermark_ms=watermark_ms, payload=b"")
+        )
+
+    assert beat(hot.version, NOW_MS + 9_000) is Offered.HEARTBEAT
+    assert beat(hot.version, NOW_MS) is Offered.HEARTBEAT
+    assert hot.watermark_ms == NOW_MS + 9_000
+    assert beat(hot.version - 1, NOW_MS + 99_000) is Offered.SKIPPED
+    assert hot.watermark_ms == NOW_MS + 9_000
+    assert beat(hot.version + 1, NOW_MS + 99_000) is Offered.GAP
+
+
+def test_weights_of_another_spec_name_both_hashes() -> None:
+    """They are refused; the message says which is which."""
+    trainer = Trainer()
+    (part,) = trainer.step()
+    with pytest.raises(SpecMismatchError, match=f"0123456789abcdef.*{SMALL.hash}"):
+        hot_model().offer(msgspec.structs.replace(part, spec_hash="0123456789abcdef"))

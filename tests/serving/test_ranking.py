@@ -1,0 +1,93 @@
+"""Scoring, ranking, and the served rows made of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learners.encode import Encoder
+from serving.calibrator import HotCalibrator
+from serving.impression_ids import ImpressionIds
+from serving.ranking import Ranker, Scored, ranked
+from serving.served_rows import heartbeat, served_records
+from stream.inputs import decode_served
+from stream.partition import partition_of
+from tests.learners.small_spec import SMALL
+from tests.serving.test_calibrator import record, state_of
+from tests.serving.test_model import hot_model
+from tests.serving.world import FIRST_VERSION, NOW_MS, no_sessions, request, rows_of
+
+MODEL = hot_model()
+
+
+def scored(users_ads: list[tuple[int, int]], calibrator: HotCalibrator | None = None) -> Scored:
+    """Requests of (user, number of ads), scored."""
+    encoder = Encoder(SMALL)
+    requests = [request(user, range(1, 1 + ads), request_id=i + 1) for i, (user, ads) in enumerate(users_ads)]
+    ranker = Ranker(encoder, MODEL, calibrator or HotCalibrator(), ImpressionIds(1, 2))
+    return ranker.score(encoder.ids(requests), no_sessions(encoder, requests))
+
+
+def test_scores_are_the_models_logits_and_the_maps_probabilities() -> None:
+    """Versions of both stand beside them, and applied time is the lesser of the two."""
+    calibrator = HotCalibrator()
+    calibrator.offer(record(0, 4, state_of(1), watermark_ms=123))
+    found = scored([(1, 3), (2, 2)], calibrator)
+    expected = MODEL.predict(rows_of([request(1, range(1, 4)), request(2, range(1, 3))]))
+    np.testing.assert_array_equal(found.logit, expected)
+    np.testing.assert_array_equal(found.p, calibrator.map.apply(expected))
+    assert (found.model_version, found.map_version, found.applied_ms) == (FIRST_VERSION, 4, 123)
+    assert len(set(found.impression_id.tolist())) == 5
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.sampled_from([-1.0, 0.0, 3.0]), st.floats(0, 5)),
+        max_size=20,
+    ),
+    st.integers(1, 25),
+)
+def test_ranking_is_a_stable_sort_by_value_then_logit(ads: list[tuple[float, float, float]], top_k: int) -> None:
+    """Against Python's sort."""
+    p, logit = np.array([a[0] for a in ads], np.float32), np.array([a[1] for a in ads], np.float32)
+    bids = [a[2] for a in ads]
+    slow = sorted(range(len(ads)), key=lambda i: (-float(p[i]) * bids[i], -float(logit[i]), i))[:top_k]
+    assert ranked(p, logit, bids, top_k).tolist() == slow
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(1, 7)), min_size=1, max_size=20),
+    st.integers(1, 6),
+    st.integers(1, 15),
+)
+def test_served_records_hold_every_row_once_on_its_users_partition(
+    users_ads: list[tuple[int, int]], partitions: int, most_rows: int
+) -> None:
+    """Decoded by the join's own reader, the records give back ids, dense inputs and scores of every row."""
+    found = scored(users_ads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serving.served_rows.MAX_ROWS", most_rows)
+        records = list(served_records(found, SMALL, partitions, watermark_ms=NOW_MS))
+    rows = found.encoded.rows()
+    at = {impression: i for i, impression in enumerate(found.impression_id.tolist())}
+    for partition, served in records:
+        decoded = decode_served(served.encode(), SMALL).data
+        assert (partition_of(decoded["user_key"], partitions) == partition).all()
+        where = [at.pop(impression) for impression in decoded["impression_id"].tolist()]
+        np.testing.assert_array_equal(decoded["ids"], rows.ids[where])
+        np.testing.assert_array_equal(decoded["dense"], rows.dense[where])
+        np.testing.assert_array_equal(decoded["logit"], found.logit[where])
+        np.testing.assert_array_equal(decoded["ts_ms"], found.ids.ts_ms[found.encoded.row_request[where]])
+    assert not at
+    last = {partition: served.watermark_ms for partition, served in records}
+    assert set(last.values()) == {NOW_MS}
+    assert sum(served.watermark_ms > 0 for _, served in records) == len(last)
+
+
+def test_a_heartbeat_has_no_rows_and_is_read_as_time_alone() -> None:
+    """The join reads its watermark."""
+    decoded = decode_served(heartbeat(SMALL, 1_700_000_000_000).encode(), SMALL)
+    assert (len(decoded.data), decoded.watermark_ms) == (0, 1_700_000_000_000)

@@ -1,0 +1,55 @@
+"""The served log when the broker is not there."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving.metrics import ServingMetrics
+from serving.served_log import ServedLog
+from stream.admin import BrokerUnreachableError
+from stream.topics import SERVED
+from tests.brokers import TestTopics
+
+
+async def test_without_a_broker_the_start_fails_and_says_where_it_looked() -> None:
+    """The message names the address and the variable."""
+    log = ServedLog("127.0.0.1:1", SERVED, 1, ServingMetrics())
+    with pytest.raises(BrokerUnreachableError, match=r"127\.0\.0\.1:1.*KAFKA_BOOTSTRAP_SERVERS"):
+        await log.start()
+
+
+async def test_what_waits_is_bounded_and_what_is_dropped_is_counted(kafka_topics: TestTopics) -> None:
+    """At the bound a write answers False and readiness has a reason; what was taken still reaches the broker."""
+    metrics = ServingMetrics()
+    log = ServedLog(
+        kafka_topics.broker.bootstrap, kafka_topics.name(SERVED), kafka_topics.partitions, metrics, queue_bytes=1_000
+    )
+    await log.start()
+    try:
+        taken = [log.write(0, bytes(300)) for _ in range(5)]  # the sender had no chance to run yet
+        assert taken == [True, True, True, False, False]
+        assert log.trouble is not None
+        assert await log.flush(20) == 0
+        assert log.trouble is None
+        assert metrics.registry.get_sample_value("millstream_served_records_total") == 3
+        assert metrics.registry.get_sample_value("millstream_served_records_dropped_total") == 2
+    finally:
+        await log.stop()
+
+
+async def test_a_record_that_the_broker_refuses_is_counted_and_stops_no_other(
+    kafka_topics: TestTopics,
+) -> None:
+    """A record beyond the size limit can never be taken: it is given up, the next one goes through."""
+    metrics = ServingMetrics()
+    log = ServedLog(kafka_topics.broker.bootstrap, kafka_topics.name(SERVED), kafka_topics.partitions, metrics)
+    await log.start()
+    try:
+        log.write(0, bytes(5 << 20))
+        log.write(0, b"small")
+        assert await log.flush(20) == 0
+        assert metrics.registry.get_sample_value("millstream_served_records_total") == 1
+        assert metrics.registry.get_sample_value("millstream_served_send_failures_total") == 1
+        assert log.trouble is None
+    finally:
+        await log.stop()

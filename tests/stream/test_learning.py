@@ -1,0 +1,246 @@
+"""The learning loop: cuts, order, restarts, rejects, publications."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learners.deepfm import DeepFM, DivergenceError
+from learners.shape import ModelShape
+from stream.examples import ExampleRows, concat
+from stream.learning import Diverged, Learned, LearningConfig, LearningLoop, LoopState, Rejected
+from stream.records import CONVERSION, CORRECTION, JournalRecord, OffsetRange
+from tests.stream.rig import SMALL, SPEC, START_MS, example_rows
+
+Record = tuple[int, int, ExampleRows, int]  # partition, offset, rows, watermark
+CONFIG = LearningConfig(learn_batch_rows=16, learn_interval_s=30.0, publish_interval_s=5.0, snapshot_interval_s=60.0)
+
+
+def model() -> DeepFM:
+    return DeepFM(SMALL, ModelShape.of(SPEC))
+
+
+def log(partitions: int, records: int, seed: int = 0) -> list[Record]:
+    """Records of several partitions in one order of arrival; each brings its watermark 4 s further."""
+    rng = np.random.default_rng(seed)
+    offsets = [0] * partitions
+    out: list[Record] = []
+    for at in range(records):
+        partition = int(rng.integers(partitions))
+        rows = example_rows(int(rng.integers(0, 25)), seed=seed * 1000 + at)
+        out.append((partition, offsets[partition], rows, START_MS + 4_000 * at))
+        offsets[partition] += 1
+    return out
+
+
+def feed(loop: LearningLoop, records: list[Record]) -> list[Learned]:
+    outcomes = [o for p, offset, rows, mark in records for o in loop.step(rows, p, offset, mark)]
+    return [outcome for outcome in outcomes if isinstance(outcome, Learned)]
+
+
+def restarted(loop: LearningLoop) -> LearningLoop:
+    """What a snapshot of the loop brings back."""
+    state = LoopState.decode(loop.state().encode())
+    twin = DeepFM.from_state(SMALL, loop.model.shape, loop.model.state())
+    return LearningLoop(twin, CONFIG, loop.partitions, state=state)
+
+
+@settings(max_examples=15, deadline=None)
+@given(cut=st.integers(0, 40), seed=st.integers(0, 3))
+def test_restarted_from_a_snapshot_anywhere_goes_on_bit_equal(cut: int, seed: int) -> None:
+    """A loop restored from a snapshot and given the rest of the log has the weights of one never stopped."""
+    records = log(1, 40, seed)
+    whole = LearningLoop(model(), CONFIG, 1)
+    feed(whole, records)
+    first = LearningLoop(model(), CONFIG, 1)
+    feed(first, records[:cut])
+    second = restarted(first)
+    start = {p: at.offset for p, at in second.positions().items()}
+    feed(second, [r for r in records if r[1] >= start.get(r[0], 0)])
+    assert second.version == whole.version
+    assert second.model.weights_sha256() == whole.model.weights_sha256()
+
+
+@settings(max_examples=15, deadline=None)
+@given(cut=st.integers(0, 60), seed=st.integers(0, 3))
+def test_the_journal_rebuilds_the_weights_of_a_killed_run(cut: int, seed: int) -> None:
+    """From a snapshot and the journal after it come the versions and weights of a run over several partitions."""
+    records = log(3, 60, seed)
+    stored = {(p, offset): rows for p, offset, rows, _ in records}
+    killed = LearningLoop(model(), CONFIG, 3)
+    feed(killed, records[:cut])
+    again = restarted(killed)
+    journals = [learned.journal for learned in feed(killed, records[cut:])]
+    for journal in journals:
+        again.relearn(journal, fetched(stored, journal.ranges))
+    assert again.version == killed.version
+    assert again.model.weights_sha256() == killed.model.weights_sha256()
+    assert again.positions() | killed.positions() == killed.positions()
+
+
+def fetched(stored: dict[tuple[int, int], ExampleRows], ranges: list[OffsetRange]) -> ExampleRows:
+    """The rows of some ranges, one by one: the slow and obvious way."""
+    parts = [ExampleRows.empty(SPEC.id_columns, SPEC.dense_inputs)]
+    for r in ranges:
+        for offset in range(r.from_offset, r.to_offset + 1):
+            rows = stored.get((r.partition, offset))
+            if rows is not None:
+                low = r.from_row if offset == r.from_offset else 0
+                high = r.to_row if offset == r.to_offset else len(rows)
+                parts.append(rows.take(slice(low, high)))
+    return concat(parts)
+
+
+def test_every_row_is_learned_once_in_order_whatever_the_records() -> None:
+    """The batches, put together, are the rows of the log; all but the last of a cut are full."""
+    records = log(2, 50)
+    loop = LearningLoop(model(), CONFIG, 2)
+    learned = feed(loop, records)
+    learned += [o for o in loop.flush() if isinstance(o, Learned)]
+    seen = np.concatenate([one.rows.impression_id for one in learned])
+    assert seen.tolist() == np.concatenate([rows.impression_id for _, _, rows, _ in records]).tolist()
+    assert [one.journal.version for one in learned] == list(range(1, len(learned) + 1))
+    assert {len(one.rows) for one in learned} - {16}, "the interval must have cut some batch before it was full"
+    assert max(len(one.rows) for one in learned) == 16
+
+
+def test_a_record_that_comes_twice_is_learned_once() -> None:
+    """Redelivery from the committed offset changes nothing."""
+    records = log(2, 20)
+    once, twice = LearningLoop(model(), CONFIG, 2), LearningLoop(model(), CONFIG, 2)
+    feed(once, records)
+    feed(twice, records[:15])
+    feed(twice, records)
+    assert twice.model.weights_sha256() == once.model.weights_sha256()
+
+
+def test_scores_come_before_learning() -> None:
+    """The logits of an outcome are those of the weights before its step."""
+    rows = example_rows(16, seed=1)
+    loop = LearningLoop(model(), CONFIG, 1)
+    before = model().predict_many(rows.rows())
+    (learned,) = feed(loop, [(0, 0, rows, 0)])
+    assert learned.logits.tolist() == before.tolist()
+    assert learned.log_loss == pytest.approx(np.mean(np.logaddexp(0, before) - before * rows.label), rel=1e-5)
+    assert loop.model.predict_many(rows.rows()).tolist() != before.tolist()
+
+
+def test_corrections_are_learned_as_clicks_and_conversions_only_counted() -> None:
+    """A correction is one more row with label 1, left out of the log loss; a conversion is no row."""
+    kind = np.array([0] * 14 + [CORRECTION, CORRECTION, CONVERSION], np.uint8)
+    label = np.array([0] * 14 + [1, 1, 1], np.uint8)
+    loop = LearningLoop(model(), CONFIG, 1)
+    (learned,) = feed(loop, [(0, 0, example_rows(17, seed=1, kind=kind, label=label), 0)])
+    assert learned.rows.kind.tolist() == kind[:16].tolist()
+    assert (loop.corrections, loop.conversions) == (2, 1)
+    settled = learned.logits[:14]
+    assert learned.log_loss == pytest.approx(np.mean(np.logaddexp(0, settled)), rel=1e-5)
+
+
+def test_rows_that_are_not_finite_are_rejected_and_the_others_learned() -> None:
+    """A NaN among the dense inputs costs its own row, never the record, never the process."""
+    rows = example_rows(17, seed=1)
+    dense = rows.dense.copy()
+    dense[3, 2] = np.nan
+    loop = LearningLoop(model(), CONFIG, 1)
+    rejected, learned = loop.step(example_rows(17, seed=1, dense=dense), 0, 7, 0)
+    assert isinstance(rejected, Rejected)
+    assert (rejected.reason, rejected.partition, rejected.offset) == ("not_finite", 0, 7)
+    assert rejected.rows.impression_id.tolist() == [rows.impression_id[3]]
+    assert isinstance(learned, Learned)
+    assert learned.rows.impression_id.tolist() == np.delete(rows.impression_id, 3).tolist()
+
+
+def test_without_a_watermark_of_every_partition_nothing_is_due() -> None:
+    """A partition never heard holds the time of the loop at its start."""
+    loop = LearningLoop(model(), CONFIG, 2)
+    assert feed(loop, [(0, at, example_rows(3, seed=at), START_MS + 60_000 * at) for at in range(4)]) == []
+    assert loop.take_publication() is None
+    assert len(feed(loop, [(1, 0, example_rows(0, seed=0), START_MS + 90_000)])) == 1
+    assert loop.watermark_ms == START_MS + 90_000
+
+
+def test_publications_follow_the_watermark_and_chain() -> None:
+    """A delta when the interval passed and something was learned, a heartbeat when only time passed."""
+    loop = LearningLoop(model(), CONFIG, 1)
+    follower = model()
+    deltas = []
+    for partition, offset, rows, mark in log(1, 30):
+        loop.step(rows, partition, offset, mark)
+        if (delta := loop.take_publication()) is not None:
+            deltas.append(delta)
+            follower.apply(delta)
+    changes = [delta for delta in deltas if not delta.is_heartbeat]
+    assert [delta.parent for delta in changes] == [0, *(delta.version for delta in changes[:-1])]
+    marks = [delta.watermark_ms for delta in deltas]
+    assert min(np.diff(marks)) >= 5_000
+    assert follower.predict_many(example_rows(9, seed=5).rows()).tolist() != (
+        model().predict_many(example_rows(9, seed=5).rows()).tolist()
+    )
+    loop.step(example_rows(0, seed=0), 0, 30, START_MS + 300_000)
+    loop.take_publication(at_once=True)
+    loop.step(example_rows(0, seed=0), 0, 31, START_MS + 400_000)
+    heartbeat = loop.take_publication()
+    assert heartbeat is not None
+    assert heartbeat.is_heartbeat
+    assert heartbeat.watermark_ms == START_MS + 400_000
+
+
+def test_a_delta_carries_the_clicks_first_learned_in_it() -> None:
+    """Broker times of clicks ride along once, for the measurement of freshness."""
+    rows = example_rows(16, seed=1)
+    loop = LearningLoop(model(), CONFIG, 1)
+    loop.step(rows, 0, 0, START_MS)
+    delta = loop.take_publication()
+    assert delta is not None
+    assert len(delta.clicks_produced_ms) == rows.label.sum()
+    loop.step(example_rows(16, seed=2, label=np.zeros(16, np.uint8)), 0, 1, START_MS + 10_000)
+    later = loop.take_publication()
+    assert later is not None
+    assert not len(later.clicks_produced_ms)
+
+
+class _Exploding(DeepFM):
+    """Diverges at its third step."""
+
+    steps = 0
+
+    def learn_many(self, *arguments: Any, **options: Any) -> None:
+        self.steps += 1
+        if self.steps == 3:
+            raise DivergenceError("the gradient is not finite")
+        super().learn_many(*arguments, **options)
+
+
+def test_after_a_divergence_time_goes_on_and_nothing_else() -> None:
+    """No more learning, deltas or snapshots; heartbeats of the last published version keep the stream moving."""
+    loop = LearningLoop(_Exploding(SMALL, ModelShape.of(SPEC)), CONFIG, 1)
+    outcomes = loop.step(example_rows(16, seed=1), 0, 0, START_MS)
+    loop.take_publication()
+    outcomes += loop.step(example_rows(48, seed=2), 0, 1, START_MS + 10_000)
+    assert [type(outcome) for outcome in outcomes] == [Learned, Learned, Diverged]
+    loop.step(example_rows(48, seed=3), 0, 2, START_MS + 900_000)
+    heartbeat = loop.take_publication(at_once=True)
+    assert heartbeat is not None
+    assert heartbeat.is_heartbeat
+    assert (heartbeat.version, heartbeat.watermark_ms) == (1, START_MS + 900_000)
+    assert not loop.snapshot_due()
+    assert loop.flush() == []
+
+
+def test_a_journal_of_another_run_is_refused() -> None:
+    """Versions or rows that do not follow are named, not learned."""
+    loop = LearningLoop(model(), CONFIG, 1)
+    with pytest.raises(ValueError, match="version 3 of 2 rows"):
+        loop.relearn(JournalRecord(version=3, rows=2, ranges=[], watermark_ms=0), example_rows(2, seed=0))
+
+
+@pytest.mark.parametrize("name", ["learn_batch_rows", "learn_interval_s", "publish_interval_s", "snapshot_interval_s"])
+def test_settings_that_would_never_act_are_refused(name: str) -> None:
+    """The message names the setting and the variable."""
+    with pytest.raises(ValueError, match=f"(?s){name}=0.*MILLSTREAM_{name.upper()}"):
+        LearningConfig(**{name: 0})

@@ -1,0 +1,292 @@
+"""The worker process over a real broker and Redis: the whole stream, its stop, its restart, its bad input."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from redis.asyncio import Redis
+
+from calibration.bins import BinState
+from learners.deepfm import DeepFM
+from learners.session_state import USER
+from learners.shape import ModelShape
+from learners.snapshot import newest_snapshot
+from stream.broker import Broker
+from stream.deltas import DeltaAssembler
+from stream.examples import ExampleRows, concat
+from stream.examples_log import decode_examples
+from stream.partition import key_bytes
+from stream.records import CORRECTION, SETTLED, CalibrationRecord, DeadLetter, DeltaPart, JournalRecord, SnapshotNotice
+from stream.session_store import RedisSessionStore
+from stream.sessions import SessionKeys
+from stream.topics import CALIBRATION, CLICKS, CONVERSIONS, DEADLETTER, EXAMPLES, IMPRESSIONS, JOURNAL, SERVED, WEIGHTS
+from tests.brokers import TestTopics
+from tests.stream.rig import (
+    SMALL,
+    SPEC,
+    START_MS,
+    Front,
+    Worker,
+    base_snapshot,
+    front,
+    serve,
+    silent,
+    until,
+    values,
+    worker,
+)
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+MINUTE_MS = 60_000
+USERS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+
+
+def environment(topics: TestTopics, redis_url: str) -> dict[str, str]:
+    return {
+        **topics.environment(redis_url),
+        "MILLSTREAM_CLICK_WINDOW_S": "60",
+        "MILLSTREAM_LEARN_INTERVAL_S": "10",
+        "MILLSTREAM_LEARN_BATCH_ROWS": "8",
+    }
+
+
+async def examples_of(broker: Broker) -> ExampleRows:
+    parts = [decode_examples(value, SPEC)[0] for value in await values(broker, EXAMPLES, broker.partitions)]
+    return concat([ExampleRows.empty(SPEC.id_columns, SPEC.dense_inputs), *parts])
+
+
+async def weights_of(broker: Broker) -> tuple[int, DeepFM]:
+    """The base model after every delta of the topic, as serving would have it."""
+    model, assembler = DeepFM(SMALL, ModelShape.of(SPEC)), DeltaAssembler(version=0, spec_hash=SPEC.hash)
+    decoder = msgspec.msgpack.Decoder(DeltaPart | SnapshotNotice)
+    for value in await values(broker, WEIGHTS):
+        part = decoder.decode(value)
+        if isinstance(part, DeltaPart) and (delta := assembler.add(part)) is not None:
+            model.apply(delta)
+    return assembler.version, model
+
+
+async def letters_of(broker: Broker) -> list[DeadLetter]:
+    return [msgspec.msgpack.decode(value, type=DeadLetter) for value in await values(broker, DEADLETTER)]
+
+
+async def settled(at: Front, running: Worker, rows: int, watermark_ms: int) -> None:
+    """Pass time; return when the examples are there and the learner and the calibrator have seen that time."""
+    await at.pass_time(watermark_ms)
+
+    async def caught_up() -> bool:
+        seen = await running.metrics()
+        names = ("learn", "calibration")
+        times = [seen[f"millstream_{name}_watermark_timestamp_seconds"] for name in names]
+        return min(times) * 1000 >= watermark_ms and len(await examples_of(at.broker)) >= rows
+
+    await until(caught_up, f"{rows} examples were learned and calibrated")
+
+
+async def check_the_whole(broker: Broker, snapshots: Path, rows: int) -> None:
+    """Every impression has one example; every example is in one step, in the weights and in the calibration."""
+    examples = await examples_of(broker)
+    assert len(examples) == rows
+    assert len(set(examples.impression_id[examples.kind == SETTLED].tolist())) == rows
+    journal = [msgspec.msgpack.decode(value, type=JournalRecord) for value in await values(broker, JOURNAL)]
+    assert [step.version for step in journal] == list(range(1, len(journal) + 1))
+    assert sum(step.rows for step in journal) == rows
+    version, model = await weights_of(broker)
+    found = newest_snapshot(str(snapshots), spec_hash=SPEC.hash)
+    assert found is not None
+    assert found[1].version == version == len(journal)
+    assert model.weights_sha256() == found[1].model().weights_sha256()
+    newest = {
+        record.partition: record
+        for value in await values(broker, CALIBRATION)
+        for record in [msgspec.msgpack.decode(value, type=CalibrationRecord)]
+    }
+    assert sum(record.rows for record in newest.values()) == rows
+    counted = BinState.from_bytes(newest[0].state)
+    for partition in range(1, broker.partitions):
+        counted.merge(BinState.from_bytes(newest[partition].state))
+    assert counted.total_weight == pytest.approx(rows, rel=0.01)
+
+
+async def test_a_click_goes_all_the_way(kafka_topics: TestTopics, redis_url: str, tmp_path: Path) -> None:
+    """Served rows, impressions and clicks become examples, session features, deltas, a snapshot and a calibration."""
+    base_snapshot(tmp_path / "snapshots")
+    async with (
+        worker(environment(kafka_topics, redis_url), tmp_path / "snapshots", tmp_path / "log") as running,
+        front(kafka_topics.settings(redis_url)) as at,
+    ):
+        shown = serve(USERS, [START_MS + 1000 * i for i in range(len(USERS))], at.broker.partitions, first_id=1)
+        await at.show(shown, clicked=shown.impression_id[::3])
+        await settled(at, running, len(USERS), START_MS + 3 * MINUTE_MS)
+        assert await running.stop() == 0, running.log.read_text()
+
+        examples = await examples_of(at.broker)
+        clicked = dict(zip(examples.impression_id.tolist(), examples.label.tolist(), strict=True))
+        assert clicked == {key: int(key in shown.impression_id[::3]) for key in shown.impression_id}
+        assert (examples.click_produced_ms > 0).tolist() == examples.label.astype(bool).tolist()
+        for record in shown.record.values():
+            served = record.arrays()
+            of = {key: i for i, key in enumerate(examples.impression_id.tolist())}
+            rows = [of[key] for key in served["impression_id"].tolist()]
+            assert np.array_equal(examples.ids[rows, : record.request_fields], served["request_ids"])
+            assert np.array_equal(examples.logit[rows], served["logit"])
+        await check_the_whole(at.broker, tmp_path / "snapshots", len(USERS))
+        assert await letters_of(at.broker) == []
+        await check_sessions(at.broker, redis_url, examples)
+
+
+async def check_sessions(broker: Broker, redis_url: str, examples: ExampleRows) -> None:
+    redis = Redis.from_url(redis_url)
+    store = RedisSessionStore(redis, SPEC, broker.partitions)
+    none = np.zeros(0, np.uint64)
+    for partition in range(broker.partitions):
+        fence = await store.fence(partition)
+        end = len(await values_of(broker, EXAMPLES, partition))
+        assert fence.displays <= len(await values_of(broker, IMPRESSIONS, partition))
+        assert fence.examples <= end
+    found = np.zeros(0, USER)
+    for partition in range(broker.partitions):
+        keys = SessionKeys(np.unique(examples.user_key), none, none)
+        users = (await store.load(partition, keys)).users
+        found = np.concatenate((found, users[users["seen_ms"] > 0]))
+    assert len(found) == len(USERS)
+    assert found["session_impressions"].tolist() == [1] * len(USERS)
+    assert int(found["session_clicks"].sum()) == int(examples.label.sum())
+    assert found["outcome_count"].tolist() == [1] * len(USERS)
+    await redis.aclose()
+
+
+async def values_of(broker: Broker, topic: str, partition: int) -> list[bytes]:
+    from stream.log_reader import LogReader
+
+    async with LogReader(broker) as log:
+        return [record.value async for record in log.read(topic, partition)]
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
+async def test_a_restarted_worker_goes_on_where_the_last_one_was(
+    end: str, kafka_topics: TestTopics, redis_url: str, tmp_path: Path
+) -> None:
+    """Stopped or killed with rows unsettled, batches open: nothing is lost, nothing doubled, the versions go on."""
+    base_snapshot(tmp_path / "snapshots")
+    settings, partitions = kafka_topics.settings(redis_url), kafka_topics.partitions
+    first = serve(USERS, [START_MS + 1000 * i for i in range(len(USERS))], partitions, first_id=1)
+    pending = serve(USERS, [START_MS + 4 * MINUTE_MS + 1000 * i for i in range(len(USERS))], partitions, first_id=101)
+    last = serve(USERS, [START_MS + 8 * MINUTE_MS + 1000 * i for i in range(len(USERS))], partitions, first_id=201)
+    async with front(settings) as at:
+        where = (environment(kafka_topics, redis_url), tmp_path / "snapshots", tmp_path / "log")
+        async with worker(*where) as running:
+            await at.show(first, clicked=first.impression_id[::3])
+            await settled(at, running, len(USERS), START_MS + 3 * MINUTE_MS)
+            await at.show(pending, clicked=pending.impression_id[::2])
+            await until(lambda: clicks_joined(at.broker, 18), "the clicks of pending rows were joined")
+            if end == "SIGTERM":
+                assert await running.stop() == 0, running.log.read_text()
+        async with worker(*where) as running:
+            await at.show(last, clicked=last.impression_id[1::2])
+            await settled(at, running, 36, START_MS + 12 * MINUTE_MS)
+            assert await running.stop() == 0, running.log.read_text()
+        await check_the_whole(at.broker, tmp_path / "snapshots", 36)
+
+
+async def clicks_joined(broker: Broker, rows: int) -> bool:
+    return len(await examples_of(broker)) >= rows
+
+
+async def test_bad_input_goes_to_the_dead_letters_and_stops_nothing(
+    kafka_topics: TestTopics, redis_url: str, tmp_path: Path
+) -> None:
+    """Malformed, mistyped, unknown, late or foreign: each with its reason and counter; a duplicate changes nothing."""
+    base_snapshot(tmp_path / "snapshots")
+    async with (
+        worker(environment(kafka_topics, redis_url), tmp_path / "snapshots", tmp_path / "log") as running,
+        front(kafka_topics.settings(redis_url)) as at,
+    ):
+        shown = serve(USERS[:2], [START_MS, START_MS], at.broker.partitions, first_id=1)
+        clicked, user = shown.impression_id[0], shown.user_key[0]
+        click = b'{"impression_id": "%d", "user_key": "%d", "ts_ms": %d}' % (clicked, user, START_MS + 900)
+        unknown = b'{"impression_id": 999, "user_key": "%d", "ts_ms": %d}' % (user, START_MS + 900)
+        await at.show(shown, clicked=[clicked])
+        await at.send(CLICKS, click, key=user)
+        await at.send(IMPRESSIONS, b"{not json", key=user)
+        await at.send(CLICKS, b'{"impression_id": 1, "user_key": 2, "ts_ms": "noon"}', key=user)
+        await at.send(CLICKS, unknown, key=user)
+        await at.send(CONVERSIONS, b'{"impression_id": 1, "user_key": 2, "ts_ms": 12}', key=user)
+        foreign = msgspec.structs.replace(next(iter(shown.record.values())), spec_hash="0" * 16)
+        await at.send(SERVED, foreign.encode(), partition=0)
+        late = b'{"impression_id": "%d", "user_key": "%d", "ts_ms": %d}' % (*other(shown), START_MS + 90_000)
+        await at.send(CLICKS, late, key=other(shown)[1])
+        await settled(at, running, 3, START_MS + 5 * MINUTE_MS)
+        seen = await running.metrics()
+        assert await running.stop() == 0, running.log.read_text()
+
+        letters = await letters_of(at.broker)
+        expected = Counter(
+            {
+                (IMPRESSIONS, "malformed"): 1,
+                (CLICKS, "schema"): 1,
+                (CLICKS, "unknown_impression"): 1,
+                (CONVERSIONS, "time"): 1,
+                (SERVED, "spec"): 1,
+            }
+        )
+        assert Counter((letter.topic, letter.reason) for letter in letters) == expected
+        for (topic, reason), count in expected.items():
+            assert seen[f'millstream_dead_letters_total{{reason="{reason}",topic="{topic}"}}'] == count
+        assert next(one.payload for one in letters if one.reason == "malformed") == b"{not json"
+        assert next(one.payload for one in letters if one.reason == "spec") == foreign.encode()
+        assert seen['millstream_join_rows_total{outcome="duplicate_clicks"}'] == 1
+        examples = await examples_of(at.broker)
+        assert sorted(examples.kind.tolist()) == [SETTLED, SETTLED, CORRECTION]
+        assert examples.impression_id[examples.kind == CORRECTION].tolist() == [other(shown)[0]]
+
+
+def other(shown: object) -> tuple[int, int]:
+    """Impression and user of the second row."""
+    return shown.impression_id[1], shown.user_key[1]  # type: ignore[attr-defined]
+
+
+async def run(environment: dict[str, str], *arguments: str) -> tuple[int | None, str]:
+    """A worker that is expected to end by itself: its status and what it said."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "stream", "worker", *arguments,
+        env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    output, _ = await process.communicate()
+    return process.returncode, " ".join(output.decode().replace("│", " ").split())
+
+
+async def test_a_worker_without_a_usable_snapshot_says_the_remedy(
+    kafka_topics: TestTopics, redis_url: str, tmp_path: Path
+) -> None:
+    """An empty folder, a snapshot of another spec, an unknown agent: exit 1 or 2 and a message that helps."""
+    where = kafka_topics.environment(redis_url)
+    status, said = await run(where, "--snapshots", str(tmp_path / "none"))
+    assert status == 1
+    assert "holds no snapshot" in said
+    assert "python -m learners base" in said
+    base = base_snapshot(tmp_path / "snapshots")
+    status, said = await run(where, "--snapshots", str(tmp_path / "snapshots"), "--spec", "kuairand")
+    assert status == 1
+    assert base.shape.spec_hash in said
+    status, said = await run(where, "--snapshots", str(tmp_path), "--agents", "join,lern")
+    assert status == 2
+    assert "lern" in said
+
+
+async def test_starts_its_own_servers_when_none_are_given(tmp_path: Path) -> None:
+    """With both addresses unset a broker and a Redis are embedded; a stop leaves nothing behind."""
+    base_snapshot(tmp_path / "snapshots")
+    unset = {n: v for n, v in os.environ.items() if n not in ("KAFKA_BOOTSTRAP_SERVERS", "REDIS_URL", "KAFKA_HOME")}
+    async with worker(unset, tmp_path / "snapshots", tmp_path / "log") as running:
+        said = running.log.read_text()
+        assert "KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:" in said
+        assert "REDIS_URL=redis://127.0.0.1:" in said
+        assert await running.stop() == 0, running.log.read_text()
