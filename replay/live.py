@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import AsyncIterator
 
 import aiohttp
 import msgspec
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
+from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 
 from learners.deepfm import DeepFM
 from replay.errors import PlaybackError
@@ -17,12 +15,12 @@ from replay.player import Player, PlayerOptions
 from replay.progress import Progress
 from replay.report import Report, outcomes, report
 from replay.scenario import Scenario
+from stream.broker import find_broker
 from stream.examples import ExampleRows, concat
+from stream.log_reader import LogReader
 from stream.records import DeadLetter, ExamplesRecord
 from stream.settings import StreamSettings, kafka_client_options
 from stream.topics import DEADLETTER, EXAMPLES
-
-READ_TIMEOUT_S = 30.0
 
 
 async def play_and_report(
@@ -58,8 +56,9 @@ async def play_and_report(
         await producer.flush()
         async with http.get("/v1/status") as answer:
             status = await answer.json()
-    examples = await _read_examples(settings, bootstrap, span_ms)
-    dead = await _count_dead_letters(settings, bootstrap)
+    async with LogReader(await find_broker(settings)) as log:
+        examples = await _read_examples(log, settings, span_ms)
+        dead = await _count_dead_letters(log)
     found = report(outcomes(examples, frozen_logits(base, examples)), scenario.utc_offset_h)
     found.facts.update(
         freshness_s=status["freshness"],
@@ -90,14 +89,14 @@ class _producer:  # noqa: N801 - reads as a verb at its one use
         await self._producer.stop()
 
 
-async def _read_examples(settings: StreamSettings, bootstrap: str, span_ms: tuple[int, int]) -> ExampleRows:
+async def _read_examples(log: LogReader, settings: StreamSettings, span_ms: tuple[int, int]) -> ExampleRows:
     """Every example that was displayed within the span, in topic order, partition by partition."""
     parts: list[ExampleRows] = []
-    async for value in _values(settings, bootstrap, EXAMPLES, settings.partitions):
-        record = msgspec.msgpack.decode(value, type=ExamplesRecord)
-        rows = ExampleRows.from_record(record)
-        if len(rows):
-            parts.append(rows.take((rows.ts_ms >= span_ms[0]) & (rows.ts_ms < span_ms[1])))
+    for partition in range(settings.partitions):
+        async for stored in log.read(EXAMPLES, partition):
+            rows = ExampleRows.from_record(msgspec.msgpack.decode(stored.value, type=ExamplesRecord))
+            if len(rows):
+                parts.append(rows.take((rows.ts_ms >= span_ms[0]) & (rows.ts_ms < span_ms[1])))
     if not parts:
         raise PlaybackError(
             "the examples topic is empty: the workers joined nothing of what was played. Look at the worker's log."
@@ -105,44 +104,8 @@ async def _read_examples(settings: StreamSettings, bootstrap: str, span_ms: tupl
     return concat(parts)
 
 
-async def _count_dead_letters(settings: StreamSettings, bootstrap: str) -> Counter[str]:
+async def _count_dead_letters(log: LogReader) -> Counter[str]:
     reasons: Counter[str] = Counter()
-    async for value in _values(settings, bootstrap, DEADLETTER, 1):
-        reasons[msgspec.msgpack.decode(value, type=DeadLetter).reason] += 1
+    async for stored in log.read(DEADLETTER, 0):
+        reasons[msgspec.msgpack.decode(stored.value, type=DeadLetter).reason] += 1
     return reasons
-
-
-async def _values(settings: StreamSettings, bootstrap: str, topic: str, partitions: int) -> AsyncIterator[bytes]:
-    """Every record of a topic from its beginning to its end as of now.
-
-    The end is the high watermark of the first fetch that returned: the embedded broker's answer to ListOffsets can be
-    short.
-    """
-    homes = [TopicPartition(settings.topic_prefix + topic, partition) for partition in range(partitions)]
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap, enable_auto_commit=False, fetch_max_wait_ms=100, **kafka_client_options(settings)
-    )
-    await consumer.start()
-    try:
-        consumer.assign(homes)
-        for home in homes:
-            consumer.seek(home, 0)
-        deadline = time.monotonic() + READ_TIMEOUT_S
-        while True:
-            batches = await consumer.getmany(timeout_ms=300)
-            for records in batches.values():
-                for record in records:
-                    yield record.value
-            ends = [consumer.highwater(home) for home in homes]
-            positions = [await consumer.position(home) for home in homes]
-            if all(end is not None and at >= end for at, end in zip(positions, ends, strict=True)):
-                return
-            if batches:
-                deadline = time.monotonic() + READ_TIMEOUT_S
-            elif time.monotonic() > deadline:
-                raise PlaybackError(
-                    f"topic {topic} could not be read to its end within {READ_TIMEOUT_S:.0f} s (at {positions} of "
-                    f"{ends}): the summary would miss rows. Is the broker at {bootstrap} still there?"
-                )
-    finally:
-        await consumer.stop()

@@ -51,8 +51,8 @@ class PlayerOptions:
             raise ValueError(f"speed={self.speed} must be positive (or 'max'): time would not pass. Pass --speed max.")
         if not 0 < 2 * self.tick_s <= self.max_lag_s:
             raise ValueError(
-                f"max_lag_s={self.max_lag_s} must be at least twice tick_s={self.tick_s}, and that positive: the player "
-                "would wait for a time that it has not announced. Raise --max-lag-s."
+                f"max_lag_s={self.max_lag_s} must be at least twice tick_s={self.tick_s}, and that positive: the "
+                "player would wait for a time that it has not announced. Raise --max-lag-s."
             )
 
 

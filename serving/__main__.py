@@ -18,7 +18,7 @@ from serving.metrics import ServingMetrics
 from serving.server import Clock, ServingOptions, ServingServer
 from serving.settings import ServingSettings
 from serving.snapshots import NoSnapshotError
-from stream.admin import BrokerUnreachableError
+from stream.admin import BrokerUnreachableError, TopicMismatchError, ensure_topics
 from stream.broker import find_broker
 from stream.settings import StreamSettings
 
@@ -29,22 +29,24 @@ BAD_USAGE, FAILED = 2, 1
 
 @app.command()
 def serve(
-    spec: Annotated[str, typer.Option(help="Feature spec: a built-in name or a .toml file.")],
     snapshots: Annotated[str, typer.Option(help="Directory or fsspec URL of the snapshots.")],
+    spec: Annotated[
+        str, typer.Option(envvar="MILLSTREAM_SPEC", help="Feature spec: kuairand, marketplace or a TOML file.")
+    ] = "marketplace",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 8080,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     clock: Annotated[
-        str, typer.Option(envvar="MILLSTREAM_CLOCK", help="wall: live. log: time is what the requests say (a replay).")
+        Clock, typer.Option(envvar="MILLSTREAM_CLOCK", help="wall: live; log: time is what the requests say (replays).")
     ] = "wall",
 ) -> None:
     """Serve rankings until SIGTERM or Ctrl-C. The broker and Redis: KAFKA_BOOTSTRAP_SERVERS, REDIS_URL."""
     to_stderr()
     try:
-        status = asyncio.run(_run(spec, snapshots, host, port, _clock(clock)))
+        status = asyncio.run(_run(spec, snapshots, host, port, clock))
     except (_UsageError, SpecError, NoSnapshotError, SnapshotError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(BAD_USAGE) from error
-    except BrokerUnreachableError as error:
+    except (BrokerUnreachableError, TopicMismatchError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(FAILED) from error
     raise typer.Exit(status)
@@ -67,9 +69,9 @@ async def _run(spec_name: str, snapshots: str, host: str, port: int, clock: Cloc
             "serving alone would share nothing with the workers. Set it, or run everything with 'make demo'."
         )
     with _listener(host, port) as listener:
-        options = ServingOptions(
-            spec=spec, snapshots=snapshots, broker=await find_broker(stream), redis_url=stream.redis_url, clock=clock
-        )
+        broker = await find_broker(stream)
+        await ensure_topics(broker.bootstrap, stream.topics(), broker.options)
+        options = ServingOptions(spec=spec, snapshots=snapshots, broker=broker, redis_url=stream.redis_url, clock=clock)
         server = ServingServer(options, settings, ServingMetrics())
         try:
             await server.start(listener)
@@ -88,16 +90,6 @@ def _settings() -> tuple[StreamSettings, ServingSettings]:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'settings'}: {f['msg']}" for f in error.errors())
         raise _UsageError(f"the environment holds settings that cannot be used: {faults}") from error
-
-
-def _clock(name: str) -> Clock:
-    if name == "wall":
-        return "wall"
-    if name == "log":
-        return "log"
-    raise _UsageError(
-        f"clock {name!r} is neither wall nor log: event times could not be told. Give --clock wall or log."
-    )
 
 
 def _listener(host: str, port: int) -> socket.socket:

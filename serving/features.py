@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from learners.encode import EncodedIds, Encoder
 from learners.session_state import COUNTER, USER, SessionView
 from serving.metrics import ServingMetrics
+from serving.tasks import end
 from stream.session_store import RedisSessionStore, SharedCounterFeed
 from stream.settings import without_password
 
@@ -76,8 +77,7 @@ class SessionFeatures:
     async def stop(self) -> None:
         """Stop refreshing and disconnect."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
         await self._redis.aclose()
 
     async def view(self, ids: EncodedIds) -> SessionView:

@@ -16,6 +16,7 @@ from serving.calibrator import HotCalibrator
 from serving.metrics import ServingMetrics
 from serving.model import HotModel, Offered, SpecMismatchError
 from serving.snapshots import LoadedModel, NoSnapshotError
+from serving.tasks import end
 from stream.admin import BrokerUnreachableError
 from stream.records import CalibrationRecord, DeltaPart, SnapshotNotice
 
@@ -78,8 +79,7 @@ class TopicFollower:
     async def stop(self) -> None:
         """Stop following."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
             await self._consumer.stop()
 
     @property
@@ -132,8 +132,8 @@ class TopicFollower:
 class WeightsFollower(TopicFollower):
     """Offers every delta to the hot model; after a gap it brings the newest snapshot and reads on from there.
 
-    A snapshot that led into a gap once is not installed again: serving goes on with what it has until a newer one
-    appears.
+    A snapshot that led into the same gap once is not installed again: serving goes on with what it has until a newer
+    one appears.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ class WeightsFollower(TopicFollower):
         self._hot = hot
         self._load = load
         self._on_swap = on_swap
-        self._tried: set[int] = set()
+        self._tried: tuple[int, int] | None = None  # snapshot, offset of the gap
 
     async def position(self, consumer: AIOKafkaConsumer) -> int:
         """An offset from which every version after the snapshot's is read: found by stepping back from the end."""
@@ -201,11 +201,11 @@ class WeightsFollower(TopicFollower):
             self.reject(record, "gap", f"a gap, and no snapshot to fill it: {error}")
             await self._wait_at(record)
             return
-        if loaded.version in self._tried:
+        if self._tried == (loaded.version, record.offset):
             self.reject(record, "gap", f"a gap that snapshot {loaded.version}, the newest, does not fill")
             await self._wait_at(record)
             return
-        self._tried = {loaded.version}
+        self._tried = (loaded.version, record.offset)
         log.warning("gap in the weights, snapshot installed", held=self._hot.version, snapshot=loaded.version)
         self._hot.install(loaded.model, version=loaded.version, watermark_ms=loaded.watermark_ms)
         self.metrics.reloads.inc()

@@ -120,8 +120,8 @@ class Intake:
         if self._now_ms is None:
             if ts_ms is None:
                 raise BadRequestError(
-                    f"{at}.ts_ms is missing: serving runs on the log's clock, which has no 'now', so every request must "
-                    "carry its event time. Add ts_ms in Unix milliseconds, or start serving with --clock wall."
+                    f"{at}.ts_ms is missing: serving runs on the log's clock, which has no 'now', so every request "
+                    "must carry its event time. Add ts_ms in Unix milliseconds, or start serving with --clock wall."
                 )
             _check_time(ts_ms, f"{at}.ts_ms")
             return ts_ms
@@ -141,8 +141,8 @@ class Intake:
 def _check_time(ts_ms: int, at: str) -> None:
     if not EARLIEST_MS <= ts_ms < LATEST_MS:
         raise BadRequestError(
-            f"{at}={ts_ms} lies outside {EARLIEST_MS}..{LATEST_MS}, the years 2000 to 2100: the join would refuse what was "
-            "served then, so nothing was scored. Send Unix milliseconds."
+            f"{at}={ts_ms} lies outside {EARLIEST_MS}..{LATEST_MS}, the years 2000 to 2100: the join would refuse what "
+            "was served then, so nothing was scored. Send Unix milliseconds."
         )
 
 

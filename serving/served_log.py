@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaError, KafkaTimeoutError  # type: ignore[import-untyped]
 
 from serving.metrics import ServingMetrics
+from serving.tasks import end
 from stream.admin import BrokerUnreachableError
 
 log = structlog.get_logger()
@@ -129,8 +130,7 @@ class ServedLog:
         lost = await self.flush(timeout_s)
         if lost:
             log.error("served records lost at shutdown", records=lost, topic=self._topic)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
         try:
             async with asyncio.timeout(max(0.5, timeout_s / 4)):
                 await self._producer.stop()

@@ -30,6 +30,7 @@ from serving.service import ScoringService
 from serving.settings import ServingSettings
 from serving.snapshots import load_newest
 from serving.status import quantiles_of
+from serving.tasks import end
 from serving.worker_metrics import WorkerQuality
 from stream.broker import Broker
 from stream.topics import CALIBRATION, SERVED, WEIGHTS
@@ -124,7 +125,7 @@ class ServingServer:
                 await follower.start()
                 stack.push_async_callback(follower.stop)
             for task in (self._tick(), *([self._beat()] if self._wall else [])):
-                stack.push_async_callback(_cancel, asyncio.create_task(task))
+                stack.push_async_callback(end, asyncio.create_task(task))
             runner = web.AppRunner(application(self), access_log=None, shutdown_timeout=_FINISH_REQUESTS_S)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
@@ -233,8 +234,3 @@ class ServingServer:
 def wall_ms() -> int:
     """The wall clock in Unix milliseconds."""
     return time.time_ns() // 1_000_000
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -8,6 +8,7 @@ keep all of them in memory) nor commits, and an agent that failed cannot acknowl
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +51,8 @@ class AgentApp:
         self._broker = broker
         self._runner = runner
         self._on_failure = on_failure
-        self._app = _faust_app(f"{broker.prefix}millstream-{name}", broker, assignor)
+        self._data_dir = tempfile.mkdtemp(prefix="millstream-faust-")  # Faust wants one, and leaves it empty
+        self._app = _faust_app(f"{broker.prefix}millstream-{name}", broker, assignor, self._data_dir)
         self._add_agent()
         self._app.on_partitions_assigned.connect(self._assigned)
         self._app.on_partitions_revoked.connect(self._revoked)
@@ -75,13 +77,17 @@ class AgentApp:
             while items := self._runner.inbox.take(_MOST_ITEMS_AT_ONCE):
                 await self._runner.work(items)
             await self._leave_partitions()
-        await self._app.stop()
+        await self._leave_group()
 
     async def abandon(self) -> None:
         """Leave the group after a failure: nothing is stored, nothing committed."""
         self._taking = False
         await self._end_tasks()
+        await self._leave_group()
+
+    async def _leave_group(self) -> None:
         await self._app.stop()
+        shutil.rmtree(self._data_dir, ignore_errors=True)
 
     def _add_agent(self) -> None:
         names = [self._broker.topic(topic) for topic in self._runner.topics]
@@ -178,7 +184,7 @@ class AgentApp:
         self._tasks = []
 
 
-def _faust_app(group: str, broker: Broker, assignor: type[Any]) -> Any:
+def _faust_app(group: str, broker: Broker, assignor: type[Any], data_dir: str) -> Any:
     """A Faust app that reads bytes, makes no topics of its own, opens no port and keeps no tables."""
 
     class _ConsumerThread(AIOKafkaConsumerThread):
@@ -205,7 +211,7 @@ def _faust_app(group: str, broker: Broker, assignor: type[Any]) -> Any:
         group,
         broker=[URL(f"kafka://{host}") for host in broker.bootstrap.split(",")],
         broker_credentials=broker.faust_credentials,
-        datadir=tempfile.mkdtemp(prefix="millstream-faust-"),
+        datadir=data_dir,
         store="memory://",
         cache="memory://",
         web_enabled=False,

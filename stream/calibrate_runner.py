@@ -1,7 +1,7 @@
 """The calibrator's shell: examples from Kafka, each partition's bin state to the calibration topic.
 
 The topic is the state: a record holds a partition's sums and the first examples offset that is not in them, so that a
-restart reads the newest record of its partitions and goes on there. Offsets are committed only to start reading near it.
+restart reads the newest record of its partitions and goes on there. Commits only tell where to start reading.
 """
 
 from __future__ import annotations
@@ -114,8 +114,6 @@ class CalibrateRunner:
             for calibrator in self._calibrators.values()
             if (record := calibrator.take_publication(at_once=at_once)) is not None
         ]
-        await stored(
-            [await self._producer.send(CALIBRATION, _encode(r), key=b"%d" % r.partition) for r in records]
-        )
+        await stored([await self._producer.send(CALIBRATION, _encode(r), key=b"%d" % r.partition) for r in records])
         self._committable |= {(EXAMPLES, record.partition): record.next_offset for record in records}
         self._metrics.counter("calibration_records_total").inc(len(records))

@@ -31,7 +31,7 @@ class PartitionCalibrator:
     ) -> None:
         if not publish_interval_s > 0:
             raise ValueError(
-                f"publish_interval_s={publish_interval_s} must be positive: every example would be a record of its own. "
+                f"publish_interval_s={publish_interval_s} must be positive: there would be a record an example. "
                 "Set MILLSTREAM_PUBLISH_INTERVAL_S; 1 is the default."
             )
         self.partition = partition

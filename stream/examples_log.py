@@ -1,4 +1,4 @@
-"""Reading records of the examples topic: decoded, checked against the feature spec, or fetched again by their offsets."""
+"""Records of the examples topic: decoded, checked against the feature spec, fetched again by their offsets."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class HealthServer:
             await web.TCPSite(self._runner, host, port).start()
         except OSError as error:
             raise ServerStartError(
-                f"port {port} on {host} cannot be listened on ({error.strerror}): the worker would run unseen, so it was "
+                f"port {port} on {host} cannot be listened on ({error.strerror}): the worker would run unseen and was "
                 "not started. Stop the program that holds it, or choose another with --metrics-port."
             ) from error
 

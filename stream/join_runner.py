@@ -254,6 +254,4 @@ class JoinRunner:
 def _joined(displays: list[Displays]) -> Displays | None:
     if not displays:
         return None
-    return Displays(
-        np.concatenate([one.user_key for one in displays]), np.concatenate([one.ts_ms for one in displays])
-    )
+    return Displays(np.concatenate([one.user_key for one in displays]), np.concatenate([one.ts_ms for one in displays]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -51,8 +51,8 @@ def first_snapshot(root: str, spec: FeatureSpec) -> Snapshot:
     found = newest_snapshot(root, spec_hash=spec.hash)
     if found is None:
         raise NoSnapshotError(
-            f"{root} holds no snapshot: there is no model to serve or to learn on. Train a base first: python -m learners "
-            f"base --spec {spec.name} --examples FILE.parquet --out {root}"
+            f"{root} holds no snapshot: there is no model to learn on. Train a base first: python -m learners base "
+            f"--spec {spec.name} --examples FILE.parquet --out {root}"
         )
     return found[1]
 
@@ -63,6 +63,9 @@ class LearnRunner:
     Parameters
     ----------
     snapshots : directory or URL of the snapshots.
+    wall_s : a clock for live input, None in a replay. With little traffic event time stands still until idle inputs
+        stop holding it; a click must not wait for that, so what waits is learned and published every
+        ``learn_interval_s`` of this clock too.
     fresh_log : the broker was started just now: offsets in a snapshot are of another log and are dropped.
     """
 
@@ -77,6 +80,7 @@ class LearnRunner:
         snapshots: str,
         metrics: WorkerMetrics,
         *,
+        wall_s: Callable[[], float] | None = None,
         fresh_log: bool = False,
     ) -> None:
         self.inbox = Inbox()
@@ -87,6 +91,8 @@ class LearnRunner:
         self._snapshots = snapshots
         self._metrics = metrics
         self._fresh_log = fresh_log
+        self._wall_s = wall_s
+        self._acted_s = 0.0  # of the wall clock
         self._loop: LearningLoop | None = None
         self._committable: dict[Place, int] = {}
         self._snapshot_task: asyncio.Task[None] | None = None
@@ -103,7 +109,9 @@ class LearnRunner:
             if isinstance(item, Assigned):
                 await self._assigned(item.partitions)
             elif self._loop is not None:
+                conversions = self._loop.conversions
                 outcomes += await self._step(self._loop, item)
+                self._metrics.counter("learned_conversions_total").inc(self._loop.conversions - conversions)
         if self._loop is None:
             return
         await self._store(self._loop, outcomes)
@@ -114,10 +122,16 @@ class LearnRunner:
         self._measure(self._loop)
 
     async def tick(self) -> None:
-        """Nothing: time is the watermark. A snapshot that failed to be written is raised here."""
+        """On the wall clock, learn and publish what waits. A snapshot that failed to be written is raised here."""
         if self._snapshot_task is not None and self._snapshot_task.done():
-            task, self._snapshot_task = self._snapshot_task, None
-            await task
+            await self._end_snapshot()
+        if self._loop is None or self._wall_s is None:
+            return
+        now_s = self._wall_s()
+        if now_s - self._acted_s >= self._config.learn_interval_s:
+            self._acted_s = now_s
+            await self._store(self._loop, self._loop.flush())
+            await self._publish(self._loop, at_once=True)
 
     async def give_up(self) -> None:
         """Publish, take a last snapshot, forget the model."""

@@ -108,7 +108,13 @@ class LearningLoop:
     """
 
     def __init__(
-        self, model: DeepFM, config: LearningConfig, partitions: int, *, state: LoopState | None = None, version: int = 0
+        self,
+        model: DeepFM,
+        config: LearningConfig,
+        partitions: int,
+        *,
+        state: LoopState | None = None,
+        version: int = 0,
     ) -> None:
         self.model = model
         self.config = config
@@ -156,7 +162,7 @@ class LearningLoop:
             self._advance(partition, watermark_ms)
             return []
         outcomes: list[LearnOutcome] = []
-        keep, finite = learnable(rows), np.isfinite(rows.dense).all(axis=1)
+        keep, finite = learnable(rows), _finite(rows)
         if not finite.all():
             outcomes.append(_rejected(rows, ~finite, partition, offset))
         self.conversions += int(np.count_nonzero(rows.kind == CONVERSION))
@@ -168,8 +174,15 @@ class LearningLoop:
         return outcomes
 
     def flush(self) -> list[LearnOutcome]:
-        """Learn what waits, at the end of the input. Not for a stop after which the loop goes on: it moves the cuts."""
-        return [self._learn(self._pending.cut(self.config.learn_batch_rows))] if self._pending and not self.diverged else []
+        """Learn what waits: at the end of the input, or when the caller's clock says so.
+
+        It moves the cuts, so that the order of the examples alone no longer tells the weights: the journal does.
+        """
+        return (
+            [self._learn(self._pending.cut(self.config.learn_batch_rows))]
+            if self._pending and not self.diverged
+            else []
+        )
 
     def relearn(self, journal: JournalRecord, rows: ExampleRows) -> LearnOutcome:
         """Learn again a batch that a run before this one learned after its snapshot: the rows of the journal's ranges.
@@ -179,8 +192,8 @@ class LearningLoop:
         kept = rows.take(np.flatnonzero(learnable(rows)))
         if journal.version != self.version + 1 or len(kept.label) != journal.rows:
             raise ValueError(
-                f"the journal says version {journal.version} of {journal.rows} rows, found {len(kept.label)} rows after "
-                f"version {self.version}: the snapshot and the log are not of one run. Give a snapshot of this log."
+                f"the journal says version {journal.version} of {journal.rows} rows, found {len(kept.label)} after "
+                f"{self.version}: the snapshot and the log are not of one run. Give a snapshot of this log."
             )
         for stretch in journal.ranges:
             self._pending.move_to(stretch.partition, Position(stretch.to_offset, stretch.to_row))
@@ -269,7 +282,11 @@ class LearningLoop:
 
 def learnable(rows: ExampleRows) -> NDArray[np.bool_]:
     """(B,) rows that are learned: settled ones and corrections whose dense inputs are finite."""
-    return np.asarray((rows.kind != CONVERSION) & np.isfinite(rows.dense).all(axis=1))
+    return np.asarray((rows.kind != CONVERSION) & _finite(rows))
+
+
+def _finite(rows: ExampleRows) -> NDArray[np.bool_]:
+    return np.asarray(np.isfinite(rows.dense).all(axis=1))
 
 
 def clicks_in(outcomes: Iterable[LearnOutcome]) -> int:

@@ -71,5 +71,5 @@ class RecordProducer:
 
 
 async def stored(sends: Iterable[asyncio.Future[Any]]) -> list[Any]:
-    """Wait until all the records are stored and return their metadata, in order. Raises what the first failure raised."""
+    """Wait until all the records are stored and return their metadata, in order. Raises the first failure."""
     return list(await asyncio.gather(*sends))

@@ -34,8 +34,8 @@ def load(
     settings = StreamSettings()
     if settings.redis_url is None:
         raise typer.BadParameter(
-            "REDIS_URL is not set: the embedded Redis lives only inside the program that starts it. Set it to the Redis "
-            "that workers and serving use."
+            "REDIS_URL is not set: the embedded Redis lives only inside the program that starts it. Set it to the "
+            "Redis that workers and serving use."
         )
     try:
         export = SessionExport.load(file, load_spec(spec))
@@ -44,8 +44,8 @@ def load(
         raise typer.BadParameter(str(error)) from error
     except RedisError as error:
         typer.echo(
-            f"error: Redis at {without_password(settings.redis_url)} failed ({error}): no sessions were loaded, or only a "
-            "part. Start it, or correct REDIS_URL, and load again.",
+            f"error: Redis at {without_password(settings.redis_url)} failed ({error}): no sessions were loaded, or "
+            "only a part. Start it, or correct REDIS_URL, and load again.",
             err=True,
         )
         raise typer.Exit(1) from error

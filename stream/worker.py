@@ -107,7 +107,7 @@ async def _start(
     failed: Callable[[BaseException], None],
 ) -> tuple[HealthServer, list[AgentApp]]:
     """Everything up to running agents; ``stack`` stops the servers, the caller stops the agents."""
-    disable_created_metrics()  # a sample a counter that nobody reads
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a sample a counter that nobody reads
     registry = CollectorRegistry()
     health = HealthServer(registry)
     if options.metrics_port is not None:
@@ -131,7 +131,9 @@ async def _start(
         "calibrate": parts.calibrate,
     }
     apps = [
-        AgentApp(name, broker, runners[name](), failed, SingleOwnerAssignor if name == "learn" else RangePartitionAssignor)
+        AgentApp(
+            name, broker, runners[name](), failed, SingleOwnerAssignor if name == "learn" else RangePartitionAssignor
+        )
         for name in AGENTS
         if name in options.agents
     ]
@@ -167,6 +169,7 @@ class _Parts:
             self._intervals.learning(self._options.clock),
             self._options.snapshots,
             self._metrics,
+            wall_s=time.monotonic if self._options.clock == "wall" else None,
             fresh_log=fresh_log,
         )
 

@@ -14,8 +14,8 @@ from stream.learning import LearningConfig
 
 Clock = Literal["wall", "log"]
 
-# What a clock changes of LearningConfig. Live, a click must be learned about a second later, however few rows wait with
-# it. In a replay thousands of seconds pass in one, so that full batches cost no freshness, and neither do far snapshots.
+# What a clock changes of LearningConfig. Live, a click must be learned about a second later, however few rows wait
+# with it. In a replay thousands of seconds pass in one: full batches cost no freshness, snapshots may lie far apart.
 _LEARNING: dict[str, dict[str, float]] = {
     "wall": {"learn_interval_s": 1.0, "snapshot_interval_s": 300.0},
     "log": {"learn_interval_s": 300.0, "snapshot_interval_s": 21_600.0},

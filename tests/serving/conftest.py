@@ -51,7 +51,7 @@ class Running:
 
     async def publish(self, topic: str, value: bytes) -> None:
         """Write one record and wait until the broker has it."""
-        await self.producer.send_and_wait(self.topics.name(topic), value, partition=0)
+        await self.producer.send_and_wait(self.topics.name(topic), value, key=b"0", partition=0)
 
     async def learn(self, **options: Any) -> int:
         """One step of the trainer, published; its version."""

@@ -24,7 +24,7 @@ from tests.learners.small_spec import SMALL
 from tests.serving.conftest import Start
 from tests.serving.world import FIRST_VERSION, NOW_MS, Trainer, encoded, request, rows_of, wire
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.e2e]
 
 
 def flat(answer: dict[str, Any], key: str) -> list[Any]:

@@ -42,13 +42,10 @@ def test_scores_are_the_models_logits_and_the_maps_probabilities() -> None:
     assert len(set(found.impression_id.tolist())) == 5
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.sampled_from([-1.0, 0.0, 3.0]), st.floats(0, 5)),
-        max_size=20,
-    ),
-    st.integers(1, 25),
-)
+PROBABILITIES, LOGITS = st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.sampled_from([-1.0, 0.0, 3.0])
+
+
+@given(st.lists(st.tuples(PROBABILITIES, LOGITS, st.floats(0, 5)), max_size=20), st.integers(1, 25))
 def test_ranking_is_a_stable_sort_by_value_then_logit(ads: list[tuple[float, float, float]], top_k: int) -> None:
     """Against Python's sort."""
     p, logit = np.array([a[0] for a in ads], np.float32), np.array([a[1] for a in ads], np.float32)

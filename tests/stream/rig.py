@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 import numpy as np
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 
 from learners.deepfm import DeepFM, DeepFMConfig
 from learners.encode import Encoder, Request
@@ -227,13 +227,15 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker(environment: Mapping[str, str], snapshots: Path, log: Path, *options: str) -> AsyncIterator[Worker]:
-    """A worker on the log's clock, ready; killed at the end when it still runs."""
+async def worker(
+    environment: Mapping[str, str], snapshots: Path, log: Path, clock: str = "log"
+) -> AsyncIterator[Worker]:
+    """A worker, ready; killed at the end when it still runs."""
     port = free_port()
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "stream", "worker", "--spec", SPEC.name, "--snapshots", str(snapshots),
-            "--clock", "log", "--metrics-port", str(port), *options,
+            "--clock", clock, "--metrics-port", str(port),
             env={**environment, "OMP_NUM_THREADS": "1"}, stdout=output, stderr=output,
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
@@ -246,9 +248,14 @@ async def worker(environment: Mapping[str, str], snapshots: Path, log: Path, *op
             await process.wait()
 
 
+def said(log: Path) -> str:
+    """What a worker logged."""
+    return log.read_text()
+
+
 async def _ready(url: str, process: asyncio.subprocess.Process, log: Path) -> bool:
     if process.returncode is not None:
-        raise AssertionError(f"the worker ended with {process.returncode}:\n{log.read_text()}")
+        raise AssertionError(f"the worker ended with {process.returncode}:\n{said(log)}")
     try:
         async with aiohttp.ClientSession() as http, http.get(f"{url}/healthz") as answer:
             return answer.status == 200

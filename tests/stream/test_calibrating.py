@@ -18,6 +18,7 @@ KEEPS = CalibratorConfig(half_life_rows=float("inf"))
 
 
 def published(calibrator: PartitionCalibrator) -> CalibrationRecord:
+    """The state now."""
     record = calibrator.take_publication(at_once=True)
     assert record is not None
     return record
@@ -37,7 +38,7 @@ def test_a_correction_replaces_the_negative_it_corrects() -> None:
     """Settled as a negative and corrected later counts as settled as a positive at once."""
     label = np.array([0, 1, 0], np.uint8)
     settled = example_rows(3, seed=1, label=label)
-    corrected = settled.take([2])
+    corrected = settled.take(slice(2, 3))
     correction = example_rows(1, seed=2, logit=corrected.logit, label=np.ones(1, np.uint8), kind=np.array([CORRECTION]))
     late = PartitionCalibrator(0, KEEPS, 1.0)
     late.step(settled, 0, START_MS)

@@ -21,6 +21,7 @@ CONFIG = LearningConfig(learn_batch_rows=16, learn_interval_s=30.0, publish_inte
 
 
 def model() -> DeepFM:
+    """The model at version 0."""
     return DeepFM(SMALL, ModelShape.of(SPEC))
 
 
@@ -38,6 +39,7 @@ def log(partitions: int, records: int, seed: int = 0) -> list[Record]:
 
 
 def feed(loop: LearningLoop, records: list[Record]) -> list[Learned]:
+    """The learn steps that records lead to."""
     outcomes = [o for p, offset, rows, mark in records for o in loop.step(rows, p, offset, mark)]
     return [outcome for outcome in outcomes if isinstance(outcome, Learned)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,17 +16,17 @@ from redis.asyncio import Redis
 
 from calibration.bins import BinState
 from learners.deepfm import DeepFM
-from learners.session_state import USER
+from learners.session_state import COUNTER, USER
 from learners.shape import ModelShape
 from learners.snapshot import newest_snapshot
 from stream.broker import Broker
 from stream.deltas import DeltaAssembler
 from stream.examples import ExampleRows, concat
 from stream.examples_log import decode_examples
-from stream.partition import key_bytes
+from stream.log_reader import LogReader
 from stream.records import CORRECTION, SETTLED, CalibrationRecord, DeadLetter, DeltaPart, JournalRecord, SnapshotNotice
 from stream.session_store import RedisSessionStore
-from stream.sessions import SessionKeys
+from stream.sessions import Fence, SessionKeys, SessionStates
 from stream.topics import CALIBRATION, CLICKS, CONVERSIONS, DEADLETTER, EXAMPLES, IMPRESSIONS, JOURNAL, SERVED, WEIGHTS
 from tests.brokers import TestTopics
 from tests.stream.rig import (
@@ -36,8 +37,8 @@ from tests.stream.rig import (
     Worker,
     base_snapshot,
     front,
+    said,
     serve,
-    silent,
     until,
     values,
     worker,
@@ -49,6 +50,7 @@ USERS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
 
 
 def environment(topics: TestTopics, redis_url: str) -> dict[str, str]:
+    """A minute's click window, small batches."""
     return {
         **topics.environment(redis_url),
         "MILLSTREAM_CLICK_WINDOW_S": "60",
@@ -58,6 +60,7 @@ def environment(topics: TestTopics, redis_url: str) -> dict[str, str]:
 
 
 async def examples_of(broker: Broker) -> ExampleRows:
+    """All examples of the topic."""
     parts = [decode_examples(value, SPEC)[0] for value in await values(broker, EXAMPLES, broker.partitions)]
     return concat([ExampleRows.empty(SPEC.id_columns, SPEC.dense_inputs), *parts])
 
@@ -74,6 +77,7 @@ async def weights_of(broker: Broker) -> tuple[int, DeepFM]:
 
 
 async def letters_of(broker: Broker) -> list[DeadLetter]:
+    """All dead letters."""
     return [msgspec.msgpack.decode(value, type=DeadLetter) for value in await values(broker, DEADLETTER)]
 
 
@@ -125,7 +129,7 @@ async def test_a_click_goes_all_the_way(kafka_topics: TestTopics, redis_url: str
         shown = serve(USERS, [START_MS + 1000 * i for i in range(len(USERS))], at.broker.partitions, first_id=1)
         await at.show(shown, clicked=shown.impression_id[::3])
         await settled(at, running, len(USERS), START_MS + 3 * MINUTE_MS)
-        assert await running.stop() == 0, running.log.read_text()
+        assert await running.stop() == 0, said(running.log)
 
         examples = await examples_of(at.broker)
         clicked = dict(zip(examples.impression_id.tolist(), examples.label.tolist(), strict=True))
@@ -143,14 +147,15 @@ async def test_a_click_goes_all_the_way(kafka_topics: TestTopics, redis_url: str
 
 
 async def check_sessions(broker: Broker, redis_url: str, examples: ExampleRows) -> None:
+    """Redis holds one display, one outcome and the click of every user, behind a fence within the log."""
     redis = Redis.from_url(redis_url)
     store = RedisSessionStore(redis, SPEC, broker.partitions)
     none = np.zeros(0, np.uint64)
     for partition in range(broker.partitions):
         fence = await store.fence(partition)
-        end = len(await values_of(broker, EXAMPLES, partition))
-        assert fence.displays <= len(await values_of(broker, IMPRESSIONS, partition))
-        assert fence.examples <= end
+        async with LogReader(broker) as log:
+            assert fence.displays <= len([record async for record in log.read(IMPRESSIONS, partition)])
+            assert fence.examples <= len([record async for record in log.read(EXAMPLES, partition)])
     found = np.zeros(0, USER)
     for partition in range(broker.partitions):
         keys = SessionKeys(np.unique(examples.user_key), none, none)
@@ -161,13 +166,6 @@ async def check_sessions(broker: Broker, redis_url: str, examples: ExampleRows) 
     assert int(found["session_clicks"].sum()) == int(examples.label.sum())
     assert found["outcome_count"].tolist() == [1] * len(USERS)
     await redis.aclose()
-
-
-async def values_of(broker: Broker, topic: str, partition: int) -> list[bytes]:
-    from stream.log_reader import LogReader
-
-    async with LogReader(broker) as log:
-        return [record.value async for record in log.read(topic, partition)]
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
@@ -188,16 +186,38 @@ async def test_a_restarted_worker_goes_on_where_the_last_one_was(
             await at.show(pending, clicked=pending.impression_id[::2])
             await until(lambda: clicks_joined(at.broker, 18), "the clicks of pending rows were joined")
             if end == "SIGTERM":
-                assert await running.stop() == 0, running.log.read_text()
+                assert await running.stop() == 0, said(running.log)
         async with worker(*where) as running:
             await at.show(last, clicked=last.impression_id[1::2])
             await settled(at, running, 36, START_MS + 12 * MINUTE_MS)
-            assert await running.stop() == 0, running.log.read_text()
+            assert await running.stop() == 0, said(running.log)
         await check_the_whole(at.broker, tmp_path / "snapshots", 36)
 
 
 async def clicks_joined(broker: Broker, rows: int) -> bool:
+    """Whether so many examples are in the topic."""
     return len(await examples_of(broker)) >= rows
+
+
+async def test_live_a_lone_click_is_learned_without_waiting_for_event_time(
+    kafka_topics: TestTopics, redis_url: str, tmp_path: Path
+) -> None:
+    """On the wall clock one click, after which nothing comes, is in a delta long before idle inputs are passed over."""
+    base_snapshot(tmp_path / "snapshots")
+    where = {**environment(kafka_topics, redis_url), "MILLSTREAM_IDLE_TIMEOUT_S": "3600"}
+    del where["MILLSTREAM_LEARN_INTERVAL_S"]
+    async with (
+        worker(where, tmp_path / "snapshots", tmp_path / "log", clock="wall"),
+        front(kafka_topics.settings(redis_url)) as at,
+    ):
+        shown = serve([1], [time.time_ns() // 1_000_000], at.broker.partitions, first_id=1)
+        await at.show(shown, clicked=shown.impression_id)
+
+        async def learned() -> bool:
+            version, _ = await weights_of(at.broker)
+            return version == 1
+
+        await until(learned, "the click was published")
 
 
 async def test_bad_input_goes_to_the_dead_letters_and_stops_nothing(
@@ -225,7 +245,7 @@ async def test_bad_input_goes_to_the_dead_letters_and_stops_nothing(
         await at.send(CLICKS, late, key=other(shown)[1])
         await settled(at, running, 3, START_MS + 5 * MINUTE_MS)
         seen = await running.metrics()
-        assert await running.stop() == 0, running.log.read_text()
+        assert await running.stop() == 0, said(running.log)
 
         letters = await letters_of(at.broker)
         expected = Counter(
@@ -268,17 +288,33 @@ async def test_a_worker_without_a_usable_snapshot_says_the_remedy(
 ) -> None:
     """An empty folder, a snapshot of another spec, an unknown agent: exit 1 or 2 and a message that helps."""
     where = kafka_topics.environment(redis_url)
-    status, said = await run(where, "--snapshots", str(tmp_path / "none"))
+    status, text = await run(where, "--snapshots", str(tmp_path / "none"))
     assert status == 1
-    assert "holds no snapshot" in said
-    assert "python -m learners base" in said
+    assert "holds no snapshot" in text
+    assert "python -m learners base" in text
     base = base_snapshot(tmp_path / "snapshots")
-    status, said = await run(where, "--snapshots", str(tmp_path / "snapshots"), "--spec", "kuairand")
+    status, text = await run(where, "--snapshots", str(tmp_path / "snapshots"), "--spec", "kuairand")
     assert status == 1
-    assert base.shape.spec_hash in said
-    status, said = await run(where, "--snapshots", str(tmp_path), "--agents", "join,lern")
+    assert base.shape.spec_hash in text
+    status, text = await run(where, "--snapshots", str(tmp_path), "--agents", "join,lern")
     assert status == 2
-    assert "lern" in said
+    assert "lern" in text
+
+
+async def test_a_worker_that_cannot_go_on_ends_with_status_1(
+    kafka_topics: TestTopics, redis_url: str, tmp_path: Path
+) -> None:
+    """Session features of another log: the worker names the partition and stops instead of folding rows twice."""
+    base_snapshot(tmp_path / "snapshots")
+    redis = Redis.from_url(redis_url)
+    none = np.zeros(0, np.uint64)
+    nothing = SessionStates(SessionKeys(none, none, none), np.zeros(0, USER), np.zeros(0, COUNTER))
+    store = RedisSessionStore(redis, SPEC, kafka_topics.partitions)
+    await store.apply(1, Fence(), Fence(displays=7, examples=9), nothing)
+    await redis.aclose()
+    status, text = await run(environment(kafka_topics, redis_url), "--snapshots", str(tmp_path / "snapshots"))
+    assert status == 1
+    assert f"{EXAMPLES}[1] ends before offset 9" in text
 
 
 async def test_starts_its_own_servers_when_none_are_given(tmp_path: Path) -> None:
@@ -286,7 +322,7 @@ async def test_starts_its_own_servers_when_none_are_given(tmp_path: Path) -> Non
     base_snapshot(tmp_path / "snapshots")
     unset = {n: v for n, v in os.environ.items() if n not in ("KAFKA_BOOTSTRAP_SERVERS", "REDIS_URL", "KAFKA_HOME")}
     async with worker(unset, tmp_path / "snapshots", tmp_path / "log") as running:
-        said = running.log.read_text()
-        assert "KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:" in said
-        assert "REDIS_URL=redis://127.0.0.1:" in said
-        assert await running.stop() == 0, running.log.read_text()
+        text = said(running.log)
+        assert "KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:" in text
+        assert "REDIS_URL=redis://127.0.0.1:" in text
+        assert await running.stop() == 0, said(running.log)

@@ -1,0 +1,1 @@
+"""End to end: every program as a process, over a real broker and Redis."""
