@@ -8,7 +8,9 @@ from the log.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -40,7 +42,7 @@ from stream.single_owner import SingleOwnerAssignor
 from stream.worker_settings import Clock, WorkerSettings
 
 AGENTS = ("join", "learn", "calibrate")
-STOP_TIMEOUT_S = 9.0  # a stop that takes longer is given up: the log holds all that a restart needs
+STOP_LIMIT_S = 9.0  # supervisors send SIGKILL after 10
 
 _log = structlog.get_logger(__name__)
 
@@ -70,14 +72,20 @@ async def run_worker(options: WorkerOptions, settings: StreamSettings, intervals
         The broker, Redis, a port or a snapshot is missing, or does not fit.
     """
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     failures: list[BaseException] = []
+
+    def begin_stop() -> None:
+        if not stop.is_set():
+            _start_watchdog()
+            stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, begin_stop)
 
     def failed(error: BaseException) -> None:
         _log.error("an agent failed; the worker stops without committing", exc_info=error)
         failures.append(error)
-        stop.set()
+        begin_stop()
 
     async with AsyncExitStack() as stack:
         try:
@@ -95,7 +103,8 @@ async def run_worker(options: WorkerOptions, settings: StreamSettings, intervals
         _log.info("worker ready", agents=list(options.agents), spec=options.spec.name, clock=options.clock)
         await stop.wait()
         health.ready = False
-        await _stop_apps(apps, failures)
+        for app in apps:  # in the order of the stream: a later agent may still see what an earlier one wrote last
+            await (app.abandon() if failures else app.stop())
     return 1 if failures else 0
 
 
@@ -215,11 +224,16 @@ def _wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-async def _stop_apps(apps: Sequence[AgentApp], failures: Sequence[BaseException]) -> None:
-    """Stop in the order of the stream, so that a later agent may still see what an earlier one wrote last."""
-    try:
-        async with asyncio.timeout(STOP_TIMEOUT_S):
-            for app in apps:
-                await (app.abandon() if failures else app.stop())
-    except TimeoutError:
-        _log.warning("the stop took too long and was cut off; the next start resumes from the log")
+def _start_watchdog() -> None:
+    """End the process when its stop hangs, as it does when the broker is gone: the log holds all a restart needs.
+
+    A thread, because neither a blocked event loop nor the threads of the Kafka clients may hold it up.
+    """
+
+    def cut_off() -> None:
+        _log.error("the stop took too long and was cut off; the next start resumes from the log", limit_s=STOP_LIMIT_S)
+        os._exit(1)
+
+    watchdog = threading.Timer(STOP_LIMIT_S, cut_off)
+    watchdog.daemon = True
+    watchdog.start()

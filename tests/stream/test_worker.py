@@ -21,6 +21,7 @@ from learners.shape import ModelShape
 from learners.snapshot import newest_snapshot
 from stream.broker import Broker
 from stream.deltas import DeltaAssembler
+from stream.embedded_broker import EmbeddedBroker
 from stream.examples import ExampleRows, concat
 from stream.examples_log import decode_examples
 from stream.log_reader import LogReader
@@ -315,6 +316,17 @@ async def test_a_worker_that_cannot_go_on_ends_with_status_1(
     status, text = await run(environment(kafka_topics, redis_url), "--snapshots", str(tmp_path / "snapshots"))
     assert status == 1
     assert f"{EXAMPLES}[1] ends before offset 9" in text
+
+
+async def test_stops_although_the_broker_is_gone(redis_url: str, tmp_path: Path) -> None:
+    """A stop that can neither flush nor commit is cut off, with status 1."""
+    base_snapshot(tmp_path / "snapshots")
+    async with EmbeddedBroker() as broker:
+        where = {**os.environ, "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap, "REDIS_URL": redis_url}
+        async with worker(where, tmp_path / "snapshots", tmp_path / "log") as running:
+            await broker.stop()
+            assert await running.stop() == 1
+            assert "was cut off" in said(running.log)
 
 
 async def test_starts_its_own_servers_when_none_are_given(tmp_path: Path) -> None:
