@@ -44,8 +44,8 @@ class MarketplaceConfig:
 
     seed: int = 7
     day_count: int = 4
-    requests_per_day: int = 9_000
-    users: int = 6_000
+    requests_per_day: int = 6_000
+    users: int = 4_000
     categories: int = 24
     advertisers: int = 80
     live_ads: int = 240

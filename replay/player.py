@@ -28,6 +28,7 @@ from stream.partition import partition_of
 from stream.records import EventsRecord
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 
+RANKED_AT_ONCE = 8  # rank requests in flight: a front end has many users at once
 POLL_S = 0.005  # between two questions how far the workers are
 
 
@@ -43,7 +44,7 @@ class PlayerOptions:
 
     speed: float | None = None  # times real time; None: as fast as the lockstep allows
     max_lag_s: float = 300.0  # bounded lead over the workers, in event time
-    tick_s: float = 20.0  # requests of a tick are scored together: an outcome is seen a tick later at most
+    tick_s: float = 60.0  # requests of a tick are scored together: an outcome is seen a tick later at most
     drain_timeout_s: float = 60.0  # wall clock without any progress of the workers before we give up
 
     def __post_init__(self) -> None:
@@ -153,16 +154,20 @@ class Player:
         """Ask serving; with the last call goes the promise that no request before ``until_ms`` will follow."""
         self.played.requests += len(requests)
         if self._scenario.top_k is not None:
-            for request in requests:
-                answer = await self._post("/v1/rank", _wire(request))
-                ids = {entry["index"]: int(entry["impression_id"]) for entry in answer["ranked"]}
-                self._show(request, int(answer["user_key"]), ids, list(ids))
+            for at in range(0, len(requests), RANKED_AT_ONCE):
+                await self._rank(requests[at : at + RANKED_AT_ONCE])
             requests = []
         body = {"requests": [_wire(request) for request in requests], "watermark_ms": until_ms}
         answer = await self._post("/v1/score", body)
         for request, result in zip(requests, answer["results"], strict=True):
             ids = dict(enumerate(map(int, result["impression_ids"])))
             self._show(request, int(result["user_key"]), ids, list(ids))
+
+    async def _rank(self, requests: list[Request]) -> None:
+        answers = await asyncio.gather(*(self._post("/v1/rank", _wire(request)) for request in requests))
+        for request, answer in zip(requests, answers, strict=True):
+            ids = {entry["index"]: int(entry["impression_id"]) for entry in answer["ranked"]}
+            self._show(request, int(answer["user_key"]), ids, list(ids))
 
     def _show(self, request: Request, user_key: int, ids: dict[int, int], order: list[int]) -> None:
         for display in self._scenario.displays(request, order):
