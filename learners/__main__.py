@@ -75,7 +75,7 @@ def base(
         _stop(str(error), _FAILED)
     except (ValueError, OSError) as error:
         _stop(str(error), _BAD_USAGE)
-    written = write_snapshot(out, _snapshot_of(trained))
+    written = write_snapshot(out, trained.snapshot())
     _print_base(trained, written, as_json=as_json)
 
 
@@ -107,18 +107,6 @@ def _order(order: str) -> Order:
         if order == known:
             return cast(Order, known)
     raise ValueError(f"--order {order} must be time or shuffled: rows have no other order. Use one of the two.")
-
-
-def _snapshot_of(trained: Base) -> Snapshot:
-    return Snapshot(
-        version=1,
-        created_from="base",
-        watermark_ms=trained.watermark_ms,
-        newest_event_ms=trained.newest_event_ms,
-        shape=trained.model.shape,
-        config=trained.model.config,
-        state=trained.model.state(),
-    )
 
 
 def _weights_of(held: Snapshot) -> dict[str, Any]:

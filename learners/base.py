@@ -14,6 +14,7 @@ from learners.deepfm import DeepFM, DeepFMConfig
 from learners.metrics import Quality, quality
 from learners.rows import Rows
 from learners.shape import ModelShape
+from learners.snapshot import Snapshot
 
 _SCORED_AT_ONCE = 4096
 
@@ -55,6 +56,18 @@ class Base:
     watermark_ms: int  # newest time at which a label became known
     newest_event_ms: int
     epochs: list[Quality] = field(default_factory=list)
+
+    def snapshot(self) -> Snapshot:
+        """The base as snapshot version 1, the start of the stream's versions."""
+        return Snapshot(
+            version=1,
+            created_from="base",
+            watermark_ms=self.watermark_ms,
+            newest_event_ms=self.newest_event_ms,
+            shape=self.model.shape,
+            config=self.model.config,
+            state=self.model.state(),
+        )
 
 
 def train_base(

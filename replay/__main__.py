@@ -107,7 +107,7 @@ def base(
 def run(
     dataset: Dataset,
     snapshots: Annotated[
-        Path, typer.Option(help="Folder of the snapshots; the newest one at the start is the frozen base of the report.")
+        Path, typer.Option(help="Folder of the snapshots; the newest at the start is the frozen base.")
     ],
     data: Data = None,
     base_days: BaseDays = None,

@@ -30,13 +30,4 @@ def read_base_examples(folder: Path, spec: FeatureSpec) -> Examples:
 
 def base_snapshot(examples: Examples, spec: FeatureSpec) -> Snapshot:
     """The snapshot that ``python -m learners base`` makes of an archive at its defaults, version 1."""
-    trained = train_base(examples, ModelShape.of(spec))
-    return Snapshot(
-        version=1,
-        created_from="base",
-        watermark_ms=trained.watermark_ms,
-        newest_event_ms=trained.newest_event_ms,
-        shape=trained.model.shape,
-        config=trained.model.config,
-        state=trained.model.state(),
-    )
+    return train_base(examples, ModelShape.of(spec)).snapshot()
