@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
-from types import TracebackType
 
 from stream.admin import answers_metadata
-from stream.child_server import LOOPBACK, ChildServer, ServerStartError, accepts_connections, claim_port, free_port
+from stream.child_server import LOOPBACK, ServerStartError, accepts_connections, claim_port, free_port
+from stream.local_server import LocalServer
 
 START_TIMEOUT_S = 60.0  # 3 s on an idle machine, more when every core is busy
 _CLUSTER_ID = "bWlsbHN0cmVhbS10ZXN0cw"  # any 16 bytes in URL-safe base64
@@ -70,38 +69,26 @@ def java_program() -> str:
     return java
 
 
-class ApacheKafka:
+class ApacheKafka(LocalServer):
     """A one-node Kafka: `async with ApacheKafka(home) as kafka: kafka.bootstrap`.
 
     A second start on the same `data_dir` finds the data of the first, after a kill too.
     """
 
     def __init__(self, home: Path, port: int | None = None, data_dir: Path | None = None, heap_mb: int = 512) -> None:
+        super().__init__("Apache Kafka", port, data_dir, grace_s=15.0)
         self._home = home
-        self._asked_port = port
         self._heap_mb = heap_mb
-        self._own_dir = data_dir is None
-        self._data_dir = data_dir or Path(tempfile.mkdtemp(prefix="millstream-kafka-"))
-        self._server = ChildServer("Apache Kafka", self._data_dir / "kafka.log")
-        self.bootstrap = ""
 
     @property
-    def pid(self) -> int:
-        """The broker's process id."""
-        return self._server.pid
+    def bootstrap(self) -> str:
+        """Where clients connect, host:port."""
+        return self.address
 
-    async def start(self) -> str:
-        """Format the storage where it is new, start the node and return its address. Raises ServerStartError."""
-        try:
-            return await self._start()
-        except BaseException:
-            await self.stop()
-            raise
-
-    async def _start(self) -> str:
+    async def _launch(self) -> str:
         libs, java = kafka_jars(self._home), java_program()
-        port = claim_port(self._asked_port, "Apache Kafka", "choose another port")
-        self.bootstrap = f"{LOOPBACK}:{port}"
+        port = claim_port(self._asked_port, self._name, "choose another port")
+        bootstrap = f"{LOOPBACK}:{port}"
         config = self._write_config(port)
         command = [java, "-Xms128m", f"-Xmx{self._heap_mb}m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
         command += [f"-Dlog4j2.configurationFile={self._data_dir / 'log4j2.yaml'}", "-cp", f"{libs}/*"]
@@ -109,10 +96,10 @@ class ApacheKafka:
             await self._format(command, config)
 
         async def ready() -> bool:
-            return await accepts_connections(port) and await answers_metadata(self.bootstrap)
+            return await accepts_connections(port) and await answers_metadata(bootstrap)
 
         await self._server.start([*command, "kafka.Kafka", str(config)], ready, timeout_s=START_TIMEOUT_S)
-        return self.bootstrap
+        return bootstrap
 
     def _write_config(self, port: int) -> Path:
         self._data_dir.mkdir(parents=True, exist_ok=True)
@@ -132,21 +119,6 @@ class ApacheKafka:
                 f"start on. Is java 17 or newer? It said:\n{(run.stdout + run.stderr)[-2000:].strip()}"
             )
 
-    async def stop(self) -> None:
-        """Stop it; its data stays where a `data_dir` was given."""
-        await self._server.stop(grace_s=15.0)
-        if self._own_dir:
-            shutil.rmtree(self._data_dir, ignore_errors=True)
-
     async def kill(self) -> None:
         """Kill it at once (SIGKILL), as a crash would."""
         await self._server.stop(grace_s=0.0)
-
-    async def __aenter__(self) -> ApacheKafka:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()

@@ -7,13 +7,11 @@ KAFKA_BOOTSTRAP_SERVERS.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
-from types import TracebackType
 
 from stream.admin import answers_metadata
-from stream.child_server import LOOPBACK, ChildServer, ServerStartError, accepts_connections, claim_port
+from stream.child_server import LOOPBACK, ServerStartError, accepts_connections, claim_port
+from stream.local_server import LocalServer
 
 START_TIMEOUT_S = 20.0  # it answers after 0.1 s; a cold disk or a busy core may take longer
 
@@ -35,33 +33,20 @@ def broker_program() -> str:
         ) from error
 
 
-class EmbeddedBroker:
+class EmbeddedBroker(LocalServer):
     """A broker for one process tree: `async with EmbeddedBroker() as broker: broker.bootstrap`."""
 
     def __init__(self, port: int | None = None, data_dir: Path | None = None) -> None:
-        """Take `port` of loopback (None: a free one); write the log under `data_dir` (None: a temporary one)."""
-        self._asked_port = port
-        self._own_dir = data_dir is None
-        self._data_dir = data_dir or Path(tempfile.mkdtemp(prefix="millstream-broker-"))
-        self._server = ChildServer("the embedded broker", self._data_dir / "broker.log")
-        self.bootstrap = ""
+        super().__init__("the embedded broker", port, data_dir, grace_s=2.0)
 
     @property
-    def pid(self) -> int:
-        """The broker's process id."""
-        return self._server.pid
+    def bootstrap(self) -> str:
+        """Where clients connect, host:port."""
+        return self.address
 
-    async def start(self) -> str:
-        """Start it and return its bootstrap address. Raises ServerStartError."""
-        try:
-            return await self._start()
-        except BaseException:
-            await self.stop()
-            raise
-
-    async def _start(self) -> str:
+    async def _launch(self) -> str:
         program = broker_program()
-        port = claim_port(self._asked_port, "the embedded broker", "set KAFKA_BOOTSTRAP_SERVERS to use that one")
+        port = claim_port(self._asked_port, self._name, "set KAFKA_BOOTSTRAP_SERVERS to use that one")
         url = f"tcp://{LOOPBACK}:{port}"
         argv = [program, "broker", "--listener-url", url, "--advertised-listener-url", url]
         argv += ["--storage-engine", "memory://millstream/"]
@@ -70,20 +55,4 @@ class EmbeddedBroker:
             return await accepts_connections(port) and await answers_metadata(f"{LOOPBACK}:{port}")
 
         await self._server.start(argv, ready, timeout_s=START_TIMEOUT_S, environment={"RUST_LOG": "warn"})
-        self.bootstrap = f"{LOOPBACK}:{port}"
-        return self.bootstrap
-
-    async def stop(self) -> None:
-        """Stop it; all records are gone."""
-        await self._server.stop(grace_s=2.0)
-        if self._own_dir:
-            shutil.rmtree(self._data_dir, ignore_errors=True)
-
-    async def __aenter__(self) -> EmbeddedBroker:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
+        return f"{LOOPBACK}:{port}"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import tempfile
 from pathlib import Path
-from types import TracebackType
 
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from stream.child_server import LOOPBACK, ChildServer, ServerStartError, accepts_connections, claim_port
+from stream.child_server import LOOPBACK, ServerStartError, accepts_connections, claim_port
+from stream.local_server import LocalServer
 
 START_TIMEOUT_S = 20.0  # it answers after 0.1 s; a cold disk or a busy core may take longer
 
@@ -43,33 +42,20 @@ async def answers_ping(url: str) -> bool:
         await client.aclose()
 
 
-class EmbeddedRedis:
+class EmbeddedRedis(LocalServer):
     """A Redis for one process tree, in memory only: `async with EmbeddedRedis() as server: server.url`."""
 
     def __init__(self, port: int | None = None, data_dir: Path | None = None) -> None:
-        """Take `port` of loopback (None: a free one); write the log under `data_dir` (None: a temporary one)."""
-        self._asked_port = port
-        self._own_dir = data_dir is None
-        self._data_dir = data_dir or Path(tempfile.mkdtemp(prefix="millstream-redis-"))
-        self._server = ChildServer("the embedded Redis", self._data_dir / "redis.log")
-        self.url = ""
+        super().__init__("the embedded Redis", port, data_dir, grace_s=2.0)
 
     @property
-    def pid(self) -> int:
-        """The server's process id."""
-        return self._server.pid
+    def url(self) -> str:
+        """Its redis:// URL."""
+        return self.address
 
-    async def start(self) -> str:
-        """Start it and return its URL. Raises ServerStartError."""
-        try:
-            return await self._start()
-        except BaseException:
-            await self.stop()
-            raise
-
-    async def _start(self) -> str:
+    async def _launch(self) -> str:
         program = redis_program()
-        port = claim_port(self._asked_port, "the embedded Redis", "set REDIS_URL to use that one")
+        port = claim_port(self._asked_port, self._name, "set REDIS_URL to use that one")
         url = f"redis://{LOOPBACK}:{port}/0"
         self._data_dir.mkdir(parents=True, exist_ok=True)
         argv = [program, "--port", str(port), "--bind", LOOPBACK, "--dir", str(self._data_dir)]
@@ -79,20 +65,4 @@ class EmbeddedRedis:
             return await accepts_connections(port) and await answers_ping(url)
 
         await self._server.start(argv, ready, timeout_s=START_TIMEOUT_S)
-        self.url = url
         return url
-
-    async def stop(self) -> None:
-        """Stop it; its keys are gone."""
-        await self._server.stop(grace_s=2.0)
-        if self._own_dir:
-            shutil.rmtree(self._data_dir, ignore_errors=True)
-
-    async def __aenter__(self) -> EmbeddedRedis:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
