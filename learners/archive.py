@@ -14,10 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from learners.kinds import CORRECTION, SETTLED
 from learners.rows import Rows
-
-SETTLED, CORRECTION, CONVERSION = 0, 1, 2
-"""Kinds of example, as in the examples topic."""
 
 # Column → dtype and the value where there is none.
 SCALARS: Mapping[str, tuple[str, float]] = {

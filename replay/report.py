@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from learners.kinds import CORRECTION, SETTLED
 from learners.metrics import auc, log_loss, normalized_entropy, observed_over_expected, probability
 from stream.examples import ExampleRows
-from stream.records import CORRECTION, SETTLED
 
 SMALLEST_P = 1e-7  # float32 rounds probabilities this near to 0 and 1 to them
 

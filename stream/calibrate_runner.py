@@ -14,6 +14,7 @@ import numpy as np
 import structlog
 
 from calibration.stream import CalibratorConfig
+from learners.kinds import CONVERSION
 from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.calibrating import PartitionCalibrator
@@ -22,7 +23,7 @@ from stream.inbox import Assigned, Inbox, InputRecord, Place
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.producer import RecordProducer, stored
-from stream.records import CONVERSION, CalibrationRecord, RecordError
+from stream.records import CalibrationRecord, RecordError
 from stream.topics import CALIBRATION, EXAMPLES
 
 _encode = msgspec.msgpack.Encoder().encode

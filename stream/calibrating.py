@@ -6,8 +6,9 @@ import numpy as np
 
 from calibration.bins import BinState
 from calibration.stream import CalibratorConfig, StreamingCalibrator
+from learners.kinds import CONVERSION, CORRECTION
 from stream.examples import ExampleRows
-from stream.records import CONVERSION, CORRECTION, CalibrationRecord
+from stream.records import CalibrationRecord
 
 
 class PartitionCalibrator:

@@ -25,6 +25,10 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from stream.examples import ExampleRows
 from stream.inputs import EventRows, RejectedRow, ServedRows, SpecWidths, spec_dtype
 from stream.join_rows import (
@@ -39,7 +43,6 @@ from stream.join_rows import (
     held_data,
 )
 from stream.low_water import LowWater
-from stream.records import CONVERSION, CORRECTION, SETTLED
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, INPUTS, SERVED
 from stream.watermarks import Watermarks
 
@@ -206,6 +209,17 @@ class JoinCore:
                 self._retry(key)
         if fresh and newest_ms is not None:
             self._set_timer(newest_ms + self._display_horizon_ms, fresh)
+
+    def first_displays(self, rows: EventRows) -> NDArray[np.bool_]:
+        """(B,) which of these impressions, before they are fed, are the first display of theirs and no duplicate."""
+        first = np.zeros(len(rows), np.bool_)
+        first[np.unique(rows.impression_id, return_index=True)[1]] = True
+        for at in np.flatnonzero(first).tolist():
+            key = int(rows.impression_id[at])
+            row = self._rows.get(key)
+            shown = row is not None and row.state != SERVED_ONLY
+            first[at] = not shown and not any(event.topic == IMPRESSIONS for event in self._waiting.get(key, ()))
+        return first
 
     def impressions(self, rows: EventRows, offset: int) -> None:
         """Take in one record of the impressions topic."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import structlog
 
+from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.examples import ExampleRows
@@ -26,7 +27,7 @@ from stream.join import JoinConfig, JoinCore, JoinOutput, Reject
 from stream.log_reader import LogReader
 from stream.metrics import JOIN_COUNTS, WorkerMetrics
 from stream.producer import RecordProducer, stored
-from stream.records import CONVERSION, CORRECTION, SETTLED, ExamplesRecord, RecordError
+from stream.records import ExamplesRecord, RecordError
 from stream.session_store import RedisSessionStore
 from stream.sessions import Displays, Fence, SessionFold
 from stream.topics import CLICKS, EXAMPLES, IMPRESSIONS, INPUTS, SERVED
@@ -169,7 +170,8 @@ class JoinRunner:
     def _note_displays(held: _Partition, rows: EventRows, offset: int) -> None:
         held.impressions_end = max(held.impressions_end, offset + 1)
         if offset >= held.fence.displays and len(rows):
-            held.displays.append(Displays(rows.user_key, rows.ts_ms))
+            first = held.core.first_displays(rows)
+            held.displays.append(Displays(rows.user_key[first], rows.ts_ms[first]))
 
     # -------------------------------------------------------------------------------------------------- settle
 

@@ -19,6 +19,7 @@ import structlog
 from learners.deepfm import DeepFM
 from learners.delta import Delta
 from learners.drift import DriftWatch
+from learners.kinds import SETTLED
 from learners.progressive import ProgressiveMetrics
 from learners.snapshot import Snapshot, Written, newest_snapshot, write_snapshot
 from learners.spec import FeatureSpec
@@ -30,7 +31,7 @@ from stream.learning import Diverged, Learned, LearningConfig, LearningLoop, Lea
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.producer import RecordProducer, stored
-from stream.records import SETTLED, DeltaPart, JournalRecord, RecordError, SnapshotNotice
+from stream.records import DeltaPart, JournalRecord, RecordError, SnapshotNotice
 from stream.topics import EXAMPLES, JOURNAL, WEIGHTS
 
 MAX_PART_BYTES = 4 << 20  # half of the topic's limit

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from learners.deepfm import DeepFM, DivergenceError
 from learners.delta import Delta
+from learners.kinds import CONVERSION, SETTLED
 from stream.examples import ExampleRows
 from stream.pending import Batch, PendingExamples, Position
-from stream.records import CONVERSION, SETTLED, JournalRecord
+from stream.records import JournalRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

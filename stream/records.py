@@ -14,9 +14,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-SETTLED, CORRECTION, CONVERSION = 0, 1, 2
-"""Kinds of example: the one settled outcome, a click after settlement, a conversion of a settled click."""
-
 
 class RecordError(ValueError):
     """A record that cannot be decoded or breaks its schema; ``reason`` is the dead letter's closed-set reason."""

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from learners.session_state import COUNTER, REMEMBERED, USER, decay, sums_of
 from learners.spec import FeatureSpec
-from stream.records import CONVERSION, CORRECTION, SETTLED
 
 
 class Fence(NamedTuple):

@@ -17,9 +17,10 @@ import msgspec
 import orjson
 import pytest
 
+from learners.kinds import SETTLED
 from stream.broker import find_broker
 from stream.child_server import free_port
-from stream.records import SETTLED, DeadLetter
+from stream.records import DeadLetter
 from stream.topics import CLICKS, DEADLETTER, IMPRESSIONS
 from tests.brokers import TestTopics, skip_or_fail
 from tests.stream.rig import SPEC, START_MS, base_snapshot, said, until, values, worker

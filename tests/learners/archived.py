@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from learners.archive import SETTLED
+from learners.kinds import SETTLED
 
 
 def encoded(count: int, *, id_columns: int, dense: int, seed: int = 0) -> SimpleNamespace:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learners.archive import CONVERSION, CORRECTION, SCALARS, SETTLED, ArchiveError, read_examples, write_examples
+from learners.archive import SCALARS, ArchiveError, read_examples, write_examples
+from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from tests.learners.archived import encoded
 
 SPEC = SimpleNamespace(name="toy", hash="0123456789abcdef")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from replay.report import facts_table, outcomes, quality_table, report
-from stream.records import CONVERSION, CORRECTION, SETTLED
 from tests.stream.rig import example_rows
 
 DAY_MS = 86_400_000

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from stream.join import JoinConfig
-from stream.records import CONVERSION, CORRECTION, SETTLED
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 
 

@@ -16,6 +16,7 @@ from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 
 from learners.deepfm import DeepFM, DeepFMConfig
 from learners.encode import Encoder, Request
+from learners.kinds import SETTLED
 from learners.shape import ModelShape
 from learners.snapshot import Snapshot, write_snapshot
 from learners.spec import FeatureSpec, load_spec
@@ -24,7 +25,7 @@ from stream.child_server import free_port
 from stream.examples import ExampleRows
 from stream.log_reader import LogReader
 from stream.partition import key_bytes, partition_of
-from stream.records import SETTLED, EventsRecord, ServedRecord
+from stream.records import EventsRecord, ServedRecord
 from stream.session_memory import MemorySessionStore
 from stream.settings import StreamSettings
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, SERVED

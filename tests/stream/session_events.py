@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from learners.session_state import COUNTER, REMEMBERED, USER
 from learners.spec import FeatureSpec
-from stream.records import CONVERSION, CORRECTION, SETTLED
 from stream.sessions import Displays
 from tests.learners.small_spec import SMALL
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from calibration.bins import BinState
 from calibration.stream import CalibratorConfig
+from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from stream.calibrating import PartitionCalibrator
-from stream.records import CONVERSION, CORRECTION, SETTLED, CalibrationRecord
+from stream.records import CalibrationRecord
 from tests.stream.rig import START_MS, example_rows
 
 FORGETS = CalibratorConfig(half_life_rows=64)

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from stream.examples import ExampleRows, concat
 from stream.inputs import EventRows, ServedRows, spec_dtype
 from stream.join import JoinConfig, JoinCore, JoinOutput, Reject
-from stream.records import CONVERSION, CORRECTION, SETTLED
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, INPUTS, SERVED
 from tests.stream.oracle import Example, LogEvent, Rejected, join_whole_log
 
@@ -243,6 +243,17 @@ def test_duplicates_change_nothing_and_are_counted(core: JoinCore) -> None:
         "duplicate_clicks": 3,
         "duplicate_conversions": 1,
     }
+
+
+def test_only_the_first_display_of_an_impression_is_one(core: JoinCore) -> None:
+    """Duplicates within a record, of a displayed row and of an event that waits for its row are no displays."""
+    core.served(served((7, 0)), 0)
+    assert core.first_displays(events((7, 1), (8, 1), (7, 2))).tolist() == [True, True, False]
+    core.impressions(events((7, 1), (8, 1)), 0)
+    assert core.first_displays(events((7, 1), (8, 1), (9, 3))).tolist() == [False, False, True]
+    core.clicks(events((7, 2)), 0)
+    core.poll()
+    assert core.first_displays(events((7, 5))).tolist() == [False]
 
 
 def test_conversion_waits_for_its_click(core: JoinCore) -> None:

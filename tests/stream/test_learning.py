@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.deepfm import DeepFM, DivergenceError
+from learners.kinds import CONVERSION, CORRECTION
 from learners.shape import ModelShape
 from stream.examples import ExampleRows, concat
 from stream.learning import Diverged, Learned, LearningConfig, LearningLoop, LoopState, Rejected
-from stream.records import CONVERSION, CORRECTION, JournalRecord, OffsetRange
+from stream.records import JournalRecord, OffsetRange
 from tests.stream.rig import SMALL, SPEC, START_MS, example_rows
 
 Record = tuple[int, int, ExampleRows, int]  # partition, offset, rows, watermark

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from learners.session_state import COUNTER, USER, merged
-from stream.records import CONVERSION, CORRECTION, SETTLED
 from stream.session_memory import MemorySessionStore
 from stream.sessions import Fence, SessionFold
 from tests.learners.small_spec import SMALL

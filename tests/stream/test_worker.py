@@ -7,15 +7,19 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from redis.asyncio import Redis
 
 from calibration.bins import BinState
 from learners.deepfm import DeepFM
+from learners.kinds import CORRECTION, SETTLED
 from learners.session_state import COUNTER, USER
 from learners.shape import ModelShape
 from learners.snapshot import newest_snapshot
@@ -25,7 +29,7 @@ from stream.embedded_broker import EmbeddedBroker
 from stream.examples import ExampleRows, concat
 from stream.examples_log import decode_examples
 from stream.log_reader import LogReader
-from stream.records import CORRECTION, SETTLED, CalibrationRecord, DeadLetter, DeltaPart, JournalRecord, SnapshotNotice
+from stream.records import CalibrationRecord, DeadLetter, DeltaPart, JournalRecord, SnapshotNotice
 from stream.session_store import RedisSessionStore
 from stream.sessions import Fence, SessionKeys, SessionStates
 from stream.topics import CALIBRATION, CLICKS, CONVERSIONS, DEADLETTER, EXAMPLES, IMPRESSIONS, JOURNAL, SERVED, WEIGHTS
@@ -35,6 +39,7 @@ from tests.stream.rig import (
     SPEC,
     START_MS,
     Front,
+    Shown,
     Worker,
     base_snapshot,
     front,
@@ -147,21 +152,27 @@ async def test_a_click_goes_all_the_way(kafka_topics: TestTopics, redis_url: str
         await check_sessions(at.broker, redis_url, examples)
 
 
+async def users_of(broker: Broker, redis_url: str, user_key: Sequence[int] | NDArray[np.uint64]) -> NDArray[Any]:
+    """The states of users that Redis holds, whatever their partition."""
+    redis = Redis.from_url(redis_url)
+    store = RedisSessionStore(redis, SPEC, broker.partitions)
+    none = np.zeros(0, np.uint64)
+    keys = SessionKeys(np.unique(np.asarray(user_key, np.uint64)), none, none)
+    states = [(await store.load(partition, keys)).users for partition in range(broker.partitions)]
+    await redis.aclose()
+    return np.concatenate([users[users["seen_ms"] > 0] for users in states])
+
+
 async def check_sessions(broker: Broker, redis_url: str, examples: ExampleRows) -> None:
     """Redis holds one display, one outcome and the click of every user, behind a fence within the log."""
     redis = Redis.from_url(redis_url)
     store = RedisSessionStore(redis, SPEC, broker.partitions)
-    none = np.zeros(0, np.uint64)
     for partition in range(broker.partitions):
         fence = await store.fence(partition)
         async with LogReader(broker) as log:
             assert fence.displays <= len([record async for record in log.read(IMPRESSIONS, partition)])
             assert fence.examples <= len([record async for record in log.read(EXAMPLES, partition)])
-    found = np.zeros(0, USER)
-    for partition in range(broker.partitions):
-        keys = SessionKeys(np.unique(examples.user_key), none, none)
-        users = (await store.load(partition, keys)).users
-        found = np.concatenate((found, users[users["seen_ms"] > 0]))
+    found = await users_of(broker, redis_url, examples.user_key)
     assert len(found) == len(USERS)
     assert found["session_impressions"].tolist() == [1] * len(USERS)
     assert int(found["session_clicks"].sum()) == int(examples.label.sum())
@@ -233,9 +244,11 @@ async def test_bad_input_goes_to_the_dead_letters_and_stops_nothing(
         shown = serve(USERS[:2], [START_MS, START_MS], at.broker.partitions, first_id=1)
         clicked, user = shown.impression_id[0], shown.user_key[0]
         click = b'{"impression_id": "%d", "user_key": "%d", "ts_ms": %d}' % (clicked, user, START_MS + 900)
+        again = b'{"impression_id": "%d", "user_key": "%d", "ts_ms": %d}' % (clicked, user, START_MS + 200)
         unknown = b'{"impression_id": 999, "user_key": "%d", "ts_ms": %d}' % (user, START_MS + 900)
         await at.show(shown, clicked=[clicked])
         await at.send(CLICKS, click, key=user)
+        await at.send(IMPRESSIONS, again, key=user)
         await at.send(IMPRESSIONS, b"{not json", key=user)
         await at.send(CLICKS, b'{"impression_id": 1, "user_key": 2, "ts_ms": "noon"}', key=user)
         await at.send(CLICKS, unknown, key=user)
@@ -264,14 +277,16 @@ async def test_bad_input_goes_to_the_dead_letters_and_stops_nothing(
         assert next(one.payload for one in letters if one.reason == "malformed") == b"{not json"
         assert next(one.payload for one in letters if one.reason == "spec") == foreign.encode()
         assert seen['millstream_join_rows_total{outcome="duplicate_clicks"}'] == 1
+        assert seen['millstream_join_rows_total{outcome="duplicate_impressions"}'] == 1
+        assert (await users_of(at.broker, redis_url, shown.user_key))["session_impressions"].tolist() == [1, 1]
         examples = await examples_of(at.broker)
         assert sorted(examples.kind.tolist()) == [SETTLED, SETTLED, CORRECTION]
         assert examples.impression_id[examples.kind == CORRECTION].tolist() == [other(shown)[0]]
 
 
-def other(shown: object) -> tuple[int, int]:
+def other(shown: Shown) -> tuple[int, int]:
     """Impression and user of the second row."""
-    return shown.impression_id[1], shown.user_key[1]  # type: ignore[attr-defined]
+    return shown.impression_id[1], shown.user_key[1]
 
 
 async def run(environment: dict[str, str], *arguments: str) -> tuple[int | None, str]:
