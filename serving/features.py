@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from learners.encode import EncodedIds, Encoder
 from learners.session_state import COUNTER, USER, SessionView
 from serving.metrics import ServingMetrics
-from serving.tasks import end
+from serving.tasks import begin, end
 from stream.session_store import RedisSessionStore, SharedCounterFeed
 from stream.settings import without_password
 
@@ -72,13 +72,18 @@ class SessionFeatures:
     async def start(self) -> None:
         """Load the shared counters once, then keep them abreast in the background."""
         await self._refresh()
-        self._task = asyncio.create_task(self._keep_abreast(), name="refresh shared counters")
+        self._task = begin(self._keep_abreast(), "refresh shared counters")
 
     async def stop(self) -> None:
         """Stop refreshing and disconnect."""
         if self._task is not None:
             await end(self._task)
         await self._redis.aclose()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the task that refreshes shared counters has died."""
+        return self._task is not None and self._task.done()
 
     async def view(self, ids: EncodedIds) -> SessionView:
         """The states that these requests read; empty ones when the store does not answer."""

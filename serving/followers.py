@@ -16,7 +16,7 @@ from serving.calibrator import HotCalibrator
 from serving.metrics import ServingMetrics
 from serving.model import HotModel, Offered, SpecMismatchError
 from serving.snapshots import LoadedModel, NoSnapshotError
-from serving.tasks import end
+from serving.tasks import begin, end
 from stream.admin import BrokerUnreachableError
 from stream.records import CalibrationRecord, DeltaPart, SnapshotNotice
 
@@ -74,7 +74,7 @@ class TopicFollower:
                 "exist (python -m stream topics --check)."
             ) from error
         self._consumer = consumer
-        self._task = asyncio.create_task(self._run(), name=f"follow {self.topic}")
+        self._task = begin(self._run(), f"follow {self.topic}")
 
     async def stop(self) -> None:
         """Stop following."""
@@ -114,14 +114,14 @@ class TopicFollower:
             try:
                 wait_ms = 1000 if self.caught_up.is_set() else 50
                 fetched = await self._consumer.getmany(self._tp, timeout_ms=wait_ms)
+                records = fetched.get(self._tp, [])
+                if records:
+                    self.heard_at = time.monotonic()
+                    await self.take(records)  # after a gap it asks the broker where to read on
             except KafkaError as error:
                 self.report("the broker does not answer", error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue
-            records = fetched.get(self._tp, [])
-            if records:
-                self.heard_at = time.monotonic()
-                await self.take(records)
             if not self.caught_up.is_set():
                 # the end is what a fetch said it is: the embedded broker's answer to ListOffsets can be short
                 end = self._consumer.highwater(self._tp)

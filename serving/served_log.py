@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaError, KafkaTimeoutError  # type: ignore[import-untyped]
 
 from serving.metrics import ServingMetrics
-from serving.tasks import end
+from serving.tasks import begin, end
 from stream.admin import BrokerUnreachableError
 
 log = structlog.get_logger()
@@ -52,9 +52,10 @@ class ServedLog:
         self._metrics = metrics
         self._options = dict(client_options or {}) | {"acks": "all"}
         self._queue_bytes = queue_bytes
-        self._queue: deque[tuple[int, bytes]] = deque()
+        self._queue: deque[tuple[int, bytes, bool]] = deque()  # partition, record, whether it failed before
         self._waiting_bytes = 0
         self._unacknowledged = 0
+        self._sent_again = 0  # records that failed and wait to be taken after all
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._producer: AIOKafkaProducer | None = None
@@ -77,7 +78,7 @@ class ServedLog:
                 "broker runs."
             ) from error
         self._producer = producer
-        self._task = asyncio.create_task(self._send_all(producer), name="served-log")
+        self._task = begin(self._send_all(producer), "send served records")
 
     def write(self, partition: int, record: bytes) -> bool:
         """Queue one record for a partition; False when the queue is full and the record was dropped."""
@@ -87,7 +88,7 @@ class ServedLog:
             return False
         self._waiting_bytes += len(record)
         self._metrics.served_waiting_bytes.set(self._waiting_bytes)
-        self._queue.append((partition, record))
+        self._queue.append((partition, record, False))
         self._wake.set()
         return True
 
@@ -110,7 +111,7 @@ class ServedLog:
     @property
     def sends_out_of_order(self) -> bool:
         """Whether a record waits for its second sending: a promise written now would come before it."""
-        return self._failing_since is not None
+        return self._sent_again > 0
 
     async def flush(self, timeout_s: float) -> int:
         """Wait until the broker has taken everything; the number of records it has not after `timeout_s`."""
@@ -140,20 +141,21 @@ class ServedLog:
     async def _send_all(self, producer: AIOKafkaProducer) -> None:
         while True:
             while self._queue:
-                partition, record = self._queue.popleft()
+                partition, record, again = self._queue.popleft()
                 self._unacknowledged += 1
                 try:
                     sent = await producer.send(self._topic, record, partition=partition)
                 except KafkaError as error:
-                    self._done(partition, record, error)
+                    self._done(partition, record, again, error)
                     await asyncio.sleep(_RETRY_PAUSE_S)
                     continue
-                sent.add_done_callback(lambda f, p=partition, r=record: self._done(p, r, f.exception()))
+                sent.add_done_callback(lambda f, p=partition, r=record, a=again: self._done(p, r, a, f.exception()))
             self._wake.clear()
             await self._wake.wait()
 
-    def _done(self, partition: int, record: bytes, error: BaseException | None) -> None:
+    def _done(self, partition: int, record: bytes, again: bool, error: BaseException | None) -> None:
         self._unacknowledged -= 1
+        self._sent_again -= again
         self._settled.set()
         if error is None:
             self._failing_since = None
@@ -164,7 +166,8 @@ class ServedLog:
         self._metrics.served_send_failures.inc()
         self._report("served records are not taken", error=f"{type(error).__name__}: {error}")
         if isinstance(error, KafkaTimeoutError) or getattr(error, "retriable", False):
-            self._queue.append((partition, record))
+            self._sent_again += 1
+            self._queue.append((partition, record, True))
             self._wake.set()
         else:
             self._metrics.served_records_dropped.inc()

@@ -30,7 +30,7 @@ from serving.service import ScoringService
 from serving.settings import ServingSettings
 from serving.snapshots import load_newest
 from serving.status import quantiles_of
-from serving.tasks import end
+from serving.tasks import begin, end
 from serving.worker_metrics import WorkerQuality
 from stream.broker import Broker
 from stream.topics import CALIBRATION, SERVED, WEIGHTS
@@ -110,6 +110,7 @@ class ServingServer:
         self.service = ScoringService(intake, self.ranker, self.features, self.served_log, metrics, wall_ms)
         self.quality = WorkerQuality(settings.worker_metrics_url)
         self._stopping = False
+        self._background: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
         self._started_at = time.monotonic()
 
@@ -124,8 +125,11 @@ class ServingServer:
             for follower in (self.weights, self.calibration):
                 await follower.start()
                 stack.push_async_callback(follower.stop)
-            for task in (self._tick(), *([self._beat()] if self._wall else [])):
-                stack.push_async_callback(end, asyncio.create_task(task))
+            self._background = [begin(self._tick(), "take the series' points")]
+            if self._wall:
+                self._background.append(begin(self._beat(), "tell partitions the time"))
+            for task in self._background:
+                stack.push_async_callback(end, task)
             runner = web.AppRunner(application(self), access_log=None, shutdown_timeout=_FINISH_REQUESTS_S)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
@@ -151,6 +155,9 @@ class ServingServer:
     def unready(self) -> list[str]:
         """Why no traffic should be sent here; empty when the model is loaded and fresh and what is served is logged."""
         reasons = ["serving is stopping"] if self._stopping else []
+        reasons += [f"the task to {task.get_name()} has ended" for task in self._background if task.done()]
+        if self.features.ended:
+            reasons.append("the task that refreshes shared counters has ended")
         for follower in (self.weights, self.calibration):
             if follower.ended:
                 reasons.append(f"the task that follows {follower.topic} has ended")

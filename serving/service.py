@@ -56,6 +56,7 @@ class ScoringService:
         self._wall_ms = wall_ms
         self._in_flight: dict[int, int] = {}  # call -> its earliest event time
         self._calls = 0
+        self._owed_ms = 0  # a promise that had to wait; 0: none
 
     async def rank(self, body: bytes) -> bytes:
         """`POST /v1/rank`. Raises BadRequestError."""
@@ -129,9 +130,12 @@ class ScoringService:
             self._served_log.write(partition, record.encode())
 
     def _promise(self, watermark_ms: int | None) -> None:
-        if watermark_ms is None or self._served_log.sends_out_of_order:
+        """Write a promise behind the rows; while rows are sent again it is owed, and a later call or beat writes it."""
+        self._owed_ms = max(self._owed_ms, watermark_ms or 0)
+        if not self._owed_ms or self._served_log.sends_out_of_order:
             return
-        record = heartbeat(self._spec, watermark_ms).encode()
+        record = heartbeat(self._spec, self._owed_ms).encode()
+        self._owed_ms = 0
         for partition in range(self._served_log.partitions):
             self._served_log.write(partition, record)
 

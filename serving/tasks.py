@@ -1,8 +1,10 @@
-"""Ending background tasks for certain."""
+"""Background tasks: none fails unheard, all end for certain."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import structlog
 
@@ -11,13 +13,23 @@ log = structlog.get_logger()
 _ASK_AGAIN_AFTER_S = 0.2
 
 
+def begin(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """Run ``work`` in the background; should it fail, that is logged at once."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_log_failure)
+    return task
+
+
 async def end(task: asyncio.Task[None]) -> None:
-    """Cancel a task until it has ended; log what it failed with, if it did.
+    """Cancel a task until it has ended.
 
     Once is not enough: redis-py swallows a cancellation that arrives while it waits under a timeout of its own.
     """
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=_ASK_AGAIN_AFTER_S)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a background task failed", task=task.get_name(), error=f"{type(error).__name__}: {error}")
+        log.error("a background task failed", task=task.get_name(), exc_info=error)

@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 import numpy as np
 import pytest
+from aiokafka.errors import KafkaConnectionError  # type: ignore[import-untyped]
 
 from calibration.bins import BinState
 from calibration.stream import merged_map
@@ -328,3 +329,65 @@ async def test_the_page_needs_nothing_from_elsewhere(start: Start) -> None:
     assert "https://" not in html
     for name in re.findall(r'(?:src|href)="(?!data:)([^"]+)"', html):
         assert await page(running, "/" + name.lstrip("/"))
+
+
+async def test_a_background_task_that_dies_makes_the_server_unready(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers go on, but series or shared counters that stand still are no state to send traffic to."""
+    running = await start()
+
+    async def broken() -> None:
+        raise LookupError
+
+    monkeypatch.setattr(running.server.quality, "read", broken)
+    monkeypatch.setattr(running.server.features._feed, "refresh", broken)
+    await running.post("/v1/score", {"requests": [wire(request(1))]})  # in a replay its time makes a refresh due
+    await running.until(lambda: len(running.server.unready()) == 2)
+    status, answer = await running.get("/readyz")
+    assert status == 503
+    assert "series" in " ".join(answer["reasons"])
+    assert "shared counters" in " ".join(answer["reasons"])
+
+
+async def test_a_promise_waits_for_rows_that_are_sent_again_and_is_not_forgotten(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would come before them; a replay waits for it, so that the next call makes up for it."""
+    running = await start()
+    with monkeypatch.context() as patched:
+        patched.setattr(type(running.server.served_log), "sends_out_of_order", True)
+        await running.post("/v1/score", {"requests": [wire(request(1))], "watermark_ms": NOW_MS + 5000})
+    await running.post("/v1/score", {"requests": [wire(request(2))]})
+    await running.post("/v1/score", {"requests": []})
+    await running.server.served_log.flush(5)
+    logged = await running.served(rows=2)
+    for records in logged.values():
+        assert [record.watermark_ms for record in records if not record.rows] == [NOW_MS + 5000]
+
+
+async def test_a_broker_that_stumbles_while_a_gap_is_filled_does_not_end_the_following(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next record shows the gap again, and the snapshot's place is looked up anew."""
+    running = await start()
+    monkeypatch.setattr("serving.followers.RETRY_PAUSE_S", 0.01)
+    works, calls = running.server.weights.position, []
+
+    async def position(consumer: Any) -> int:
+        calls.append(consumer)
+        if len(calls) == 1:
+            raise KafkaConnectionError
+        return int(await works(consumer))
+
+    monkeypatch.setattr(running.server.weights, "position", position)
+    running.trainer.step()  # lost
+    running.trainer.snapshot(running.snapshots)
+    await running.learn()
+    await running.until(lambda: len(calls) == 1)
+    running.trainer.step()  # lost
+    running.trainer.snapshot(running.snapshots)
+    version = await running.learn()
+    await running.until(lambda: running.server.model.version == version)
+    assert len(calls) >= 2
+    assert not running.server.weights.ended

@@ -84,6 +84,7 @@ def test_what_cannot_be_served_is_bad_usage_with_its_remedy(
             (2, common, environment, [str(empty), "python -m learners base"]),
             (2, [*common, "--snapshots", str(foreign)], environment, [load_spec("marketplace").hash, SMALL.hash]),
             (2, [*common, "--spec", "nowhere"], environment, ["nowhere", "marketplace"]),
+            (2, common[2:], environment | {"MILLSTREAM_SPEC": "elsewhere"}, ["elsewhere", "marketplace"]),
             (2, [*common, "--clock", "sundial"], environment, ["sundial", "wall"]),
             (2, common, {"KAFKA_BOOTSTRAP_SERVERS": ""}, ["KAFKA_BOOTSTRAP_SERVERS is not set"]),
             (2, common, environment | {"MILLSTREAM_HEARTBEAT_S": "often"}, ["heartbeat_s"]),

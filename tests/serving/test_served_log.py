@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from aiokafka.errors import (  # type: ignore[import-untyped]
+    KafkaError,
+    MessageSizeTooLargeError,
+    RequestTimedOutError,
+)
 
 from serving.metrics import ServingMetrics
 from serving.served_log import ServedLog
@@ -53,3 +60,49 @@ async def test_a_record_that_the_broker_refuses_is_counted_and_stops_no_other(
         assert log.trouble is None
     finally:
         await log.stop()
+
+
+class Stumbling:
+    """A producer that refuses the first records with an error and takes the rest."""
+
+    def __init__(self, *errors: KafkaError) -> None:
+        self.errors = list(errors)
+        self.taken: list[bytes] = []
+
+    async def start(self) -> None:
+        """Nothing."""
+
+    async def stop(self) -> None:
+        """Nothing."""
+
+    async def send(self, topic: str, record: bytes, partition: int) -> asyncio.Future[None]:
+        """Refuse or take."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.errors:
+            future.set_exception(self.errors.pop(0))
+        else:
+            self.taken.append(record)
+            future.set_result(None)
+        return future
+
+
+@pytest.mark.parametrize(
+    ("error", "taken"),
+    [(RequestTimedOutError(), [b"one", b"two"]), (MessageSizeTooLargeError(), [b"two"])],
+)
+async def test_records_are_out_of_order_only_while_one_is_sent_again(
+    error: KafkaError, taken: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a record that was given up, when nothing else is sent: promises must not wait for ever."""
+    producer = Stumbling(error)
+    monkeypatch.setattr("serving.served_log.AIOKafkaProducer", lambda **_: producer)
+    log = ServedLog("", SERVED, 1, ServingMetrics())
+    await log.start()
+    log.write(0, b"one")
+    assert await log.flush(5) == 0
+    assert not log.sends_out_of_order
+    log.write(0, b"two")
+    assert await log.flush(5) == 0
+    assert producer.taken == taken
+    assert not log.sends_out_of_order
+    await log.stop()

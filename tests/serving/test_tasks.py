@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from serving.tasks import end
+from structlog.testing import capture_logs
+
+from serving.tasks import begin, end
 
 
 async def test_a_task_that_swallows_its_first_cancellation_ends_all_the_same() -> None:
@@ -28,3 +30,16 @@ async def test_a_task_that_swallows_its_first_cancellation_ends_all_the_same() -
     assert swallowed.is_set()
     assert tasks[0].cancelled()
     assert isinstance(tasks[1].exception(), ValueError)
+
+
+async def test_a_failure_in_the_background_is_logged_when_it_happens() -> None:
+    """With its name and its error; a task that is ended says nothing."""
+
+    async def failing() -> None:
+        raise ValueError("no such thing")
+
+    with capture_logs() as logged:
+        failed, ended = begin(failing(), "do a thing"), begin(asyncio.sleep(1000), "wait")
+        await asyncio.wait([failed])
+        await end(ended)
+    assert [(entry["task"], str(entry["exc_info"])) for entry in logged] == [("do a thing", "no such thing")]
