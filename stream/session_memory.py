@@ -46,7 +46,7 @@ class SessionExport(NamedTuple):
     def load(cls, path: Path, spec: FeatureSpec) -> SessionExport:
         """Read such a file. Raises ValueError for another feature spec or a file that is none."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
                 found = str(file["spec_hash"])
                 keys = SessionKeys(file["user_keys"], file["counter_keys"], file["counter_owners"])
                 states = SessionStates(keys, file["users"], file["counters"])
