@@ -30,6 +30,10 @@ _MOST_ITEMS_AT_ONCE = 64  # so that publishing and commits come between, also wh
 _log = structlog.get_logger(__name__)
 
 
+class AgentCrashedError(RuntimeError):
+    """What Faust runs for an agent (its consumer, its coordinator) has ended."""
+
+
 class AgentApp:
     """One agent: a Faust app with a consumer group of its own, and the task that works its inbox off.
 
@@ -60,6 +64,7 @@ class AgentApp:
         self._busy = asyncio.Lock()  # a step of the runner, or a change of partitions
         self._committed: dict[Place, int] = {}
         self._taking = True
+        self._ending = False
         self._settled = asyncio.Event()  # the first assignment was worked off, or the runner failed
 
     async def start(self) -> None:
@@ -128,6 +133,11 @@ class AgentApp:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_INTERVAL_S)
+            if self._app.crashed:  # a part of Faust ended: nothing would arrive any more, and nobody would be told
+                raise AgentCrashedError(
+                    f"Faust's part of agent {self.name} crashed: {self._app.crash_reason!r}. Nothing more is read; "
+                    "the worker must be started again."
+                ) from self._app.crash_reason
             async with self._busy:
                 await self._runner.tick()
 
@@ -171,13 +181,21 @@ class AgentApp:
     async def _guarded(self, loop: Any) -> None:
         try:
             await loop
+        except asyncio.CancelledError:
+            if self._ending:
+                raise
+            self._fail(AgentCrashedError(f"A task of agent {self.name} was cancelled from within: it cannot go on."))
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be acknowledged after it
-            self._on_failure(error)
-            self._settled.set()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._on_failure(error)
+        self._settled.set()
 
     async def _end_tasks(self) -> None:
         """Let a step that is under way end, then cancel the loops."""
         async with self._busy:
+            self._ending = True
             for task in self._tasks:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -117,13 +117,15 @@ class LearnRunner:
             return
         await self._store(self._loop, outcomes)
         await self._publish(self._loop)
-        if self._loop.snapshot_due() and (self._snapshot_task is None or self._snapshot_task.done()):
+        if self._snapshot_task is not None and self._snapshot_task.done():
+            await self._end_snapshot()
+        if self._loop.snapshot_due() and self._snapshot_task is None:
             await self._begin_snapshot(self._loop)
         self._metrics.histogram("step_seconds", agent="learn").observe(time.perf_counter() - started)
         self._measure(self._loop)
 
     async def tick(self) -> None:
-        """On the wall clock, learn and publish what waits. A snapshot that failed to be written is raised here."""
+        """On the wall clock, learn and publish what waits. A snapshot that failed is raised here or in `work`."""
         if self._snapshot_task is not None and self._snapshot_task.done():
             await self._end_snapshot()
         if self._loop is None or self._wall_s is None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import redis.asyncio
+from hypothesis import settings
 
 from stream.admin import delete_topics, ensure_topics
 from stream.embedded_redis import EmbeddedRedis
@@ -16,6 +17,9 @@ from tests.brokers import Broker, TestTopics, choose, running, skip_or_fail
 
 USED_BROKERS = pytest.StashKey[list[str]]()
 TEST_PARTITIONS = 4
+
+settings.register_profile("millstream", deadline=None)  # a machine under load is slow, not wrong
+settings.load_profile("millstream")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

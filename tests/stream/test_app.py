@@ -1,0 +1,74 @@
+"""One agent over a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from stream.app import AgentApp, AgentCrashedError
+from stream.broker import find_broker
+from stream.inbox import Assigned, Inbox, InputRecord, Place
+from stream.log_reader import LogReader
+from stream.topics import EXAMPLES
+from tests.brokers import TestTopics
+
+
+class Idle:
+    """A runner that does nothing."""
+
+    topics = (EXAMPLES,)
+
+    def __init__(self, fault: BaseException | None = None) -> None:
+        self.inbox = Inbox()
+        self.fault = fault
+
+    async def work(self, items: list[InputRecord | Assigned]) -> None:
+        """Drop them, or raise the fault."""
+        if self.fault is not None:
+            raise self.fault
+
+    async def tick(self) -> None:
+        """Nothing."""
+
+    async def give_up(self) -> None:
+        """Nothing."""
+
+    def committable(self) -> Mapping[Place, int]:
+        """Nothing."""
+        return {}
+
+
+async def test_the_end_of_what_reads_the_topics_is_a_failure_of_the_agent(kafka_topics: TestTopics) -> None:
+    """A consumer that crashed would leave a process that lives, is healthy, and reads nothing."""
+    failures: asyncio.Queue[BaseException] = asyncio.Queue()
+    broker = await find_broker(kafka_topics.settings())
+    app = AgentApp("idle", broker, Idle(), failures.put_nowait)
+    await app.start()
+    try:
+        cause = OSError("the consumer's thread ended")
+        await app._app.consumer.crash(cause)
+        failure = await failures.get()
+        assert isinstance(failure, AgentCrashedError)
+        assert failure.__cause__ is cause
+        assert "idle" in str(failure)
+    finally:
+        await app.abandon()
+
+
+async def test_a_step_that_is_cancelled_from_within_is_a_failure_too(kafka_topics: TestTopics) -> None:
+    """A library that leaks a CancelledError would end the task that works the inbox off, and nobody would see it."""
+    failures: asyncio.Queue[BaseException] = asyncio.Queue()
+    broker = await find_broker(kafka_topics.settings())
+    app = AgentApp("idle", broker, Idle(asyncio.CancelledError()), failures.put_nowait)
+    await app.start()
+    assert isinstance(await failures.get(), AgentCrashedError)
+    await app.abandon()
+    assert failures.empty()  # the cancellations of a stop are none
+
+
+async def test_a_log_reader_that_reads_nothing_closes_like_any_other(kafka_topics: TestTopics) -> None:
+    """An assignment may bring nothing that is new."""
+    broker = await find_broker(kafka_topics.settings())
+    for _ in range(5):
+        async with LogReader(broker):
+            pass
