@@ -59,6 +59,8 @@ class CalibrateRunner:
         started = time.perf_counter()
         for item in items:
             if isinstance(item, Assigned):
+                for partition in self._calibrators.keys() - item.partitions:
+                    del self._calibrators[partition]  # a record that was under way brought it back
                 await self._restore(item.partitions)
                 continue
             if item.partition not in self._calibrators:  # records may overtake the notice of the assignment

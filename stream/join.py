@@ -210,20 +210,29 @@ class JoinCore:
         if fresh and newest_ms is not None:
             self._set_timer(newest_ms + self._display_horizon_ms, fresh)
 
-    def first_displays(self, rows: EventRows) -> NDArray[np.bool_]:
-        """(B,) which of these impressions, before they are fed, are the first display of theirs and no duplicate."""
-        first = np.zeros(len(rows), np.bool_)
-        first[np.unique(rows.impression_id, return_index=True)[1]] = True
-        for at in np.flatnonzero(first).tolist():
-            key = int(rows.impression_id[at])
-            row = self._rows.get(key)
-            shown = row is not None and row.state != SERVED_ONLY
-            first[at] = not shown and not any(event.topic == IMPRESSIONS for event in self._waiting.get(key, ()))
-        return first
-
     def impressions(self, rows: EventRows, offset: int) -> None:
         """Take in one record of the impressions topic."""
         self._events(IMPRESSIONS, rows, offset, 0)
+
+    def first_displays(self, rows: EventRows) -> NDArray[np.bool_]:
+        """Which of these impressions, before they are fed, display their row for the first time, (B,).
+
+        False for a row that is displayed or settled, one whose display waits for its served row, one that is displayed
+        too late, and for all but the first of equal impressions among ``rows``.
+        """
+        seen: set[int] = set()
+        first = np.zeros(len(rows), bool)
+        for at, (key, ts_ms) in enumerate(zip(rows.impression_id.tolist(), rows.ts_ms.tolist(), strict=True)):
+            if key not in seen and self._would_display(key, ts_ms):
+                seen.add(key)
+                first[at] = True
+        return first
+
+    def _would_display(self, impression_id: int, ts_ms: int) -> bool:
+        row = self._rows.get(impression_id)
+        if row is None:
+            return all(event.topic != IMPRESSIONS for event in self._waiting.get(impression_id, ()))
+        return row.state == SERVED_ONLY and ts_ms <= row.served_ms + self._display_horizon_ms
 
     def clicks(self, rows: EventRows, offset: int, produced_ms: int = 0) -> None:
         """Take in one record of the clicks topic; `produced_ms` is its Kafka timestamp (wall clock)."""

@@ -49,6 +49,7 @@ class _Partition:
     fence: Fence
     watermark_ms: int = 0  # of the newest examples record
     displays: list[Displays] = field(default_factory=list)  # not folded yet
+    unfolded: set[int] = field(default_factory=set)  # settled by examples of a step whose displays may not be folded
     impressions_end: int = 0  # the offset after the newest impressions record that was fed
     low_water: dict[str, int] = field(default_factory=dict)
 
@@ -92,8 +93,7 @@ class JoinRunner:
         touched: set[int] = set()
         for item in items:
             if isinstance(item, Assigned):
-                await self._restore(sorted(item.partitions))
-                touched.clear()
+                await self._assigned(item.partitions)
                 continue
             if item.partition not in self._partitions:  # records may overtake the notice of the assignment
                 await self._restore([item.partition])
@@ -118,10 +118,16 @@ class JoinRunner:
 
     # ------------------------------------------------------------------------------------------------- restore
 
+    async def _assigned(self, partitions: frozenset[int]) -> None:
+        """Restore what is ours now; let go of what is not, which a record that was under way can have brought back."""
+        for partition in self._partitions.keys() - partitions:
+            del self._partitions[partition]
+        self._low_water = {}
+        await self._restore(sorted(partitions))
+
     async def _restore(self, partitions: list[int]) -> None:
         """Rebuild what the examples topic holds of these partitions, and fold into the sessions what they lack."""
         fresh = [p for p in partitions if p not in self._partitions]
-        self._low_water = {}
         async with LogReader(self._broker) as log:
             for partition in fresh:
                 core = JoinCore(self._config, self._spec, partition)
@@ -141,6 +147,7 @@ class JoinRunner:
             held.watermark_ms = max(held.watermark_ms, watermark_ms)
             count += len(rows)
             if record.offset >= missing and len(rows):
+                held.unfolded.update(rows.impression_id[rows.kind == SETTLED].tolist())
                 await self._fold_in(partition, held, rows, record.offset + 1)
         return count
 
@@ -159,19 +166,12 @@ class JoinRunner:
             self._rejects.append((record.partition, reject))
             return
         if record.topic == IMPRESSIONS:
-            self._note_displays(held, rows, record.offset)
+            _note_displays(held, rows, record.offset)
             held.core.impressions(rows, record.offset)
         elif record.topic == CLICKS:
             held.core.clicks(rows, record.offset, record.produced_ms)
         else:
             held.core.conversions(rows, record.offset)
-
-    @staticmethod
-    def _note_displays(held: _Partition, rows: EventRows, offset: int) -> None:
-        held.impressions_end = max(held.impressions_end, offset + 1)
-        if offset >= held.fence.displays and len(rows):
-            first = held.core.first_displays(rows)
-            held.displays.append(Displays(rows.user_key[first], rows.ts_ms[first]))
 
     # -------------------------------------------------------------------------------------------------- settle
 
@@ -251,6 +251,23 @@ class JoinRunner:
         metrics.gauge("join_waiting_events").set(sum(one.core.waiting_events for one in held))
         slowest_ms = min((one.watermark_ms for one in held), default=0)
         metrics.gauge("join_watermark_timestamp_seconds").set(slowest_ms / 1000)
+
+
+def _note_displays(held: _Partition, rows: EventRows, offset: int) -> None:
+    """Keep the displays for the session features, each once: a repeated impression is none.
+
+    A process killed between its examples and its fold leaves rows that are settled although their displays are not
+    folded. Their impressions are read again, since the low water had not passed them: the first decides.
+    """
+    held.impressions_end = max(held.impressions_end, offset + 1)
+    first = held.core.first_displays(rows)
+    if held.unfolded:
+        for at, key in enumerate(rows.impression_id.tolist()):
+            if key in held.unfolded:
+                held.unfolded.discard(key)
+                first[at] = True
+    if offset >= held.fence.displays and first.any():
+        held.displays.append(Displays(rows.user_key[first], rows.ts_ms[first]))
 
 
 def _joined(displays: list[Displays]) -> Displays | None:

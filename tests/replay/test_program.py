@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from replay.__main__ import app
 from tests.replay.kuairand_files import random_rows, write_folder
 
 pytestmark = pytest.mark.timeout(240)
@@ -38,6 +40,12 @@ def own_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in given} | {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict[str, Any]:
+    """A backtest of the folder."""
+    return backtest(folder)
+
+
 def backtest(folder: Path, *more: str) -> dict[str, Any]:
     """The JSON of a backtest."""
     done = replay("backtest", "--dataset", "kuairand", "--data", str(folder), "--base-days", "2", "--json", *more)
@@ -45,9 +53,9 @@ def backtest(folder: Path, *more: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def test_two_backtests_print_the_same_hashes(folder: Path) -> None:
+def test_two_backtests_print_the_same_hashes(folder: Path, alone: dict[str, Any]) -> None:
     """Weights, calibration and sessions are functions of the log alone; the JSON holds what it promises."""
-    one, two = backtest(folder), backtest(folder)
+    one, two = alone, backtest(folder)
     assert one == two
     assert set(one["sha256"]) == {"weights", "calibration", "sessions"}
     (day,) = one["days"]
@@ -59,9 +67,9 @@ def test_two_backtests_print_the_same_hashes(folder: Path) -> None:
         assert 0.5 < one[model]["auc"] < 1
 
 
-def test_another_tick_changes_the_hashes(folder: Path) -> None:
+def test_another_tick_changes_the_hashes(folder: Path, alone: dict[str, Any]) -> None:
     """The hashes can differ: they hang on what was learned."""
-    assert backtest(folder, "--tick-s", "600")["sha256"] != backtest(folder)["sha256"]
+    assert backtest(folder, "--tick-s", "600")["sha256"] != alone["sha256"]
 
 
 @pytest.mark.parametrize(
@@ -77,21 +85,23 @@ def test_another_tick_changes_the_hashes(folder: Path) -> None:
 )
 def test_bad_usage_says_what_is_wrong_and_exits_with_2(arguments: list[str], told: str) -> None:
     """The value, the bound and the remedy, no traceback."""
-    done = replay(*arguments)
-    assert done.returncode == 2
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert isinstance(done.exception, SystemExit)
+    assert done.exit_code == 2
     assert told in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.e2e
-def test_the_demo_replays_a_log_through_everything_and_agrees_with_the_backtest(folder: Path, tmp_path: Path) -> None:
+def test_the_demo_replays_a_log_through_everything_and_agrees_with_the_backtest(
+    folder: Path, alone: dict[str, Any], tmp_path: Path
+) -> None:
     """Every impression of the online day is settled once, learned and reported; the live AUC is the backtest's."""
     done = replay(
         "demo", "--dataset", "kuairand", "--data", str(folder), "--base-days", "2", "--json",
         "--work-dir", str(tmp_path / "work"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    live, alone = json.loads(done.stdout), backtest(folder)
+    live = json.loads(done.stdout)
     assert live["rows"] == alone["rows"] == live["requests"]
     assert live["dead_letters"] == 0
     assert live["versions_swapped"] >= 3

@@ -120,6 +120,21 @@ def test_click_within_the_window_settles_at_once(core: JoinCore) -> None:
     assert out.counts["settled_clicked"] == 1
 
 
+def test_first_displays_are_those_that_show_a_row_for_the_first_time(core: JoinCore) -> None:
+    """Known or not yet served, once; not again while it waits, when displayed, when settled, nor when far too late."""
+    core.served(served((1, 0), (2, 0), (3, 0)), 0)
+    asked = events((1, 1), (1, 1), (2, 50), (9, 1))
+    assert core.first_displays(asked).tolist() == [True, False, False, True]
+    assert core.first_displays(asked).tolist() == [True, False, False, True]  # asking changes nothing
+    core.impressions(events((1, 1), (9, 1)), 0)
+    core.clicks(events((3, 2)), 0)
+    again = events((1, 1), (9, 1), (9, 2), (3, 1))
+    assert core.first_displays(again).tolist() == [False, False, False, True]
+    core.clicks(events((1, 3)), 1)
+    assert core.first_displays(again).tolist() == [False, False, False, True]
+    assert core.first_displays(events()).tolist() == []
+
+
 @pytest.mark.parametrize("order", ["sic", "sci", "isc", "ics", "csi", "cis"])
 def test_inputs_may_come_in_any_order(core: JoinCore, order: str) -> None:
     """Served row, display and click join whichever comes first; the click's time is the time of knowledge."""

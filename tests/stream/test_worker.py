@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from redis.asyncio import Redis
+from typer.testing import CliRunner
 
 from calibration.bins import BinState
 from learners.deepfm import DeepFM
@@ -23,6 +24,7 @@ from learners.kinds import CORRECTION, SETTLED
 from learners.session_state import COUNTER, USER
 from learners.shape import ModelShape
 from learners.snapshot import newest_snapshot
+from stream.__main__ import app
 from stream.broker import Broker
 from stream.deltas import DeltaAssembler
 from stream.embedded_broker import EmbeddedBroker
@@ -172,12 +174,12 @@ async def check_sessions(broker: Broker, redis_url: str, examples: ExampleRows) 
         async with LogReader(broker) as log:
             assert fence.displays <= len([record async for record in log.read(IMPRESSIONS, partition)])
             assert fence.examples <= len([record async for record in log.read(EXAMPLES, partition)])
+    await redis.aclose()
     found = await users_of(broker, redis_url, examples.user_key)
     assert len(found) == len(USERS)
     assert found["session_impressions"].tolist() == [1] * len(USERS)
     assert int(found["session_clicks"].sum()) == int(examples.label.sum())
     assert found["outcome_count"].tolist() == [1] * len(USERS)
-    await redis.aclose()
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
@@ -249,6 +251,7 @@ async def test_bad_input_goes_to_the_dead_letters_and_stops_nothing(
         await at.show(shown, clicked=[clicked])
         await at.send(CLICKS, click, key=user)
         await at.send(IMPRESSIONS, again, key=user)
+        await at.show(shown)  # a second time: served rows and impressions alike
         await at.send(IMPRESSIONS, b"{not json", key=user)
         await at.send(CLICKS, b'{"impression_id": 1, "user_key": 2, "ts_ms": "noon"}', key=user)
         await at.send(CLICKS, unknown, key=user)
@@ -276,10 +279,12 @@ async def test_bad_input_goes_to_the_dead_letters_and_stops_nothing(
             assert seen[f'millstream_dead_letters_total{{reason="{reason}",topic="{topic}"}}'] == count
         assert next(one.payload for one in letters if one.reason == "malformed") == b"{not json"
         assert next(one.payload for one in letters if one.reason == "spec") == foreign.encode()
-        assert seen['millstream_join_rows_total{outcome="duplicate_clicks"}'] == 1
-        assert seen['millstream_join_rows_total{outcome="duplicate_impressions"}'] == 1
-        assert (await users_of(at.broker, redis_url, shown.user_key))["session_impressions"].tolist() == [1, 1]
+        for topic, count in (("served", 2), ("impressions", 3), ("clicks", 1)):
+            assert seen[f'millstream_join_rows_total{{outcome="duplicate_{topic}"}}'] == count
         examples = await examples_of(at.broker)
+        states = await users_of(at.broker, redis_url, shown.user_key)
+        assert states["session_impressions"].tolist() == states["outcome_count"].tolist() == [1, 1]
+        assert states["session_clicks"].tolist() == [1, 1]
         assert sorted(examples.kind.tolist()) == [SETTLED, SETTLED, CORRECTION]
         assert examples.impression_id[examples.kind == CORRECTION].tolist() == [other(shown)[0]]
 
@@ -312,9 +317,9 @@ async def test_a_worker_without_a_usable_snapshot_says_the_remedy(
     status, text = await run(where, "--snapshots", str(tmp_path / "snapshots"), "--spec", "kuairand")
     assert status == 1
     assert base.shape.spec_hash in text
-    status, text = await run(where, "--snapshots", str(tmp_path), "--agents", "join,lern")
-    assert status == 2
-    assert "lern" in text
+    found = CliRunner().invoke(app, ["worker", "--snapshots", str(tmp_path), "--agents", "join,lern"])
+    assert found.exit_code == 2
+    assert "lern" in found.stderr
 
 
 async def test_a_worker_that_cannot_go_on_ends_with_status_1(
