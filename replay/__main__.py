@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import sys
 import tempfile
@@ -159,15 +160,19 @@ def demo(
         player = PlayerOptions(max_lag_s=max_lag_s, tick_s=tick_s)
     except (ReplayError, ValueError) as error:
         _stop(error, _BAD_USAGE)
-    with tempfile.TemporaryDirectory(prefix="millstream-demo-", ignore_cleanup_errors=True) as temporary:
-        options = DemoOptions(
-            base_days=days,
-            online_days=online,
-            work_dir=work_dir or Path(temporary),
-            port=port,
-            partitions=partitions,
-        )
-        _print_live(_await(run_demo(scenario, options, player, progress)), dataset, as_json)
+    folder = work_dir or Path(tempfile.mkdtemp(prefix="millstream-demo-"))
+    options = DemoOptions(base_days=days, online_days=online, work_dir=folder, port=port, partitions=partitions)
+    try:
+        found = _await(run_demo(scenario, options, player, progress))
+    except typer.Exit as stopped:
+        if stopped.exit_code == _FAILED:
+            typer.echo(f"the logs of worker and serving are kept in {folder / 'logs'}", err=True)
+        elif work_dir is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if work_dir is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    _print_live(found, dataset, as_json)
 
 
 def _backtest(
