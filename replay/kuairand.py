@@ -11,7 +11,6 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +93,11 @@ class KuaiRand:
         for row in range(int(first), int(last)):
             user_id, video_id = int(log["user_id"][row]), int(log["video_id"][row])
             time_ms = int(log["time_ms"][row])
-            local = datetime.fromtimestamp(time_ms / 1000 + UTC_OFFSET_H * 3600, UTC)
             yield Request(
                 request_id=row + 1,
                 ts_ms=time_ms,
                 user={"user_id": user_id, **self._users.get(user_id, {})},
-                context={"tab": int(log["tab"][row]), "hour": local.hour, "weekday": local.weekday()},
+                context={"tab": int(log["tab"][row])},
                 ads=[
                     {
                         "video_id": video_id,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import aiohttp
@@ -64,7 +64,6 @@ class Played:
     requests: int = 0
     events: int = 0
     wall_s: float = 0.0
-    versions: set[int] = field(default_factory=set)
 
 
 class Player:
@@ -195,7 +194,6 @@ class Player:
             )
         answer: dict[str, Any] = orjson.loads(payload)
         self._applied_ms = max(self._applied_ms, int(answer["applied_ms"]))
-        self.played.versions.add(int(answer["model_version"]))
         return answer
 
 
