@@ -20,8 +20,8 @@ from stream.settings import StreamSettings, kafka_client_options, without_passwo
 PYTHONS = ((3, 11), (3, 14))  # at least, below
 PACKAGES = (
     *("aiohttp", "aiokafka", "cramjam", "faust", "fsspec", "hiredis", "msgspec", "numba", "numpy", "orjson"),
-    *("prometheus_client", "pyarrow", "pydantic_settings", "redis", "rich", "river", "safetensors", "structlog", "torch", "typer"),
-    "xxhash",
+    *("prometheus_client", "pyarrow", "pydantic_settings", "redis", "rich", "river", "safetensors", "structlog"),
+    *("torch", "typer", "xxhash"),
 )
 SERVING_PORT = 8080
 
