@@ -144,7 +144,7 @@ class _SessionInputs:
         self._last = session.last_outcomes
         self._gap_edges_ms = np.asarray(session.gap_edges_s) * 1000
         self._count_edges = np.asarray(session.count_edges, np.float64)
-        self._ids, self._dense = session.ids, session.dense
+        self._ids, self._dense, self._recent_ads = session.ids, session.dense, session.recent_ads
         gaps, counts = len(session.gap_edges_s) + 2, len(session.count_edges) + 1
         most = max(2 << self._last, gaps, counts)
         self._table = _table([f"session.{kind}" for kind in session.ids], most)
@@ -177,7 +177,14 @@ class _SessionInputs:
                 dense[:, at] = ~seen
             else:
                 dense[:, at] = np.log1p(impressions if what == "log_session_impressions" else clicks) * 0.5
-        return self._table[codes + self._offset], dense
+        return np.concatenate((self._table[codes + self._offset], self._history(users, known)), axis=1), dense
+
+    def _history(self, users: NDArray[Any], known: NDArray[np.bool_]) -> NDArray[np.uint64]:
+        """The last ads, newest first, 0 where there are fewer; of a user seen too long ago none."""
+        count = np.minimum(users["outcome_count"], self._recent_ads) * known
+        real: NDArray[np.bool_] = np.arange(self._recent_ads) < count[:, None]
+        ads: NDArray[np.uint64] = users["recent_ads"][:, : self._recent_ads] * real
+        return ads
 
     def _outcome_codes(self, users: NDArray[Any], known: NDArray[np.bool_]) -> NDArray[np.intp]:
         """The last outcomes as bits behind a leading one that tells how many there are: 1 means none."""

@@ -1,183 +1,475 @@
-"""One embedding table for all id fields: 64-bit key → row of a fixed-size array, by hashing.
+"""The embedding table: 64-bit key → row, without collisions; keys come, go and come back.
 
-Collisions are accepted: two keys may share a row. Everything outside this module goes through ``rows_of``, ``gather``,
-``summed`` and ``update``, so that a collisionless table can take its place.
+The rows are the truth, the index is derived. Nothing that a caller can keep depends on where a row lies: state, values
+and statistics of two tables with the same history are equal, however they grew or were restored. Row numbers are valid
+until the next ``admit``, ``advance``, ``assign``, ``remove`` or ``take_changed``, and mean nothing outside.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-# 2^64 / golden ratio, odd: multiplying by it and keeping the high bits spreads any regular keys (Knuth, TAOCP 3, 6.4).
-_FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
-_ORDER_BITS = 20  # low bits that carry the position while rows are sorted
-MAX_LOOKUPS = 1 << _ORDER_BITS
-"""Rows x fields of one learning batch."""
+from learners import row_kernels, sketch
+from learners import table_kernels as kernels
+from learners.memory import Spare, aligned, physical_bytes
+from learners.table_config import TableConfig
+from learners.table_copy import TableArrays, TableCopy
+from learners.table_restore import check_state, fill
+from learners.table_store import (
+    ALWAYS,
+    HELD,
+    NEW,
+    NO_COLUMN,
+    NOTED,
+    SIGHTED,
+    SIGHTED_BEFORE,
+    TURN,
+    USED,
+    Rules,
+    Store,
+    column_of,
+    live,
+    seen_of,
+)
+
+__all__ = ["Changed", "ColumnStatistics", "EmbeddingTable", "Lookup", "TableArrays", "TableConfig", "TableCopy"]
+
+_SWEPT_ROWS = 1 << 15  # rows looked at for expiry by one call of advance
+_EVICTED_SHARE = 32  # a full table frees one in so many rows
+_FIRST_SLOTS = 64
+_REMOVALS = 256  # lists of removed keys before they are made one, without repetition
 
 
-class RowGradients(NamedTuple):
-    """Gradients of a batch with duplicates summed.
+class Lookup(NamedTuple):
+    """The rows of a batch.
 
-    rows : (n,) int64, ascending, without repetition and without row 0.
-    sums : (n, dim + 1) float32.
+    unique : (U,) int32, each row met once, in the order of its first occurrence; without row 0.
+    inverse : (B, E) int32, the place of each key's row in ``unique``; −1 for the missing key 0.
     """
 
-    rows: NDArray[np.int64]
-    sums: torch.Tensor
+    unique: NDArray[np.int32]
+    inverse: NDArray[np.int32]
 
 
-class TableState(NamedTuple):
-    """The touched part of a table.
+class Changed(NamedTuple):
+    """What happened since the last ``take_changed``.
 
-    rows : (n,) int64 ascending · values : (n, dim + 1) float32 · accumulators : (n, 2) float32 ·
-    pending : (m,) int64 ascending, the rows that changed since ``take_changed``.
+    keys : (n,) u64 ascending · values : (n, dim + 1) float32 · removed : (m,) u64 ascending, keys without a row now.
     """
 
-    rows: NDArray[np.int64]
+    keys: NDArray[np.uint64]
     values: NDArray[np.float32]
-    accumulators: NDArray[np.float32]
-    pending: NDArray[np.int64]
+    removed: NDArray[np.uint64]
 
 
-class HashedTable:
-    """``rows`` learned rows of a ``dim``-vector and a first-order weight, with row-wise Adagrad.
+class ColumnStatistics(NamedTuple):
+    """Vocabulary of one embedded column: rows held now, and rows ever admitted, expired and evicted."""
 
-    Row-wise Adagrad keeps one accumulator for the vector (the mean square of its gradient) and one for the weight
-    instead of one per number: Duchi et al. 2011, averaged over a row as in Mudigere et al. 2022 (arXiv:2104.05158).
-    Row 0 stands for a missing id: it is all zeros and learns nothing.
+    column: int
+    rows: int
+    admitted_total: int
+    expired_total: int
+    evicted_total: int
+
+
+class EmbeddingTable:
+    """One learned row, a ``dim``-vector and a first-order weight, for each admitted key.
+
+    A key is admitted at its ``admit_after``-th sighting (``learners.sketch`` counts the ones before). Until then, and
+    for keys that ``find`` does not know, the **default row** of its column stands: it starts at zero, learns as any
+    other, and never goes. Key 0 means missing: row 0, all zeros, learns nothing.
+
+    **Expiry.** Time is counted in epochs of 1/64 of ``expire_after_s``; a row unseen for longer than that goes at the
+    first ``advance`` into a later epoch, and its key is removed in the next ``take_changed``.
+
+    **Eviction.** A table never holds more than ``max_rows`` rows besides the default ones: a key that finds it full
+    stays with the default row for that batch, and the next ``admit`` first frees 1/32 of the rows (at least one),
+    those of the oldest last seen epoch first, within an epoch by ascending hash of the key.
+
+    Updates are row-wise Adagrad: one accumulator for the vector (the mean square of its gradient) and one for the
+    weight (Duchi et al. 2011, averaged over a row as in Mudigere et al. 2022, arXiv:2104.05158).
 
     Parameters
     ----------
-    rows
-        A power of two. Memory is rows x (dim + 3) x 4 bytes; with n ids in use a share of about n / rows of them
-        shares its row with another.
     dim
         Length of the vectors.
-    seed
-        Of the normal start values; first-order weights start at 0. The same seed gives the same rows.
-    init_scale
-        Standard deviation of the start values: small, so that an id never seen hardly moves a prediction.
+    default_keys
+        (E,) u64, different and not 0: the key of each column's default row.
+    config
+        Admission, expiry, bounds and start values.
     """
 
-    def __init__(self, *, rows: int, dim: int, seed: int, init_scale: float) -> None:
-        if rows < 2 or rows & (rows - 1):
+    def __init__(self, dim: int, default_keys: ArrayLike, config: TableConfig | None = None) -> None:
+        self.config = config = config or TableConfig()
+        self.default_keys = np.array(default_keys, np.uint64)
+        columns = len(self.default_keys)
+        if dim < 1:
+            raise ValueError(f"dim={dim} must be at least 1: rows would hold no vector. Raise it.")
+        if not 0 < len(np.unique(self.default_keys)) == columns < NO_COLUMN or not self.default_keys.all():
             raise ValueError(
-                f"table_rows={rows} must be a power of two of at least 2: keys are spread over rows by the high bits "
-                f"of their hash. Take {1 << max(1, rows - 1).bit_length()}."
+                f"default keys {self.default_keys} must be 1 to {NO_COLUMN - 1} different keys other than 0: two "
+                "columns would share a default row. Hash the fields' names."
             )
         self.dim = dim
-        self._shift = np.uint64(64 - (rows.bit_length() - 1))
-        # Allocated by torch: aligned to 64 bytes, on which the bits of its vectorised sums depend.
-        self._values = torch.zeros((rows + 1, dim + 1))
-        self.values: NDArray[np.float32] = self._values.numpy()
-        start = np.random.default_rng(seed).standard_normal((rows, dim), dtype=np.float32)
-        np.multiply(start, np.float32(init_scale), out=self.values[1:, :dim])
-        self.accumulators: NDArray[np.float32] = np.zeros((rows + 1, 2), np.float32)
-        self._touched = np.zeros(rows + 1, np.bool_)
-        self._changed = np.zeros(rows + 1, np.bool_)
+        self._rules = Rules(
+            admit_after=config.admit_after,
+            max_rows=config.max_rows or kernels.HASHES,
+            rotate_after=sketch.rotate_after(config.sketch_bytes),
+            columns=columns,
+            seed=config.seed,
+            scale=config.init_scale,
+            from_default=config.start_from_default,
+        )
+        self._capacity = self._most_rows()
+        self._clear()
+
+    def _most_rows(self) -> int:
+        """Rows of address space: what max_rows allows, or what would fill the machine."""
+        bounded = physical_bytes() // (4 * (self.dim + 3) + 16)
+        if self.config.max_rows is not None:
+            bounded = min(bounded, 2 * self.config.max_rows)  # a reader may assign before it removes
+        return min(bounded, (1 << 31) - (1 << 17)) + 1 + len(self.default_keys)
+
+    def _clear(self) -> None:
+        """An empty table: only the default rows."""
+        columns = len(self.default_keys)
+        self._store = Store.empty(self._capacity, self.dim, self.default_keys, self.config)
+        self._spare = Spare()
+        self._copy: TableCopy | None = None
+        self._met, self._before = np.empty(0, np.int32), np.empty(0, np.uint64)
+        self._expired, self._evicted = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
+        self._removed: list[NDArray[np.uint64]] = []
+        self._epoch = self._horizon = 0
+        self._sweep_next = self._sweep_left = 0
+        self._index()
+
+    def _index(self) -> None:
+        """Build the index of the rows that are there."""
+        self._store.slots[:_FIRST_SLOTS] = 0
+        self._store.counters[NEW] = max(_FIRST_SLOTS, int(self._store.counters[HELD] * 1.3))
+        kernels.build_index(self._store)
 
     def __len__(self) -> int:
-        """Rows that were ever learned."""
-        return int(np.count_nonzero(self._touched))
+        """Rows held, default rows included."""
+        self._finish_sweep()
+        return int(self._store.counters[HELD])
 
     @property
-    def capacity(self) -> int:
-        """Rows of the arrays, the missing row included: every row index is below it."""
-        return len(self.values)
+    def numbers(self) -> NDArray[np.float32]:
+        """The storage, (capacity, dim + 3): vector, weight, two accumulators. For kernels that read rows in place."""
+        return self._store.numbers
 
-    def rows_of(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """The row of each key, in the keys' shape; 0 for the missing key 0."""
-        rows: NDArray[np.int64] = ((keys * _FIBONACCI) >> self._shift).astype(np.int64)
-        rows += 1
-        rows[keys == 0] = 0
+    def memory_bytes(self) -> int:
+        """Memory in use, from the arrays' fill; with what is kept for the next snapshot."""
+        counters, store = self._store.counters, self._store
+        index = 8 * int(counters[NEW])
+        fixed = store.sketch.nbytes + store.noted.nbytes + store.saved.nbytes
+        return int(counters[USED]) * (16 + 4 * (self.dim + 3)) + index + fixed + self._spare.bytes
+
+    def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """Keys (B, E) → rows (B, E) int32; changes nothing. A key without a row gets its column's default row."""
+        keys = self._checked(keys)
+        rows = np.empty(keys.shape, np.int32)
+        kernels.find(self._store, keys, self._horizon, rows)
         return rows
 
-    def gather(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Rows (B, E) → their values, (B, E, dim + 1): a copy."""
-        flat = self._values.index_select(0, torch.from_numpy(rows.reshape(-1)))
-        return flat.view(*rows.shape, self.dim + 1)
+    def _checked(self, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        if keys.ndim != 2 or keys.shape[1] != len(self.default_keys) or keys.dtype != np.uint64:
+            raise ValueError(
+                f"keys {keys.shape} of {keys.dtype} must be (rows, {len(self.default_keys)}) of uint64: the column of "
+                "a key decides its default row. Pass the embedded columns of the ids."
+            )
+        return np.ascontiguousarray(keys)
 
-    def summed(self, rows: NDArray[np.int64], gradients: torch.Tensor) -> RowGradients:
-        """Gradients (B, E, dim + 1) at rows (B, E), added up per row in a fixed order.
+    def admit(self, keys: NDArray[np.uint64]) -> Lookup:
+        """The rows of keys (B, E), each key counted as sighted once an occurrence, in order; they are seen now.
+
+        Raises
+        ------
+        MemoryError
+            The keys might not fit into this machine's memory. The table is untouched.
+        """
+        keys = self._checked(keys)
+        self._make_room(keys)
+        if self._sweep_left:
+            self._expire_met(keys)
+        if len(self._met) < keys.size:  # kept: fresh memory costs more than filling it
+            self._met, self._before = np.empty(keys.size, np.int32), np.empty(keys.size, np.uint64)
+        unique, before = self._met, self._before
+        inverse = np.empty(keys.shape, np.int32)
+        count = kernels.admit(self._store, self._rules, keys, unique, before, inverse)
+        unique = unique[:count].copy()
+        if self._copy is not None:
+            row_kernels.restore_heads(self._store, unique, before)
+            self._copy.save(unique)
+        row_kernels.stamp(self._store, unique, before, self._epoch, len(self.default_keys))
+        return Lookup(unique, inverse)
+
+    def _make_room(self, keys: NDArray[np.uint64]) -> None:
+        held, most = int(self._store.counters[HELD]) - len(self.default_keys), self.config.max_rows
+        if most is None:
+            self._check_capacity(keys.size)
+        elif held + keys.size >= most:  # what has expired must not count as held when the table is full
+            self._finish_sweep()
+            if self._store.counters[HELD] - len(self.default_keys) >= most:
+                self._evict(max(1, most // _EVICTED_SHARE))
+
+    def _check_capacity(self, more: int) -> None:
+        held = int(self._store.counters[HELD])
+        if held + more >= self._capacity:
+            raise MemoryError(
+                f"{held} rows and up to {more} more exceed {self._capacity}, what max_rows or this machine's memory "
+                "allow: nothing was done with these keys. Set expire_after_s or a max_rows that fits."
+            )
+
+    def _evict(self, count: int) -> None:
+        """Free ``count`` rows, by last seen epoch and then by hash."""
+        first = 1 + len(self.default_keys)
+        heads = self._store.heads[first : self._store.counters[USED]]
+        held = np.flatnonzero(live(heads[:, 1]))
+        seen = seen_of(heads[held, 1])
+        cut = np.partition(seen, count - 1)[count - 1]
+        older, edge = held[seen < cut], held[seen == cut]
+        hashes = np.empty(len(edge), np.uint64)
+        kernels.mixed_all(heads[edge, 0], hashes)
+        order = np.argsort(hashes)
+        self._drop(first + np.concatenate((older, edge[order[: count - len(older)]])), self._evicted)
+
+    def _expire_met(self, keys: NDArray[np.uint64]) -> None:
+        """Take out expired rows of these keys now: they are about to be sighted as strangers."""
+        rows = np.unique(self._rows_of(keys.reshape(-1)))
+        rows = rows[seen_of(self._store.heads[rows, 1]) < self._horizon]
+        self._drop(rows[rows > 0], self._expired)
+
+    def _rows_of(self, keys: NDArray[np.uint64]) -> NDArray[np.int32]:
+        rows = np.empty(len(keys), np.int32)
+        kernels.rows_of(self._store, keys, rows)
+        return rows
+
+    def _drop(self, rows: NDArray[np.integer[Any]], counts: NDArray[np.int64]) -> None:
+        if not len(rows):
+            return
+        gone = rows.astype(np.int32)
+        self._before_change(gone)
+        self._removed.append(self._store.heads[gone, 0])
+        if len(self._removed) > _REMOVALS:
+            self._removed = [self._removed_keys()]
+        kernels.remove(self._store, gone, counts)
+
+    def _before_change(self, rows: NDArray[np.int32]) -> None:
+        if self._copy is not None:
+            self._copy.save(rows)
+
+    def keys_of(self, rows: NDArray[np.int32]) -> NDArray[np.uint64]:
+        """The key of each row (n,); 0 for row 0."""
+        keys: NDArray[np.uint64] = self._store.heads[rows, 0]
+        return keys
+
+    def gather(self, rows: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Rows (U,) → their vectors and weights, (U, dim + 1) float32: a copy, aligned to 64 bytes."""
+        out = aligned((len(rows), self.dim + 1))
+        row_kernels.gather(self._store.numbers, rows, 0, out)
+        return out
+
+    def update(
+        self,
+        rows: NDArray[np.int32],
+        gradients: NDArray[np.float32],
+        *,
+        rates: tuple[float, float],
+        epsilon: float,
+    ) -> None:
+        """One Adagrad step on rows (U,), each at most once: a += mean(g²); w −= rate · g / (√a + epsilon).
+
+        ``rates`` are the vectors' and the weights', in this order. Row 0 is left alone.
 
         Raises
         ------
         ValueError
-            More than ``MAX_LOOKUPS`` rows x fields.
+            Gradients that are not (U, dim + 1). The table is untouched.
         """
-        flat = rows.reshape(-1)
-        if len(flat) > MAX_LOOKUPS:
+        if gradients.shape != (len(rows), self.dim + 1):
             raise ValueError(
-                f"a batch of {len(flat)} look-ups exceeds {MAX_LOOKUPS}: their order no longer fits the sort key. "
-                "Learn in smaller batches."
+                f"gradients {gradients.shape} must be ({len(rows)}, {self.dim + 1}), one for each row: others would "
+                "move the wrong rows. Pass the sums in the order of Lookup.unique."
             )
-        # Row and position in one integer: a plain sort of it is a stable argsort, five times faster than numpy's.
-        packed = (flat << _ORDER_BITS) | np.arange(len(flat), dtype=np.int64)
-        packed.sort()
-        order, ordered = packed & (MAX_LOOKUPS - 1), packed >> _ORDER_BITS
-        first = int(np.searchsorted(ordered, 1))  # what comes before is the missing row
-        order, ordered = order[first:], ordered[first:]
-        if not len(ordered):
-            return RowGradients(ordered, torch.zeros((0, self.dim + 1)))
-        starts = np.concatenate(([0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1))
-        # embedding_bag is the fast sum of gathered rows: 15 us where index_add_ takes 68 and reduceat 310.
-        sums = torch.nn.functional.embedding_bag(
-            torch.from_numpy(order), gradients.reshape(-1, self.dim + 1), torch.from_numpy(starts), mode="sum"
-        )
-        return RowGradients(ordered[starts], sums)
+        self._before_change(rows)
+        vector_rate, weight_rate, smallest = np.array((*rates, epsilon), np.float32)
+        kernels.update(self._store, rows, np.ascontiguousarray(gradients), vector_rate, weight_rate, smallest)
 
-    def update(self, gradients: RowGradients, *, rates: tuple[float, float], epsilon: float) -> None:
-        """One Adagrad step: a += mean(g²); w −= rate · g / (√a + epsilon), for the vector and the weight apart.
-
-        ``rates`` are theirs in this order.
-        """
-        rows, sums = gradients.rows, gradients.sums.numpy()
-        accumulators = self.accumulators.take(rows, axis=0)
-        accumulators[:, 0] += np.einsum("nd,nd->n", sums[:, : self.dim], sums[:, : self.dim]) / np.float32(self.dim)
-        accumulators[:, 1] += sums[:, self.dim] ** 2
-        self.accumulators[rows] = accumulators
-        steps = np.array(rates, np.float32) / (np.sqrt(accumulators) + np.float32(epsilon))  # (n, 2)
-        values = self.values.take(rows, axis=0)
-        values[:, : self.dim] -= steps[:, :1] * sums[:, : self.dim]
-        values[:, self.dim] -= steps[:, 1] * sums[:, self.dim]
-        self.assign(rows, values)
-
-    def assign(self, rows: NDArray[np.integer], values: NDArray[np.float32]) -> None:
-        """Overwrite rows (n,) with values (n, dim + 1) and mark them as learned and changed."""
-        self.values[rows] = values
-        self._touched[rows] = True
-        self._changed[rows] = True
-
-    def take_changed(self) -> NDArray[np.int64]:
-        """The rows that changed since the last call, ascending; they count as unchanged from now on."""
-        rows = np.flatnonzero(self._changed)
-        self._changed[rows] = False
-        return rows
-
-    def state(self) -> TableState:
-        """Copies of everything that differs from a fresh table of the same seed."""
-        rows = np.flatnonzero(self._touched)
-        return TableState(rows, self.values[rows], self.accumulators[rows], np.flatnonzero(self._changed))
-
-    def restore(self, state: TableState) -> None:
-        """Put a ``state`` of a table of the same size and seed into this fresh one.
+    def advance(self, event_ms: int) -> None:
+        """Event time has moved on to ``event_ms``; an earlier time than before changes nothing.
 
         Raises
         ------
         ValueError
-            A row that this table does not have, or another dim.
+            A time that is negative or beyond the year 2106.
         """
-        highest = int(state.rows.max(initial=0))
-        if highest >= self.capacity or state.values.shape[1:] != (self.dim + 1,):
+        epoch = event_ms // self.config.epoch_ms
+        if not 0 <= epoch < int(ALWAYS):
             raise ValueError(
-                f"state with row {highest} and values {state.values.shape} does not fit a table of {self.capacity} "
-                f"rows of {self.dim} + 1 numbers: it came from another table_rows or dim. Use the snapshot's config."
+                f"event time {event_ms} ms must lie between 1970 and 2106: every row would expire at once. Reject "
+                "events with such times."
             )
-        self.values[state.rows] = state.values
-        self.accumulators[state.rows] = state.accumulators
-        self._touched[state.rows] = True
-        self._changed[state.pending] = True
+        if epoch > self._epoch:
+            self._epoch, self._horizon = epoch, self._horizon_at(epoch)
+            self._sweep_left = int(self._store.counters[USED]) if self._horizon else 0
+        self._sweep(_SWEPT_ROWS)
+
+    def _horizon_at(self, epoch: int) -> int:
+        kept = self.config.epochs_kept
+        return 0 if kept is None else max(0, epoch - kept)
+
+    def _sweep(self, count: int) -> None:
+        """Look for expired rows where the last call stopped: all have gone, for whoever asks, these go in memory."""
+        while count > 0 and self._sweep_left > 0:
+            used = int(self._store.counters[USED])
+            first = self._sweep_next if self._sweep_next < used else 0
+            last = min(used, first + min(count, self._sweep_left))
+            rows = np.empty(last - first, np.int32)
+            found = row_kernels.expired(self._store, first, last, self._horizon, rows)
+            self._drop(rows[:found], self._expired)
+            self._sweep_next = last
+            self._sweep_left -= last - first
+            count -= last - first
+
+    def _finish_sweep(self) -> None:
+        self._sweep(self._sweep_left)
+
+    def take_changed(self) -> Changed:
+        """Keys whose rows were made or updated, and keys removed, since the last call."""
+        self._finish_sweep()
+        counters = self._store.counters
+        if counters[NOTED] <= len(self._store.noted):
+            candidates = self._store.noted[: counters[NOTED]]
+        else:
+            candidates = np.arange(1, counters[USED], dtype=np.int32)
+        self._before_change(candidates)
+        rows = np.empty(len(candidates), np.int32)
+        rows = rows[: row_kernels.take_noted(self._store, candidates, rows)]
+        counters[NOTED] = 0
+        keys = self._store.heads[rows, 0]
+        order = np.argsort(keys)
+        removed = self._removed_keys()
+        removed = removed[self._rows_of(removed) == 0]
+        self._removed = []
+        return Changed(keys[order], self.gather(rows[order]), removed)
+
+    def _removed_keys(self) -> NDArray[np.uint64]:
+        return np.unique(np.concatenate([np.empty(0, np.uint64), *self._removed]))
+
+    def assign(self, keys: NDArray[np.uint64], values: NDArray[np.float32]) -> None:
+        """Overwrite or make the rows of keys (n,) with values (n, dim + 1), as a reader of deltas does.
+
+        They do not count as changed, belong to no column unless one admitted them, and are seen now.
+
+        Raises
+        ------
+        ValueError
+            Key 0, or values that are not (n, dim + 1). The table is untouched.
+        """
+        keys = np.ascontiguousarray(keys, np.uint64)
+        if values.shape != (len(keys), self.dim + 1) or keys.ndim != 1 or not keys.all():
+            raise ValueError(
+                f"{len(keys)} keys and values {values.shape} must be as many rows of {self.dim} + 1 numbers, and no "
+                "key 0: a missing id has no row. Reload a snapshot."
+            )
+        self._finish_sweep()
+        self._check_capacity(len(keys))
+        if self._copy is not None:
+            self._copy.save(self._rows_of(keys))
+        rows = np.empty(len(keys), np.int32)
+        kernels.assign(self._store, self._rules, keys, self._epoch, rows)
+        self._store.numbers[rows, : self.dim + 1] = values
+
+    def remove(self, keys: NDArray[np.uint64]) -> None:
+        """Take the rows of keys (m,) out, as a reader of deltas does; other keys and default rows are let be."""
+        self._finish_sweep()
+        rows = np.unique(self._rows_of(np.ascontiguousarray(keys, np.uint64)))
+        rows = rows[rows > len(self.default_keys)]
+        self._before_change(rows)
+        kernels.remove(self._store, rows, np.zeros(0, np.int64))
+
+    def begin_snapshot(self) -> TableCopy:
+        """A copy of the table as it is now, to be made while it learns on.
+
+        Its memory is the table's, which keeps it for the next snapshot once the copy and its state are gone.
+
+        Raises
+        ------
+        RuntimeError
+            Another copy is being made.
+        """
+        return self._begin(self._spare)
+
+    def _begin(self, spare: Spare) -> TableCopy:
+        if self._copy is not None and not self._copy.done:
+            raise RuntimeError(
+                "a snapshot has begun and is not done, there can be one at a time: its rows would be saved twice. "
+                "Call its step() until done, or end_snapshot()."
+            )
+        self._store = self._store._replace(saved=np.zeros(int(self._store.counters[USED]), np.uint8))
+        removed = [np.empty(0, np.uint64), *self._removed]
+        self._copy = TableCopy(self._store, self._horizon, removed, self._rest(spare), spare)
+        return self._copy
+
+    def end_snapshot(self) -> None:
+        """Forget the copy that was begun, done or not."""
+        self._copy = None
+        self._store = self._store._replace(saved=np.empty(0, np.uint8))
+
+    def state(self) -> TableArrays:
+        """Everything that ``restore`` needs to continue bit-equal, by ascending key: copies."""
+        copy = self._begin(Spare())
+        while not copy.step():
+            pass
+        self.end_snapshot()
+        return copy.state()
+
+    def _rest(self, spare: Spare) -> TableArrays:
+        counters, sketched = self._store.counters, self._store.sketch
+        sketch_now = spare.array(sketched.shape, np.uint8)
+        sketch_now[...] = sketched
+        return {
+            "sketch": sketch_now,
+            "sightings": counters[[TURN, SIGHTED, SIGHTED_BEFORE]],
+            "admitted": self._store.admitted.copy(),
+            "expired": self._expired.copy(),
+            "evicted": self._evicted.copy(),
+            "clock": np.array([self._epoch], np.int64),
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Become the table that ``state`` was taken from; it must have had the same dim, columns and config.
+
+        Raises
+        ------
+        ValueError
+            A state that lacks arrays, or of another dim, other columns or another sketch. The table is untouched.
+        """
+        check_state(state, self._store, self.default_keys)
+        self._clear()
+        fill(self._store, state, self.default_keys)
+        self._index()
+        kernels.note(self._store, self._rows_of(state["pending"]))
+        self._expired, self._evicted = state["expired"].copy(), state["evicted"].copy()
+        self._removed = [state["removed"].copy()]
+        self._epoch = int(state["clock"][0])
+        self._horizon = self._horizon_at(self._epoch)
+
+    def vocabulary(self) -> list[ColumnStatistics]:
+        """Statistics of each embedded column; default rows count among its rows."""
+        self._finish_sweep()
+        heads = self._store.heads[1 : self._store.counters[USED], 1]
+        rows = np.bincount(column_of(heads[live(heads)]), minlength=len(self.default_keys))
+        totals = zip(rows, self._store.admitted, self._expired, self._evicted, strict=False)
+        return [ColumnStatistics(column, *map(int, total)) for column, total in enumerate(totals)]
+
+    @property
+    def waiting(self) -> int:
+        """Sightings that the sketch remembers."""
+        return int(self._store.counters[[SIGHTED, SIGHTED_BEFORE]].sum())

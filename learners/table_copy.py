@@ -1,0 +1,93 @@
+"""A snapshot of the embedding table that is copied while the table learns on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners import row_kernels
+from learners.memory import Spare
+from learners.table_store import CHANGED, Store, column_of, seen_of
+
+TableArrays = dict[str, NDArray[Any]]
+
+
+class TableCopy:
+    """The table as it was at ``EmbeddingTable.begin_snapshot``: a copy on write, in software.
+
+    Call ``step`` between learning steps until it says that it is done; rows that learning is about to change in the
+    meantime are copied first. ``state`` may then run in another thread, while learning goes on.
+
+    Parameters
+    ----------
+    store
+        The arrays of the table; of these, ``saved`` is the copy's own.
+    horizon
+        Rows last seen before this epoch have expired, though they may still be there.
+    removed
+        Keys removed since the last ``take_changed``, in any order and number.
+    rest
+        What else is not in rows.
+    spare
+        Where the memory of the copy and of its state comes from and goes back to.
+    """
+
+    def __init__(
+        self, store: Store, horizon: int, removed: list[NDArray[np.uint64]], rest: TableArrays, spare: Spare
+    ) -> None:
+        self._store, self._horizon, self._removed, self._rest, self._spare = store, horizon, removed, rest, spare
+        self._rows = len(store.saved)
+        self._done = 0
+        self._heads = spare.array((self._rows, 2), np.uint64)
+        self._numbers = spare.array((self._rows, store.numbers.shape[1]), np.float32)
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has been copied."""
+        return self._done >= self._rows
+
+    def step(self, max_bytes: int = 1 << 21) -> bool:
+        """Copy about ``max_bytes`` more (2 MiB take 1 ms, and 10 where memory is fresh); whether that was the end."""
+        width = self._numbers.itemsize * self._numbers.shape[1] + 16
+        last = min(self._rows, self._done + max(1, max_bytes // width))
+        row_kernels.copy_rows(self._store, self._done, last, self._heads, self._numbers)
+        self._done = last
+        return self.done
+
+    def save(self, rows: NDArray[np.int32]) -> None:
+        """Copy rows (n,) that are about to change."""
+        row_kernels.save_rows(self._store, rows, self._done, self._heads, self._numbers)
+
+    def state(self) -> TableArrays:
+        """What ``EmbeddingTable.state`` would have returned at the beginning.
+
+        Raises
+        ------
+        RuntimeError
+            ``step`` has not said yet that it is done.
+        """
+        if not self.done:
+            raise RuntimeError(
+                f"{self._done} of {self._rows} rows are copied, all must be: the state would hold rows of two times. "
+                "Call step() until it returns True."
+            )
+        empty = self._spare.array
+        rows, keys, gone = (empty((self._rows,), kind) for kind in (np.int32, np.uint64, np.uint64))
+        held, expired = row_kernels.held(self._heads, self._horizon, rows, keys, gone)
+        order = np.argsort(keys[:held])
+        keys, values = keys[:held][order], empty((held, self._numbers.shape[1] - 2), np.float32)
+        accumulators, flags = empty((held, 2), np.float32), empty((held,), np.uint64)
+        row_kernels.export(self._heads, self._numbers, rows[:held][order], values, accumulators, flags)
+        removed = np.unique(np.concatenate((*self._removed, gone[:expired])))
+        return {
+            **self._rest,
+            "keys": keys,
+            "values": values,
+            "accumulators": accumulators,
+            "seen": seen_of(flags),
+            "column": column_of(flags),
+            "pending": keys[(flags & CHANGED).astype(np.bool_)],
+            "removed": removed[keys[np.searchsorted(keys, removed) % held] != removed],  # default rows stay: held > 0
+        }
