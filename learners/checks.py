@@ -5,39 +5,59 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+MAX_WEIGHT = 1e6
+"""Of one row: what stands for more rows than this is a mistake, and would drown all others."""
 
-def checked_labels(labels: NDArray[Any], rows: int) -> torch.Tensor:
-    """Labels as float32 (rows,); ValueError for an empty batch, another length or a label outside {0, 1}."""
+
+def checked_labels(labels: NDArray[Any], rows: int, heads: int = 1) -> NDArray[np.float32]:
+    """Labels (rows,) or (rows, heads) as float32 of that shape; for one head both are fine.
+
+    ValueError for an empty batch, another shape or a label outside {0, 1}.
+    """
     if rows == 0:
         raise ValueError("a batch of 0 rows must hold at least 1: there is nothing to learn. Skip empty batches.")
-    if labels.shape != (rows,):
-        raise ValueError(f"labels {labels.shape} must be ({rows},): each row has one label. Pass one per row.")
+    shapes = [(rows,), (rows, 1)] if heads == 1 else [(rows, heads)]
+    if labels.shape not in shapes:
+        raise ValueError(
+            f"labels {labels.shape} must be {shapes[0]}: each row has one label for each of {heads} heads. Pass those."
+        )
     target = np.array(labels, np.float32)
     wrong = (target != 0) & (target != 1)
     if wrong.any():
+        where = np.argwhere(wrong)[0].tolist()
         raise ValueError(
-            f"label {labels[wrong][0]} at row {int(np.argmax(wrong))} must be 0 or 1: the log loss has no meaning for "
-            "it. Reject such rows before learning."
+            f"label {labels[tuple(where)]} at row {where[0]} must be 0 or 1: the log loss has no meaning for it. "
+            "Reject such rows before learning."
         )
-    return torch.from_numpy(target)
+    return target
 
 
-def checked_weight(weight: NDArray[Any] | None, rows: int) -> torch.Tensor:
-    """Weights as float32 (rows,), ones for None; ValueError for another length, NaN, infinity or a negative one."""
+def checked_weight(weight: NDArray[Any] | None, rows: int, heads: int = 1) -> NDArray[np.float32]:
+    """Weights (rows,) or, for several heads, (rows, heads), as float32 of that shape; ones for None.
+
+    ValueError for another shape, NaN, infinity, a negative one or one above ``MAX_WEIGHT``.
+    """
     if weight is None:
-        return torch.ones(rows)
-    if weight.shape != (rows,):
-        raise ValueError(f"weights {weight.shape} must be ({rows},): each row has one weight. Pass one per row.")
+        return np.ones(rows, np.float32)
+    if weight.shape not in ((rows,), (rows, heads)):
+        raise ValueError(
+            f"weights {weight.shape} must be ({rows},) or ({rows}, {heads}): each row has one weight, or one for each "
+            "head. Pass those."
+        )
     scale = np.array(weight, np.float32)
     check_finite("weights", scale, "Pass 1 for rows without a weight.")
     if (scale < 0).any():
         raise ValueError(
             f"weight {scale.min():g} must not be negative: the step would climb the loss. Use 0 to leave a row out."
         )
-    return torch.from_numpy(scale)
+    if (scale > MAX_WEIGHT).any():
+        raise ValueError(
+            f"weight {scale.max():g} must not exceed {MAX_WEIGHT:g}: one row would drown all others. Scale the weights "
+            "down."
+        )
+    return scale
 
 
 def check_finite(what: str, array: NDArray[np.float32], remedy: str) -> None:

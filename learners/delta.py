@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-_NO_CLICKS = np.empty(0, np.int64)
+_NO_CLICKS, _NO_KEYS = np.empty(0, np.int64), np.empty(0, np.uint64)
 _DENSE = "dense."
 
 
@@ -21,7 +21,7 @@ class DeltaError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Delta:
-    """Weights of ``version`` that differ from those of ``parent``; optimiser state stays with the learner.
+    """Weights of ``version`` that differ from those of ``parent``, and keys that it no longer has; no optimiser state.
 
     ``version == parent`` is a heartbeat: nothing changed, but everything up to ``watermark_ms`` has been learned.
     """
@@ -33,8 +33,9 @@ class Delta:
     newest_event_ms: int  # event time of the newest example learned so far
     # (C,) wall-clock times at which the broker received the clicks that are first learned here
     clicks_produced_ms: NDArray[np.int64] = field(default_factory=lambda: _NO_CLICKS)
-    rows: NDArray[np.uint32]  # (n,) ascending table rows
+    keys: NDArray[np.uint64]  # (n,) ascending
     values: NDArray[np.float32]  # (n, dim + 1) their vector and first-order weight
+    removed: NDArray[np.uint64] = field(default_factory=lambda: _NO_KEYS)  # (m,) ascending: keys without a row now
     dense: Mapping[str, NDArray[np.float32]]  # every dense parameter, whole
 
     @classmethod
@@ -46,7 +47,7 @@ class Delta:
             parent=version,
             watermark_ms=watermark_ms,
             newest_event_ms=newest_event_ms,
-            rows=np.empty(0, np.uint32),
+            keys=_NO_KEYS,
             values=np.empty((0, 0), np.float32),
             dense={},
         )
@@ -60,23 +61,32 @@ class Delta:
         """The weights as safetensors; empty for a heartbeat."""
         if self.is_heartbeat:
             return b""
-        tensors = {"rows": self.rows, "values": self.values}
+        tensors: dict[str, NDArray[Any]] = {"keys": self.keys, "values": self.values, "removed": self.removed}
         return save(tensors | {_DENSE + name: np.ascontiguousarray(array) for name, array in self.dense.items()})
 
 
-def weights_of(payload: bytes) -> tuple[NDArray[np.uint32], NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-    """Rows, values and dense parameters of ``Delta.payload``.
+class Weights(NamedTuple):
+    """What a payload holds; the fields are those of `Delta`."""
+
+    keys: NDArray[np.uint64]
+    values: NDArray[np.float32]
+    removed: NDArray[np.uint64]
+    dense: dict[str, NDArray[np.float32]]
+
+
+def weights_of(payload: bytes) -> Weights:
+    """The weights in a ``Delta.payload``.
 
     Raises
     ------
     DeltaError
-        Bytes that are not safetensors or lack rows or values.
+        Bytes that are not safetensors or lack keys, values or removed keys.
     """
     try:
         tensors = load(payload)
-        rows, values = tensors.pop("rows"), tensors.pop("values")
+        keys, values, removed = (tensors.pop(name) for name in ("keys", "values", "removed"))
     except (SafetensorError, KeyError) as error:
         raise DeltaError(
             f"a delta payload of {len(payload)} bytes is unreadable: {error}. Reload a snapshot."
         ) from error
-    return rows, values, {name.removeprefix(_DENSE): array for name, array in tensors.items()}
+    return Weights(keys, values, removed, {name.removeprefix(_DENSE): array for name, array in tensors.items()})

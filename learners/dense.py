@@ -1,15 +1,18 @@
 """The dense parameters of a model in one flat vector, and Adam over it.
 
-One vector makes an optimiser step five calls instead of five per parameter, which is what counts at small batches.
+One vector makes an optimiser step one pass over memory, and a data-parallel exchange one message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from learners.fm_kernels import adam
 
 _ALIGNMENT = 16  # floats: each parameter starts at 64 bytes, on which the bits of a GEMM may depend
 
@@ -17,15 +20,28 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class DenseParameters:
-    """Named float32 tensors, ``value[name]`` and ``gradient[name]``, as views of two flat vectors."""
+    """Named float32 tensors, ``value[name]``, as views of one flat vector, ``flat`` (P,).
 
-    def __init__(self, shapes: Shapes) -> None:
+    Parameters
+    ----------
+    learned
+        Shapes of what the optimiser moves; they lie first, ``flat[: learned_size]``.
+    statistics
+        Shapes of what follows the batches by a running mean instead (batch norm).
+    """
+
+    def __init__(self, learned: Shapes, statistics: Shapes | None = None) -> None:
+        self._learned, self._statistics = dict(learned), dict(statistics or {})
+        shapes = self._learned | self._statistics
         sizes = [-(-int(np.prod(shape)) // _ALIGNMENT) * _ALIGNMENT for shape in shapes.values()]
-        self.values = torch.zeros(sum(sizes))
-        self.gradients = torch.zeros(sum(sizes))
         starts = np.concatenate(([0], np.cumsum(sizes))).tolist()
-        self.value = _views(self.values, shapes, starts)
-        self.gradient = _views(self.gradients, shapes, starts)
+        self.learned_size: int = starts[len(self._learned)]
+        self.flat = torch.zeros(sum(sizes))
+        self.value = _views(self.flat, shapes, starts)
+
+    def like(self) -> Self:
+        """Zeros of the same names and shapes, as a place for gradients."""
+        return type(self)(self._learned, self._statistics)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Copies of the values by name."""
@@ -61,18 +77,27 @@ class Adam:
     first, second : (P,) float32, the moments. steps : how often ``step`` was called.
     """
 
-    beta_first, beta_second, epsilon = 0.9, 0.999, 1e-8
+    decays, epsilon = (0.9, 0.999), 1e-8
 
     def __init__(self, size: int) -> None:
-        self.first = torch.zeros(size)
-        self.second = torch.zeros(size)
+        self.first = np.zeros(size, np.float32)
+        self.second = np.zeros(size, np.float32)
         self.steps = 0
 
-    def step(self, values: torch.Tensor, gradients: torch.Tensor, rate: float) -> None:
-        """Move ``values`` (P,) against ``gradients`` (P,), in place."""
+    def step(
+        self, values: NDArray[np.float32], gradients: NDArray[np.float32], *, rate: float, scale: float = 1.0
+    ) -> None:
+        """Move ``values`` (P,) against ``scale`` x ``gradients`` (P,), in place."""
         self.steps += 1
-        self.first.lerp_(gradients, 1 - self.beta_first)
-        self.second.mul_(self.beta_second).addcmul_(gradients, gradients, value=1 - self.beta_second)
-        second_correction = float(np.sqrt(1 - self.beta_second**self.steps))
-        scale = (self.second.sqrt() / second_correction).add_(self.epsilon)
-        values.addcdiv_(self.first, scale, value=-rate / (1 - self.beta_first**self.steps))
+        keep_first, keep_second = self.decays
+        adam(
+            values,
+            gradients,
+            self.first,
+            self.second,
+            np.float32(scale),
+            (np.float32(keep_first), np.float32(keep_second)),
+            np.float32(rate / (1 - keep_first**self.steps)),
+            np.float32(np.sqrt(1 - keep_second**self.steps)),
+            np.float32(self.epsilon),
+        )

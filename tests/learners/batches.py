@@ -9,10 +9,15 @@ from learners.deepfm import DeepFM, DeepFMConfig
 from learners.rows import Rows
 from learners.shape import ModelShape
 
-SHAPE = ModelShape(spec_name="toy", spec_hash="0123456789abcdef", id_columns=5, embedded=(0, 1, 3, 4), dense=3)
-CONFIG = DeepFMConfig(
-    dim=4, hidden=(8, 6), table_rows=64, vector_rate=0.05, weight_rate=0.08, dense_rate=0.01, init_scale=0.1, seed=3
+SHAPE = ModelShape(
+    spec_name="toy",
+    spec_hash="0123456789abcdef",
+    id_columns=5,
+    embedded=(0, 1, 3, 4),
+    names=("user", "tab", "ad", "author"),
+    dense=3,
 )
+CONFIG = DeepFMConfig(dim=4, hidden=(8, 6), vector_rate=0.05, weight_rate=0.08, dense_rate=0.01, init_scale=0.1, seed=3)
 
 
 def model(config: DeepFMConfig = CONFIG) -> DeepFM:

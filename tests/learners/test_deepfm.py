@@ -6,108 +6,152 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from learners.deepfm import DeepFM, DeepFMConfig, DivergenceError
 from learners.delta import DeltaError
+from learners.heads import Head
+from learners.network import CHUNK_ROWS
 from learners.rows import Rows
 from tests.learners.batches import CONFIG, SHAPE, batch, learned, model
+from tests.learners.deepfm_reference import EMBEDDED, Reference, torch_gradients
+
+CHAIN = (
+    Head("click"),
+    Head("cart", given="click", hidden=(5,)),
+    Head("purchase", given="cart", hidden=()),
+    Head("like"),
+)
+HEADS = st.sampled_from([(Head("click"),), CHAIN[:2], CHAIN])
+HIDDEN = st.sampled_from([(), (5,), (8, 6), (4, 4, 3)])
 
 
-def autograd_logits(fm: DeepFM, rows: Rows, table: torch.Tensor, dense: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The paper's equations over a whole table and named tensors, pair by pair."""
-    looked = table[torch.from_numpy(fm.table.rows_of(rows.ids[:, list(SHAPE.embedded)]))]
-    vectors, first = looked[..., :-1], looked[..., -1]
-    numbers = torch.from_numpy(rows.dense)
-    logits = first.sum(1) + numbers @ dense["linear.weight"]
-    for i in range(vectors.shape[1]):
-        for j in range(i + 1, vectors.shape[1]):
-            logits = logits + (vectors[:, i] * vectors[:, j]).sum(1)
-    hidden = torch.cat([vectors.flatten(1), numbers], 1)
-    layers = len(fm.config.hidden) + 1
-    for layer in range(layers):
-        hidden = torch.nn.functional.linear(hidden, dense[f"mlp.{layer}.weight"], dense[f"mlp.{layer}.bias"])
-        if layer < layers - 1:
-            hidden = torch.relu(hidden)
-    return logits + hidden[:, 0]
+def labelled(
+    generator: np.random.Generator, rows: int, heads: int
+) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float32]]:
+    """A batch with labels and weights (rows, heads), some weights 0."""
+    x, _ = batch(generator, rows)
+    weight = generator.random((rows, heads)) * (generator.random((rows, heads)) < 0.8)
+    return x, generator.random((rows, heads)) < 0.4, weight.astype(np.float32)
 
 
-class Reference:
-    """A slow DeepFM: dense autograd over the whole table, Adagrad by rows, torch.optim.Adam."""
-
-    def __init__(self, fm: DeepFM) -> None:
-        self.fm = fm
-        self.table = torch.tensor(fm.table.values.copy(), requires_grad=True)
-        self.dense = {name: value.clone().requires_grad_() for name, value in fm.dense.value.items()}
-        self.accumulators = torch.zeros((len(self.table), 2))
-        self.adam = torch.optim.Adam(list(self.dense.values()), lr=fm.config.dense_rate)
-
-    def learn(self, rows: Rows, labels: NDArray[np.bool_], weight: NDArray[np.float32]) -> None:
-        """One step on a batch, as ``DeepFM.learn_many``."""
-        logits = autograd_logits(self.fm, rows, self.table, self.dense)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits, torch.tensor(labels, dtype=torch.float32), weight=torch.tensor(weight), reduction="sum"
-        )
-        self.table.grad = None
-        self.adam.zero_grad()
-        torch.autograd.backward(loss)
-        for value in self.dense.values():
-            assert value.grad is not None
-            value.grad /= len(labels)
-        self.adam.step()
-        self._adagrad()
-
-    def _adagrad(self) -> None:
-        gradient = self.table.grad
-        assert gradient is not None
-        gradient[0] = 0
-        self.accumulators[:, 0] += gradient[:, :-1].square().mean(1)
-        self.accumulators[:, 1] += gradient[:, -1].square()
-        rates = torch.tensor([self.fm.config.vector_rate, self.fm.config.weight_rate])
-        steps = rates / (self.accumulators.sqrt() + self.fm.config.table_epsilon)
-        with torch.no_grad():
-            self.table[:, :-1] -= steps[:, :1] * gradient[:, :-1]
-            self.table[:, -1] -= steps[:, 1] * gradient[:, -1]
-
-
-hidden_layers = st.sampled_from([(), (5,), (8, 6), (4, 4, 3)])
-
-
-@given(st.integers(0, 2**32), st.integers(1, 20), hidden_layers)
+@given(st.integers(0, 2**32), st.integers(1, 20), HIDDEN, HEADS)
 @settings(deadline=None, max_examples=40)
-def test_gradients_equal_autograd(seed: int, rows: int, hidden: tuple[int, ...]) -> None:
-    """The written-out backward pass agrees with autograd for every parameter and table row."""
-    generator = np.random.default_rng(seed)
-    fm = model(dataclasses.replace(CONFIG, hidden=hidden))
-    reference = Reference(fm)
-    x, labels = batch(generator, rows)
-    weight = generator.random(rows).astype(np.float32)
-    fm.learn_many(x, labels, weight)
-    reference.learn(x, labels, weight)
-    for name, value in reference.dense.items():
-        assert value.grad is not None
-        np.testing.assert_allclose(fm.dense.gradient[name].numpy(), value.grad.numpy(), rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(fm.table.accumulators, reference.accumulators.numpy(), rtol=1e-3, atol=1e-7)
+def test_gradients_equal_autograd(seed: int, rows: int, hidden: tuple[int, ...], heads: tuple[Head, ...]) -> None:
+    """The written-out backward pass agrees with autograd for every parameter, table row and head."""
+    fm = model(dataclasses.replace(CONFIG, hidden=hidden, heads=heads))
+    check_gradients(fm, *labelled(np.random.default_rng(seed), rows, len(heads)))
 
 
-@given(st.integers(0, 2**32), st.integers(1, 4))
+@pytest.mark.parametrize("rows", [CHUNK_ROWS, CHUNK_ROWS + 1, 3 * CHUNK_ROWS - 7])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gradients_of_many_chunks_equal_autograd(rows: int, threads: int) -> None:
+    """So they do when the batch is worked off in several pieces, by one thread or two."""
+    fm = model(dataclasses.replace(CONFIG, heads=CHAIN[:2], threads=threads))
+    check_gradients(fm, *labelled(np.random.default_rng(rows), rows, 2))
+
+
+def check_gradients(fm: DeepFM, x: Rows, labels: NDArray[np.bool_], weight: NDArray[np.float32]) -> None:
+    """``fm.gradients`` and autograd's, parameter by parameter."""
+    found = fm.gradients(x, labels, weight)
+    values = fm.table.gather(found.lookup.unique)
+    table, dense = torch_gradients(fm, values, found.lookup.inverse, x.dense, labels, weight)
+    np.testing.assert_allclose(found.table, table, rtol=1e-3, atol=2e-5)
+    places = fm.dense.like()
+    places.flat.numpy()[:] = found.dense
+    assert dense.keys() == places.value.keys()
+    for name, expected in dense.items():
+        np.testing.assert_allclose(places.value[name].numpy(), expected, rtol=1e-3, atol=2e-5 * len(labels))
+
+
+@given(st.integers(0, 2**32), st.integers(1, 4), HEADS)
 @settings(deadline=None, max_examples=20)
-def test_full_steps_equal_the_reference(seed: int, steps: int) -> None:
+def test_full_steps_equal_the_reference(seed: int, steps: int, heads: tuple[Head, ...]) -> None:
     """Logits after whole steps, Adagrad and Adam included, agree with the slow model's."""
     generator = np.random.default_rng(seed)
-    fm = model(dataclasses.replace(CONFIG, table_epsilon=1e-2))  # a sum near 0 must not become a step of full size
+    fm = model(dataclasses.replace(CONFIG, table_epsilon=1e-2, heads=heads))  # no full step from a sum near 0
     reference = Reference(fm)
     for _ in range(steps):
-        x, labels = batch(generator, 16)
-        weight = generator.random(16).astype(np.float32)
-        fm.learn_many(x, labels, weight)
-        reference.learn(x, labels, weight)
+        x, labels, weight = labelled(generator, 16, len(heads))
+        reference.learn(x, labels, weight)  # the model learns the batch as well
     x, _ = batch(generator, 8)
-    expected = autograd_logits(fm, x, reference.table, reference.dense).detach().numpy()
-    np.testing.assert_allclose(fm.predict_many(x), expected, rtol=1e-2, atol=2e-3)
+    np.testing.assert_allclose(fm.predict_heads(x), reference.logits(x), rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("config", [{}, {"heads": CHAIN[:2]}, {"batch_norm": True, "dropout": 0.3}])
+def test_the_bits_do_not_depend_on_the_number_of_threads(config: dict[str, object]) -> None:
+    """One, two and three threads end with the same weights and predict the same."""
+    hashes, logits = set(), set()
+    for threads in (1, 2, 3):
+        generator = np.random.default_rng(1)
+        fm = model(dataclasses.replace(CONFIG, threads=threads, **config))  # type: ignore[arg-type]
+        for rows in (2 * CHUNK_ROWS + 99, 30, 4 * CHUNK_ROWS):
+            fm.learn_many(*labelled(generator, rows, len(fm.heads)))
+        hashes.add(fm.weights_sha256())
+        logits.add(fm.predict_heads(batch(generator, 1500)[0]).tobytes())
+    assert len(hashes) == len(logits) == 1
+
+
+def test_gradients_of_parts_add_up_to_those_of_the_batch() -> None:
+    """Two processes that share a batch admit the same ids and together get the whole gradient."""
+    x, labels, weight = labelled(np.random.default_rng(0), 31, 1)
+    fm = model()
+    whole = fm.gradients(x, labels, weight)
+    whole = whole._replace(dense=whole.dense.copy())
+    parts = [model().gradients(x, labels, weight, part) for part in (slice(0, 12), slice(12, 31))]
+    assert not fm.gradients(x, labels, weight, slice(0, 0)).dense.any()
+    for part in parts:
+        assert np.array_equal(part.lookup.unique, whole.lookup.unique)
+    np.testing.assert_allclose(parts[0].table + parts[1].table, whole.table, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(parts[0].dense + parts[1].dense, whole.dense, rtol=1e-4, atol=1e-5)
+
+
+def test_learning_is_gradients_and_then_a_step() -> None:
+    """The two halves do what ``learn_many`` does, bit for bit; a rate factor of 0 moves no weight."""
+    x, labels, weight = labelled(np.random.default_rng(0), 20, 1)
+    whole, halves = learned(3), learned(3)
+    whole.learn_many(x, labels, weight)
+    halves.step(halves.gradients(x, labels, weight), 20)
+    assert whole.weights_sha256() == halves.weights_sha256()
+    before = whole.predict_many(x)
+    whole.learn_many(x, labels, weight, rate_factor=0)
+    assert np.array_equal(whole.predict_many(x), before)
+
+
+def test_the_dense_step_is_on_the_mean_over_the_batch() -> None:
+    """Adam's moments are those of the mean gradient: a batch twice as long does not count for more."""
+    fm = model()
+    x, labels, weight = labelled(np.random.default_rng(0), 20, 1)
+    gradients = fm.gradients(x, labels, weight)
+    mean = gradients.dense / 20
+    fm.step(gradients, 20)
+    np.testing.assert_allclose(fm.state()["adam.first"], 0.1 * mean, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(fm.state()["adam.second"], 0.001 * mean**2, rtol=1e-3, atol=1e-12)
+
+
+def test_one_weight_a_row_is_that_of_every_head() -> None:
+    """Weights (B,) are those (B, H) with equal columns."""
+    config = dataclasses.replace(CONFIG, heads=CHAIN)
+    one, each = model(config), model(config)
+    x, labels, weight = labelled(np.random.default_rng(0), 20, len(CHAIN))
+    one.learn_many(x, labels, weight[:, 0])
+    each.learn_many(x, labels, np.repeat(weight[:, :1], len(CHAIN), axis=1))
+    assert one.weights_sha256() == each.weights_sha256()
+
+
+def test_an_id_without_a_row_counts_as_its_columns_default() -> None:
+    """Ids not yet admitted share, and teach, the default row of their column; predicting never admits."""
+    fm = model(dataclasses.replace(CONFIG, admit_after=3))
+    x, labels = batch(np.random.default_rng(0), 2)
+    stranger = Rows(np.array([[901, 902, 903, 904, 905]], np.uint64), x.dense[:1])
+    other = Rows(stranger.ids + np.uint64(50), x.dense[:1])
+    for _ in range(2):
+        fm.learn_many(stranger, labels[:1])
+        assert np.array_equal(fm.predict_many(stranger), fm.predict_many(other))
+    fm.learn_many(stranger, labels[:1])
+    assert not np.array_equal(fm.predict_many(stranger), fm.predict_many(other))
 
 
 def test_predicting_changes_nothing() -> None:
@@ -156,12 +200,12 @@ def test_a_weight_of_zero_leaves_the_table_rows_of_that_row_as_they_were() -> No
     fm = model()
     x, labels = batch(np.random.default_rng(3), 2)
     ids = np.array([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], np.uint64)
-    start = fm.table.values.copy()
+    fm.learn_many(Rows(ids, x.dense), labels, np.array([1, 1], np.float32))
+    rows = fm.table.find(ids[:, EMBEDDED])
+    start = [fm.table.gather(row) for row in rows]
     fm.learn_many(Rows(ids, x.dense), labels, np.array([0, 1], np.float32))
-    left = fm.table.rows_of(ids[0, [0, 1, 3, 4]])
-    moved = fm.table.rows_of(ids[1, [0, 1, 3, 4]])
-    assert np.array_equal(fm.table.values[left], start[left])
-    assert not np.array_equal(fm.table.values[moved], start[moved])
+    assert np.array_equal(fm.table.gather(rows[0]), start[0])
+    assert not np.array_equal(fm.table.gather(rows[1]), start[1])
 
 
 def test_inputs_are_not_aliased_and_may_be_read_only() -> None:
@@ -180,12 +224,16 @@ def test_inputs_are_not_aliased_and_may_be_read_only() -> None:
 @given(st.integers(0, 2**32), st.lists(st.integers(1, 4), min_size=1, max_size=4))
 @settings(deadline=None, max_examples=25)
 def test_applied_deltas_make_a_serving_copy_predict_bit_equal(seed: int, publishes: list[int]) -> None:
-    """After each delta a copy that never learned gives the trainer's own logits."""
+    """After each delta a copy that never learned gives the trainer's own logits, though ids come and go."""
     generator = np.random.default_rng(seed)
-    trainer, serving = model(), model()
+    config = dataclasses.replace(CONFIG, admit_after=2, expire_after_s=64, max_rows=40)
+    trainer, serving = model(config), model(config)
     probe, _ = batch(generator, 20, vocabulary=40)
+    clock_ms = 0
     for version, steps in enumerate(publishes, start=1):
         for _ in range(steps):
+            clock_ms += int(generator.integers(0, 40_000))
+            trainer.advance(clock_ms)
             trainer.learn_many(*batch(generator, int(generator.integers(1, 20)), vocabulary=40))
         delta = trainer.changes(version=version, parent=version - 1, watermark_ms=0, newest_event_ms=0)
         serving.apply(delta)
@@ -193,17 +241,37 @@ def test_applied_deltas_make_a_serving_copy_predict_bit_equal(seed: int, publish
         assert serving.weights_sha256() == trainer.weights_sha256()
 
 
+def test_a_delta_takes_expired_ids_away() -> None:
+    """An id unseen for too long is in ``removed``; serving then scores it by its column's default row."""
+    config = dataclasses.replace(CONFIG, expire_after_s=64)
+    trainer, serving = model(config), model(config)
+    x, labels = batch(np.random.default_rng(6), 8)
+    trainer.advance(0)
+    trainer.learn_many(x, labels)
+    serving.apply(trainer.changes(version=1, parent=0, watermark_ms=0, newest_event_ms=0))
+    held = serving.predict_many(x)
+    trainer.advance(1_000_000)
+    delta = trainer.changes(version=2, parent=1, watermark_ms=0, newest_event_ms=0)
+    expected = np.unique(x.ids[:, EMBEDDED])
+    assert delta.removed.tolist() == expected[expected > 0].tolist()
+    serving.apply(delta)
+    assert np.array_equal(serving.predict_many(x), trainer.predict_many(x))
+    assert not np.array_equal(serving.predict_many(x), held)
+
+
 def test_a_delta_holds_only_what_changed_since_the_last_one() -> None:
-    """Rows come ascending; a second call without learning has none."""
+    """Keys come ascending; a second call without learning has none."""
     fm = model()
+    fm.changes(version=1, parent=0, watermark_ms=5, newest_event_ms=4)
     x, labels = batch(np.random.default_rng(6), 1)
     fm.learn_many(x, labels)
-    delta = fm.changes(version=1, parent=0, watermark_ms=5, newest_event_ms=4, clicks_produced_ms=[7])
-    expected = np.unique(fm.table.rows_of(x.ids[:, list(SHAPE.embedded)]))
-    assert delta.rows.tolist() == expected[expected > 0].tolist()
-    assert delta.values.shape == (len(delta.rows), CONFIG.dim + 1)
+    delta = fm.changes(version=2, parent=1, watermark_ms=5, newest_event_ms=4, clicks_produced_ms=[7])
+    expected = np.unique(x.ids[:, EMBEDDED])
+    assert delta.keys.tolist() == expected[expected > 0].tolist()
+    assert delta.values.shape == (len(delta.keys), CONFIG.dim + 1)
+    assert len(delta.removed) == 0
     assert delta.clicks_produced_ms.tolist() == [7]
-    assert len(fm.changes(version=2, parent=1, watermark_ms=5, newest_event_ms=4).rows) == 0
+    assert len(fm.changes(version=3, parent=2, watermark_ms=5, newest_event_ms=4).keys) == 0
 
 
 def test_a_delta_does_not_change_when_its_model_learns_on() -> None:
@@ -219,13 +287,13 @@ def test_a_delta_does_not_change_when_its_model_learns_on() -> None:
     ("changed", "message"),
     [
         ({"spec_hash": "ffffffffffffffff"}, "ffffffffffffffff.*0123456789abcdef"),
-        ({"rows": np.array([65], np.uint32), "values": np.ones((1, 5), np.float32)}, "65"),
-        ({"rows": np.array([1], np.uint32), "values": np.ones((1, 9), np.float32)}, r"\(1, 9\)"),
+        ({"keys": np.array([0], np.uint64), "values": np.ones((1, 5), np.float32)}, "key 0"),
+        ({"keys": np.array([1], np.uint64), "values": np.ones((1, 9), np.float32)}, r"\(1, 9\)"),
         ({"dense": {"linear.weight": np.ones(3, np.float32)}}, "dense weights"),
     ],
 )
 def test_a_delta_that_does_not_fit_is_refused_and_changes_nothing(changed: dict[str, object], message: str) -> None:
-    """Another spec, a row outside the table, another dim or other layers."""
+    """Another spec, the missing key, another dim or other layers."""
     fm = learned(2)
     delta = fm.changes(version=1, parent=0, watermark_ms=0, newest_event_ms=0)
     other = learned(3, seed=8)
@@ -253,11 +321,21 @@ def test_continuing_from_a_state_is_bit_equal_to_never_stopping(seed: int, befor
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_a_state_holds_touched_rows_only() -> None:
-    """Its size follows what was learned, not the size of the table."""
-    fm = model(dataclasses.replace(CONFIG, table_rows=2**14))
-    fm.learn_many(*batch(np.random.default_rng(0), 4))
-    assert len(fm.state()["table.values"]) == len(fm.table) <= 16
+def test_a_snapshot_in_steps_is_the_state_at_its_beginning() -> None:
+    """What is learned, admitted and removed while it is copied does not show in it; one at a time."""
+    generator = np.random.default_rng(1)
+    fm = model(dataclasses.replace(CONFIG, max_rows=30))
+    for _ in range(5):
+        fm.learn_many(*batch(generator, 16, vocabulary=60))
+    expected, copy = fm.state(), fm.begin_snapshot()
+    with pytest.raises(RuntimeError, match="snapshot"):
+        fm.begin_snapshot()
+    while not copy.step(200):
+        fm.learn_many(*batch(generator, 16, vocabulary=60))
+    found = copy.state()
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    fm.begin_snapshot()
 
 
 def test_a_state_of_another_config_or_with_holes_is_refused() -> None:
@@ -283,6 +361,9 @@ def bad_batches() -> list[tuple[str, Rows, NDArray[np.generic], NDArray[np.float
         ("weight nan", x, labels, np.array([1, np.nan, 1, 1], np.float32), "weights hold nan"),
         ("weight inf", x, labels, np.array([1, 1, np.inf, 1], np.float32), "weights hold inf"),
         ("weight negative", x, labels, -one, "weight -1"),
+        ("weight huge", x, labels, one * 1e7, "weight 1e.07 must not exceed 1e.06"),
+        ("labels of two heads", x, np.zeros((4, 2), np.bool_), None, r"labels \(4, 2\)"),
+        ("weights of two heads", x, labels, np.ones((4, 2), np.float32), r"weights \(4, 2\)"),
         ("weights too long", x, labels, np.ones(5, np.float32), "weights"),
         ("dense nan", Rows(x.ids, nan_dense), labels, None, r"dense inputs hold nan at \(2, 1\)"),
         ("no rows", Rows(x.ids[:0], x.dense[:0]), labels[:0], None, "batch of 0 rows"),
@@ -310,17 +391,55 @@ def test_bad_input_is_refused_and_the_model_untouched(
 
 
 def test_a_diverging_gradient_is_raised_before_the_update() -> None:
-    """Dense inputs near the float's limit overflow the gradient: nothing is learned."""
+    """Dense inputs near the float's limit overflow the gradient: no weight, no optimiser moves."""
     fm = learned(2)
     before = fm.state()
     x, labels = batch(np.random.default_rng(0), 4)
+    known = fm.predict_many(x)
     with pytest.raises(DivergenceError, match="lower vector_rate"):
         fm.learn_many(Rows(x.ids, np.full_like(x.dense, 3e38)), labels)
     after = fm.state()
-    assert all(np.array_equal(before[name], after[name]) for name in before)
+    kept = np.isin(after["table.keys"], before["table.keys"])
+    assert np.array_equal(after["table.values"][kept], before["table.values"])
+    assert np.array_equal(after["table.accumulators"][kept], before["table.accumulators"])
+    assert all(np.array_equal(before[n], after[n]) for n in before if not n.startswith("table."))
+    assert np.array_equal(fm.predict_many(x), known)
 
 
-@pytest.mark.parametrize("wrong", [{"dim": 0}, {"weight_rate": -1.0}, {"dense_rate": float("nan")}, {"hidden": (8, 0)}])
+def test_a_conversion_head_learns_from_all_impressions() -> None:
+    """Conversions happen only after clicks; the chain finds P(conversion | click) where clicks are a biased sample."""
+    generator = np.random.default_rng(5)
+    fm = model(dataclasses.replace(CONFIG, heads=(Head("click"), Head("buy", given="click"))))
+    click_rate, buy_rate = np.array([0.8, 0.2]), np.array([0.25, 0.75])
+    for _ in range(600):
+        x, _ = batch(generator, 64)
+        kind = (x.ids[:, 0] % 2).astype(int)
+        clicked = generator.random(64) < click_rate[kind]
+        bought = clicked & (generator.random(64) < buy_rate[kind])
+        fm.learn_many(x, np.stack([clicked, bought], 1))
+    x, _ = batch(generator, 2000)
+    kind, logits = (x.ids[:, 0] % 2).astype(int), fm.predict_heads(x)
+    assert np.array_equal(logits[:, 0], fm.predict_many(x))
+    joint = fm.heads.joint(logits)
+    for k in (0, 1):
+        click, buy = joint[kind == k].mean(0)
+        assert abs(click - click_rate[k]) < 0.06
+        assert abs(buy - click_rate[k] * buy_rate[k]) < 0.06
+        assert abs(np.mean(1 / (1 + np.exp(-logits[kind == k, 1]))) - buy_rate[k]) < 0.12
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dim": 0},
+        {"weight_rate": -1.0},
+        {"dense_rate": float("nan")},
+        {"hidden": (8, 0)},
+        {"threads": 0},
+        {"dropout": 1.0},
+        {"precision": "fp8"},
+    ],
+)
 def test_a_config_that_cannot_learn_is_refused(wrong: dict[str, object]) -> None:
     """Sizes and rates must be positive; the message names the field and the value."""
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -10,13 +12,15 @@ from tests.learners.batches import learned
 
 
 def test_a_payload_gives_back_the_very_weights() -> None:
-    """Rows, values and every dense parameter return bit-equal."""
+    """Keys, values, removed keys and every dense parameter return bit-equal."""
     delta = learned(3).changes(version=1, parent=0, watermark_ms=0, newest_event_ms=0)
-    rows, values, dense = weights_of(delta.payload())
-    assert np.array_equal(rows, delta.rows)
-    assert np.array_equal(values, delta.values)
-    assert dense.keys() == delta.dense.keys()
-    assert all(np.array_equal(dense[name], delta.dense[name]) for name in dense)
+    delta = dataclasses.replace(delta, removed=np.array([5, 1 << 63], np.uint64))
+    found = weights_of(delta.payload())
+    assert np.array_equal(found.keys, delta.keys)
+    assert np.array_equal(found.values, delta.values)
+    assert np.array_equal(found.removed, delta.removed)
+    assert found.dense.keys() == delta.dense.keys()
+    assert all(np.array_equal(found.dense[name], delta.dense[name]) for name in found.dense)
 
 
 def test_equal_models_give_equal_bytes() -> None:
@@ -32,7 +36,7 @@ def test_a_heartbeat_has_no_payload() -> None:
     assert beat.payload() == b""
 
 
-@pytest.mark.parametrize("payload", [b"", b"not safetensors", learned(1).dense.values.numpy().tobytes()])
+@pytest.mark.parametrize("payload", [b"", b"not safetensors", learned(1).dense.flat.numpy().tobytes()])
 def test_an_unreadable_payload_is_a_delta_error(payload: bytes) -> None:
     """The message says how many bytes it was and what to do."""
     with pytest.raises(DeltaError, match=rf"{len(payload)} bytes is unreadable.*Reload a snapshot"):
