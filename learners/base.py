@@ -1,24 +1,34 @@
-"""Base training: a model from archived examples, the warm start of the stream."""
+"""Base training: a model from archived examples, the warm start of the stream.
+
+::
+
+    |<--------------- train --------------->|<-- validation -->|<-- holdout -->|  examples by known_ms
+     epochs, schedule, class balance         early stopping     report
+                                            |<---- replayed, as the stream would have ---->|
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from learners.archive import Examples
+from learners.checkpoints import Checkpoints
 from learners.deepfm import DeepFM, DeepFMConfig
+from learners.examples import Examples
+from learners.fitting import Fit, FitConfig, score
 from learners.metrics import Quality, quality
-from learners.rows import Rows
+from learners.replaying import replay
 from learners.shape import ModelShape
 from learners.snapshot import Snapshot
+from learners.split import Index, Split, split_by_time
+from learners.workers import Alone, Workers
 
-_SCORED_AT_ONCE = 4096
+_EVER = 2**62
 
-Order = Literal["time", "shuffled"]
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
 
@@ -26,39 +36,47 @@ Progress = Callable[[int, int], None]  # rows done, rows in all
 class BaseConfig:
     """How a base is trained. The defaults make it what the stream would have learned from the same examples."""
 
-    batch_rows: int = 128  # as the stream's batches: the rates were chosen for it
-    epochs: int = 1  # a second pass over the same ids overfits: it cost 0.004 AUC of the stream that followed
-    order: Order = "time"  # shuffled only pays with several epochs
-    holdout_share: float = 0.1  # the newest rows, on which the report is made before they are learned too
-    patience: int = 1  # epochs without a lower holdout log loss before training stops
-    seed: int = 0  # of the shuffling
+    validation_share: float = 0.1  # by these rows the best epoch is chosen
+    holdout_share: float = 0.1  # the newest rows, of which the report is made
+    fit: FitConfig = field(default_factory=FitConfig)
+    replay_batch_rows: int = 128  # as the stream's batches
 
     def __post_init__(self) -> None:
-        if self.batch_rows < 1 or self.epochs < 1 or self.patience < 1:
+        for name in ("validation_share", "holdout_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must lie between 0 and 1: there would be nothing to learn, or "
+                    "nothing to judge it by. Take 0.1."
+                )
+        if self.replay_batch_rows < 1:
             raise ValueError(
-                f"batch_rows={self.batch_rows}, epochs={self.epochs} and patience={self.patience} must be at least 1: "
-                "nothing would be learned. Raise them."
-            )
-        if not 0 < self.holdout_share < 1:
-            raise ValueError(
-                f"holdout_share={self.holdout_share} must lie between 0 and 1: there would be nothing to learn, or "
-                "nothing to judge it by. Take 0.1."
+                f"replay_batch_rows={self.replay_batch_rows} must be at least 1: nothing would be learned."
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Base:
-    """A trained base. ``holdout`` was measured before the holdout was learned, ``epochs`` likewise after each pass."""
+    """A trained base and what it was worth before it learned the rows it was judged by."""
 
     model: DeepFM
-    holdout: Quality
-    rows: int
+    split: Split
+    epochs: tuple[Quality, ...]  # on the validation rows, after each epoch
+    holdout: Quality  # of the model that had learned all before the holdout
+    holdout_logits: NDArray[np.float32]
+    replayed: tuple[Quality, Quality]  # progressive, of validation and holdout
     watermark_ms: int  # newest time at which a label became known
     newest_event_ms: int
-    epochs: list[Quality] = field(default_factory=list)
 
-    def snapshot(self) -> Snapshot:
-        """The base as snapshot version 1, the start of the stream's versions."""
+    @property
+    def rows(self) -> int:
+        """Settled examples learned or judged."""
+        return self.split.rows
+
+    def snapshot(self, offsets: Mapping[int, int] | None = None) -> Snapshot:
+        """The base as snapshot version 1, the start of the stream's versions.
+
+        ``offsets`` of the examples topic say where the stream goes on, when the examples were all before them.
+        """
         return Snapshot(
             version=1,
             created_from="base",
@@ -67,6 +85,7 @@ class Base:
             shape=self.model.shape,
             config=self.model.config,
             state=self.model.state(),
+            offsets=offsets or {},
         )
 
 
@@ -76,93 +95,67 @@ def train_base(
     *,
     model_config: DeepFMConfig | None = None,
     config: BaseConfig | None = None,
+    workers: Workers | None = None,
+    checkpoints: Checkpoints | None = None,
+    resume: bool = False,
+    device: torch.device | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Base:
-    """Learn the oldest examples, judge on the newest, keep the best epoch, then learn the newest as well.
-
-    Rows are in the order in which their labels became known, so the holdout is a true future.
+    """Fit on the oldest examples, keep the best epoch, report on the newest, then learn all that came since the split.
 
     Raises
     ------
     ValueError
-        Too few settled examples to hold any out.
+        Too few settled examples to hold any out; checkpoints of another training.
     DivergenceError
         The rates are too high for these examples.
     """
-    config = config or BaseConfig()
-    settled, labels = examples.settled()
-    by_time = np.argsort(examples.columns["known_ms"][settled], kind="stable")
-    training = _Training(examples, settled[by_time], labels[by_time], config, progress)
-    model, epochs = training.fit(DeepFM(model_config or DeepFMConfig(), shape))
-    holdout = epochs[-1] if len(epochs) == 1 else training.judge(model)
-    training.learn(model, training.tail)
+    config, workers = config or BaseConfig(), workers or Alone()
+    split = split_by_time(examples, validation_share=config.validation_share, holdout_share=config.holdout_share)
+    model = DeepFM(model_config or DeepFMConfig(), shape)
+    heads = tuple(head.name for head in model.config.heads)
+    after = len(examples) - len(split.train)  # about the rows of the replay
+    fit = Fit(
+        examples,
+        split,
+        config.fit,
+        heads=heads,
+        workers=workers,
+        checkpoints=checkpoints,
+        device=device,
+        report=lambda done, total: progress(done, total + after),
+    )
+    model, epochs = fit.run(model, resume=resume)
+    fitted, total, replayed_rows = fit.rows * len(epochs), fit.rows * len(epochs) + after, 0
+
+    def report(rows: int) -> None:
+        nonlocal replayed_rows
+        replayed_rows += rows
+        progress(fitted + replayed_rows, total)
+
+    def replayed(start_ms: int, stop_ms: int) -> Quality:
+        # Every worker replays alone: batches of the stream's size are too small to be shared.
+        return replay(
+            model, examples, (start_ms, stop_ms), heads=heads, batch_rows=config.replay_batch_rows, report=report
+        )
+
+    before_holdout = replayed(split.validation_from_ms, split.holdout_from_ms)
+    logits = score(model, examples, split.holdout)
+    of_holdout = replayed(split.holdout_from_ms, _EVER)
+    progress(total, total)
     return Base(
         model=model,
-        holdout=holdout,
-        rows=len(settled),
+        split=split,
+        epochs=epochs,
+        holdout=quality(logits, examples.clicked(split.holdout)),
+        holdout_logits=logits,
+        replayed=(before_holdout, of_holdout),
         watermark_ms=int(examples.columns["known_ms"].max()),
         newest_event_ms=int(examples.columns["ts_ms"].max()),
-        epochs=epochs,
     )
 
 
-class _Training:
-    """The settled rows in time order, cut into a head to learn and a tail to judge by."""
-
-    def __init__(
-        self,
-        examples: Examples,
-        index: NDArray[np.intp],
-        labels: NDArray[np.bool_],
-        config: BaseConfig,
-        progress: Progress,
-    ) -> None:
-        held_out = int(len(index) * config.holdout_share)
-        if held_out < 1 or held_out == len(index):
-            raise ValueError(
-                f"{len(index)} settled examples leave {held_out} to hold out at holdout_share={config.holdout_share}: "
-                "the base could not be judged. Archive more examples."
-            )
-        self._rows, self._weight = examples.rows, examples.columns["weight"]
-        self._index, self._labels = index, labels
-        self._config, self._progress = config, progress
-        places = np.arange(len(index))
-        self.head, self.tail = places[:-held_out], places[-held_out:]
-        self._done, self._total = 0, config.epochs * len(self.head) + held_out
-
-    def fit(self, model: DeepFM) -> tuple[DeepFM, list[Quality]]:
-        """The model after its best epoch, and what each epoch reached."""
-        generator = np.random.default_rng(self._config.seed)
-        epochs: list[Quality] = []
-        best, best_epoch = model.state(), 0
-        for epoch in range(self._config.epochs):
-            shuffled = self._config.order == "shuffled"
-            self.learn(model, generator.permutation(self.head) if shuffled else self.head)
-            epochs.append(self.judge(model))
-            if epoch == 0 or epochs[-1].log_loss < epochs[best_epoch].log_loss:
-                best, best_epoch = model.state(), epoch
-            elif epoch - best_epoch >= self._config.patience:
-                break
-        if best_epoch < len(epochs) - 1:
-            model = DeepFM.from_state(model.config, model.shape, best)
-        return model, epochs
-
-    def learn(self, model: DeepFM, places: NDArray[np.intp]) -> None:
-        """One pass over the rows at ``places``."""
-        for batch in _cut(places, self._config.batch_rows):
-            index = self._index[batch]
-            model.learn_many(self._at(index), self._labels[batch], self._weight[index])
-            self._done += len(batch)
-            self._progress(self._done, self._total)
-
-    def judge(self, model: DeepFM) -> Quality:
-        """Quality on the tail, which is not learned."""
-        logits = [model.predict_many(self._at(self._index[batch])) for batch in _cut(self.tail, _SCORED_AT_ONCE)]
-        return quality(np.concatenate(logits), self._labels[self.tail])
-
-    def _at(self, index: NDArray[np.intp]) -> Rows:
-        return Rows(self._rows.ids[index], self._rows.dense[index])
-
-
-def _cut(places: NDArray[np.intp], rows: int) -> Iterator[NDArray[np.intp]]:
-    return (places[start : start + rows] for start in range(0, len(places), rows))
+def known_users(examples: Examples, split: Split) -> NDArray[np.uint64]:
+    """The user keys of the rows before the holdout, ascending."""
+    before: Index = np.concatenate((split.train, split.validation))
+    return np.unique(examples.columns["user_key"][before])

@@ -1,36 +1,42 @@
 """Snapshots: a model's whole state in a store, there whole or not at all.
 
 A snapshot is a folder ``v000000000042`` under the store's root, a directory or any fsspec URL:
-``manifest.json`` (what it is, and the size and SHA-256 of every other file), ``model.safetensors`` (weights and
-optimiser, touched rows only) and ``calibration.bin`` where there is a calibrator. On a local disk the folder is written
-under another name, fsynced and renamed; elsewhere the manifest is written last. A reader believes only a folder whose
-manifest and checksums fit.
+``manifest.json`` (what it is, the SHA-256 of its weights, and the size and SHA-256 of every other file),
+``model.safetensors`` (weights and optimiser, learned rows only) and ``calibration.bin`` where there is a calibrator. On
+a local disk the folder is written under another name, fsynced and renamed; elsewhere the manifest is written last. A
+reader believes only a folder whose manifest and checksums fit.
+
+The newest ``KEPT`` stay, and of each UTC day of the watermark the newest one and a base, for ``KEPT_DAYS``: a version
+of last week can be made again from the snapshot before it, and a bad day can be gone back behind.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import msgspec
-import numpy as np
 import structlog
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from learners.deepfm import DeepFM, DeepFMConfig
+from learners.model_state import sha256_of
 from learners.shape import ModelShape
-from learners.store import Store, store_of
+from learners.store import Pieces, Store, store_of
+from learners.tensors import pieces_of
 
-KEPT = 3
-"""The newest snapshots that stay in a store."""
+KEPT, KEPT_DAYS = 3, 30
+"""The newest snapshots that stay in a store, and the days of which one more stays."""
 
-_FORMAT = 1
+_FORMAT = 2
+_DAY_MS = 86_400_000
 _MANIFEST, _MODEL, _CALIBRATION = "manifest.json", "model.safetensors", "calibration.bin"
+_DESCRIBED = ("version", "created_from", "watermark_ms", "newest_event_ms", "weights_sha256")
 _FOLDER = re.compile(r"v(\d{12})$")
 _log = structlog.get_logger(__name__)
 
@@ -69,6 +75,10 @@ class Snapshot:
         """The model itself, ready to continue."""
         return DeepFM.from_state(self.config, self.shape, self.state)
 
+    def weights_sha256(self) -> str:
+        """What ``model().weights_sha256()`` says."""
+        return sha256_of(self.state)
+
 
 class _File(msgspec.Struct, frozen=True):
     size: int
@@ -86,6 +96,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     offsets: dict[int, int]
     shape: ModelShape
     config: DeepFMConfig
+    weights_sha256: str
     files: dict[str, _File]
 
 
@@ -96,25 +107,41 @@ class Written(msgspec.Struct, frozen=True):
     sha256: str
 
 
-def write_snapshot(root: str, snapshot: Snapshot, *, keep: int = KEPT) -> Written:
-    """Write a snapshot under ``root`` (directory or fsspec URL) and drop all but the ``keep`` newest.
+def write_snapshot(root: str, snapshot: Snapshot, *, keep: int = KEPT, keep_days: int = KEPT_DAYS) -> Written:
+    """Write a snapshot under ``root`` (directory or fsspec URL) and drop those that need not be kept.
 
-    A snapshot of the same version is replaced.
+    A snapshot of the same version is replaced. Fit for a thread beside the learning: what takes long (hashing, writing)
+    does not hold the interpreter.
     """
-    files = {_MODEL: save({name: np.ascontiguousarray(array) for name, array in snapshot.state.items()})}
-    if snapshot.calibration is not None:
-        files[_CALIBRATION] = snapshot.calibration
+    files: dict[str, _Content] = {_MODEL: _Content(lambda: pieces_of(snapshot.state))}
+    if (calibration := snapshot.calibration) is not None:
+        files[_CALIBRATION] = _Content(lambda: [calibration])
     manifest = msgspec.json.format(msgspec.json.encode(_manifest_of(snapshot, files)))
     store = store_of(root)
     name = f"v{snapshot.version:012d}"
-    store.write_folder(name, {**files, _MANIFEST: manifest})  # the manifest last
-    for old in _versions(store)[keep:]:
+    contents = {name: content.pieces() for name, content in files.items()}
+    store.write_folder(name, {**contents, _MANIFEST: [manifest]})  # the manifest last
+    for old in _superfluous(store, keep, keep_days):
         if old != snapshot.version:
             store.remove_folder(f"v{old:012d}")
     return Written(store.url(name), hashlib.sha256(manifest).hexdigest())
 
 
-def _manifest_of(snapshot: Snapshot, files: Mapping[str, bytes]) -> Manifest:
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """A file to be written: its pieces are made once to be hashed and once to be written."""
+
+    pieces: Callable[[], Pieces]
+
+    def described(self) -> _File:
+        digest, size = hashlib.sha256(), 0
+        for piece in self.pieces():
+            digest.update(piece)
+            size += len(piece)
+        return _File(size, digest.hexdigest())
+
+
+def _manifest_of(snapshot: Snapshot, files: Mapping[str, _Content]) -> Manifest:
     return Manifest(
         format=_FORMAT,
         version=snapshot.version,
@@ -124,8 +151,28 @@ def _manifest_of(snapshot: Snapshot, files: Mapping[str, bytes]) -> Manifest:
         offsets=dict(snapshot.offsets),
         shape=snapshot.shape,
         config=snapshot.config,
-        files={name: _File(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
+        weights_sha256=snapshot.weights_sha256(),
+        files={name: content.described() for name, content in files.items()},
     )
+
+
+def _superfluous(store: Store, keep: int, keep_days: int) -> list[int]:
+    """The versions to drop: neither among the newest, nor a day's newest or its base. Torn ones are no day's."""
+    held = _versions(store)
+    manifests = {version: manifest for version in held if (manifest := _manifest_or_none(store, version)) is not None}
+    days = {version: manifest.watermark_ms // _DAY_MS for version, manifest in manifests.items()}
+    newest_of_day = {day: version for version, day in sorted(days.items())}
+    first_day = max(days.values(), default=0) - keep_days + 1
+    stays = {version for day, version in newest_of_day.items() if day >= first_day}
+    stays |= {v for v, one in manifests.items() if one.created_from == "base" and days[v] >= first_day}
+    return [version for version in held[keep:] if version not in stays]
+
+
+def _manifest_or_none(store: Store, version: int) -> Manifest | None:
+    try:
+        return read_manifest(store.url(f"v{version:012d}"))
+    except SnapshotError:
+        return None
 
 
 def read_manifest(url: str) -> Manifest:
@@ -203,7 +250,7 @@ def versions(root: str) -> list[int]:
 def describe(manifest: Manifest) -> dict[str, Any]:
     """The manifest as plain data, for people and JSON."""
     return {
-        **{name: getattr(manifest, name) for name in ("version", "created_from", "watermark_ms", "newest_event_ms")},
+        **{name: getattr(manifest, name) for name in _DESCRIBED},
         "offsets": {str(partition): offset for partition, offset in sorted(manifest.offsets.items())},
         "shape": asdict(manifest.shape),
         "config": asdict(manifest.config),

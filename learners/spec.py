@@ -82,10 +82,14 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ids : ``outcomes`` (the last ``last_outcomes`` in order), ``gap`` (since the last display), ``session_impressions``,
         ``since_click``, bucketised. dense : ``log_gap`` = log(1 + gap in s) / 4, ``first_display`` (1: no display
         before), ``log_session_impressions`` and ``log_session_clicks`` = log(1 + n) / 2.
+    recent_ads : columns ``session.recent_ad_1``, ``_2`` ... with the ids of the last ads that were settled, newest
+        first, as they stand in the column of the spec's ad; 0 where there are fewer. A history for learners that
+        attend to it; no column of its own is learned for them.
     """
 
     gap_s: float = 1800.0  # a longer silence starts a new session
     last_outcomes: int = 3
+    recent_ads: int = 0
     ids: tuple[SessionId, ...] = ()
     dense: tuple[SessionDense, ...] = ()
     gap_edges_s: tuple[float, ...] = (
@@ -157,8 +161,13 @@ class FeatureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @cached_property
     def request_fields(self) -> tuple[str, ...]:
         """Names of the request-scoped id columns: raw, then ``session.*``, then ``<field>.*`` of the counters."""
-        derived = tuple(f"session.{kind}" for kind in self.session.ids)
+        derived = tuple(f"session.{kind}" for kind in self.session.ids) + self.history_fields
         return (*(f.name for f in self.raw_request_fields), *derived, *_derived(self.request_counters, "ids"))
+
+    @cached_property
+    def history_fields(self) -> tuple[str, ...]:
+        """Names of the id columns that hold the user's recent ads, newest first."""
+        return tuple(f"session.recent_ad_{at}" for at in range(1, self.session.recent_ads + 1))
 
     @cached_property
     def ad_fields(self) -> tuple[str, ...]:
@@ -210,8 +219,13 @@ class FeatureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @cached_property
     def embedded_columns(self) -> tuple[int, ...]:
         """The columns of ``Rows.ids`` that are learned, ascending."""
-        logged_only = {field.name for field in self.fields if not field.embed}
+        logged_only = {field.name for field in self.fields if not field.embed} | set(self.history_fields)
         return tuple(at for at, name in enumerate(self.columns) if name not in logged_only)
+
+    @cached_property
+    def history_columns(self) -> tuple[int, ...]:
+        """The columns of the user's recent ads, newest first."""
+        return tuple(self.field_index(name) for name in self.history_fields)
 
     @cached_property
     def counter_columns(self) -> tuple[int, ...]:
@@ -292,6 +306,10 @@ def _check_numbers(spec: FeatureSpec) -> None:
             raise SpecError(f"rates.{what} = {getattr(rates, what)} must be positive and finite")
     if not 0 < session.gap_s < math.inf or not 1 <= session.last_outcomes <= REMEMBERED:
         raise SpecError(f"session: gap_s must be positive and last_outcomes in 1..{REMEMBERED}, not {session}")
+    if not 0 <= session.recent_ads <= REMEMBERED:
+        raise SpecError(
+            f"session.recent_ads = {session.recent_ads} must lie in 0..{REMEMBERED}: no more are remembered"
+        )
     _check_edges("rates.ctr_edges", rates.ctr_edges)
     _check_edges("rates.count_edges", rates.count_edges)
     _check_edges("session.gap_edges_s", session.gap_edges_s)

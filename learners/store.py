@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec  # type: ignore[import-untyped]  # it ships no types
+
+Pieces = Iterable[bytes | memoryview]
+"""A file's content, to be written one after the other."""
+
+_UNFINISHED, _REPLACED = ".unfinished", ".replaced"
 
 
 class Store(Protocol):
@@ -26,7 +31,7 @@ class Store(Protocol):
         """Content of ``folder/file``; OSError when it cannot be read."""
         ...
 
-    def write_folder(self, folder: str, files: Mapping[str, bytes]) -> None:
+    def write_folder(self, folder: str, files: Mapping[str, Pieces]) -> None:
         """Write the files in their order, the last one last, replacing a folder of that name."""
         ...
 
@@ -62,14 +67,15 @@ class DirectoryStore:
         """The file's content."""
         return (self.root / path).read_bytes()
 
-    def write_folder(self, folder: str, files: Mapping[str, bytes]) -> None:
-        """Write under another name, sync, rename."""
-        unfinished, replaced = self.root / f".{folder}.unfinished", self.root / f".{folder}.replaced"
-        for left_over in (unfinished, replaced):
-            shutil.rmtree(left_over, ignore_errors=True)
+    def write_folder(self, folder: str, files: Mapping[str, Pieces]) -> None:
+        """Write under another name, sync, rename; what a writer that died left behind goes."""
+        unfinished, replaced = self.root / f".{folder}{_UNFINISHED}", self.root / f".{folder}{_REPLACED}"
+        for name in self.folders():
+            if name.startswith(".") and name.endswith((_UNFINISHED, _REPLACED)):
+                shutil.rmtree(self.root / name, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        for name, data in files.items():
-            _write_synced(unfinished / name, data)
+        for name, pieces in files.items():
+            _write_synced(unfinished / name, pieces)
         _sync_directory(unfinished)
         final = self.root / folder
         if final.exists():  # a directory cannot be renamed over another that holds files
@@ -107,23 +113,26 @@ class UrlStore:
         """The file's content."""
         return bytes(self._files.cat_file(f"{self._path}/{path}"))
 
-    def write_folder(self, folder: str, files: Mapping[str, bytes]) -> None:
+    def write_folder(self, folder: str, files: Mapping[str, Pieces]) -> None:
         """Write in order; a folder of that name loses its last file first."""
         *_, completing = files
         if self._files.exists(f"{self._path}/{folder}/{completing}"):
             self._files.rm_file(f"{self._path}/{folder}/{completing}")
         self._files.makedirs(f"{self._path}/{folder}", exist_ok=True)
-        for name, data in files.items():
-            self._files.pipe_file(f"{self._path}/{folder}/{name}", data)
+        for name, pieces in files.items():
+            with self._files.open(f"{self._path}/{folder}/{name}", "wb") as file:
+                for piece in pieces:
+                    file.write(piece)
 
     def remove_folder(self, folder: str) -> None:
         """Remove it."""
         self._files.rm(f"{self._path}/{folder}", recursive=True)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def _write_synced(path: Path, pieces: Pieces) -> None:
     with path.open("wb") as file:
-        file.write(data)
+        for piece in pieces:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from learners.examples import Examples
 from learners.kinds import SETTLED
+from learners.rows import Rows
+from tests.learners.batches import SHAPE
 
 
 def encoded(count: int, *, id_columns: int, dense: int, seed: int = 0) -> SimpleNamespace:
@@ -19,8 +24,22 @@ def encoded(count: int, *, id_columns: int, dense: int, seed: int = 0) -> Simple
         ids=ids,
         dense=numbers,
         impression_id=np.arange(1, count + 1, dtype=np.uint64),
+        user_key=ids[:, 0],
         kind=np.full(count, SETTLED, np.uint8),
         label=((ids[:, 0] % 2 == 0) | (numbers[:, 0] > 1)).astype(np.uint8),
         ts_ms=ts_ms,
         known_ms=ts_ms + generator.integers(0, 60_000, count),
+    )
+
+
+def examples(count: int = 600, seed: int = 0) -> Examples:
+    """The same as an archive of the small shape holds them."""
+    made = encoded(count, id_columns=SHAPE.id_columns, dense=SHAPE.dense, seed=seed)
+    names = ("impression_id", "user_key", "kind", "label", "ts_ms", "known_ms")
+    columns: dict[str, NDArray[Any]] = {name: getattr(made, name) for name in names}
+    return Examples(
+        spec_name="toy",
+        spec_hash=SHAPE.spec_hash,
+        rows=Rows(made.ids, made.dense),
+        columns=columns | {"weight": np.ones(count, np.float32)},
     )

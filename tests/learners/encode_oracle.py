@@ -110,6 +110,8 @@ def session_columns(spec: FeatureSpec, user: Any, now_ms: int) -> tuple[list[int
         "log_session_clicks": math.log1p(clicks) / 2,
     }
     ids = [hash_text(salt_of(f"session.{kind}"), str(codes[kind])) for kind in session.ids]
+    ads = int(user["outcome_count"]) if known else 0
+    ids += [int(user["recent_ads"][at]) if at < ads else 0 for at in range(session.recent_ads)]
     return ids, [dense[kind] for kind in session.dense]
 
 

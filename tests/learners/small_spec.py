@@ -33,6 +33,7 @@ SMALL = FeatureSpec(
     rates=Rates(ctr_prior=0.2, value_prior=0.05, half_life_s=1800, own_ttl_s=3600, shared_ttl_s=7200),
     session=Session(
         gap_s=600,
+        recent_ads=2,
         ids=("gap", "outcomes", "since_click", "session_impressions"),
         dense=("first_display", "log_gap", "log_session_clicks", "log_session_impressions"),
     ),

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learners.archive import SCALARS, ArchiveError, read_examples, write_examples
+from learners.archive import (
+    SCALARS,
+    ArchiveError,
+    Examples,
+    LogStretch,
+    archived_up_to,
+    read_examples,
+    write_examples,
+    write_part,
+)
 from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from tests.learners.archived import encoded
 
 SPEC = SimpleNamespace(name="toy", hash="0123456789abcdef")
+DAY = date(2026, 1, 5)
+
+
+def part(folder: Path, partition: int, first: int, stop: int, rows_a_record: int = 2) -> Path:
+    """The part file of records first..stop−1, whose every impression tells its place."""
+    offset = np.repeat(np.arange(first, stop), rows_a_record)
+    ordinal = np.tile(np.arange(rows_a_record, dtype=np.int32), stop - first)
+    sent = encoded(len(offset), id_columns=2, dense=1)
+    sent.impression_id = (partition * 10_000 + offset * 10 + ordinal).astype(np.uint64)
+    stretch = LogStretch(partition, first, stop)
+    return write_part(folder, DAY, stretch, sent, SPEC, offset=offset, ordinal=ordinal)
+
+
+def impressions(examples: Examples) -> list[int]:
+    """Their impressions, in order."""
+    found: list[int] = examples.columns["impression_id"].tolist()
+    return found
 
 
 def test_examples_return_as_they_were_written(tmp_path: Path) -> None:
@@ -55,9 +83,24 @@ def test_a_correction_makes_its_settled_row_a_click_and_a_conversion_is_none(tmp
     sent.kind = np.array([SETTLED, SETTLED, CORRECTION, CONVERSION], np.uint8)
     sent.label = np.array([0, 0, 1, 1], np.uint8)
     write_examples(tmp_path / "e", sent, SPEC)
-    index, labels = read_examples(tmp_path / "e").settled()
+    got = read_examples(tmp_path / "e")
+    index = got.settled()
     assert index.tolist() == [0, 1]
-    assert labels.tolist() == [True, False]
+    assert got.clicked(index).tolist() == [True, False]
+    assert got.converted(index).tolist() == [False, True]
+
+
+def test_what_became_known_later_can_be_left_out(tmp_path: Path) -> None:
+    """A model trained up to some time must not know a click that came after it."""
+    sent = encoded(3, id_columns=1, dense=1)
+    sent.impression_id = np.array([10, 10, 10], np.uint64)
+    sent.kind = np.array([SETTLED, CORRECTION, CONVERSION], np.uint8)
+    sent.label = np.array([0, 1, 1], np.uint8)
+    sent.known_ms = np.array([100, 200, 300])
+    write_examples(tmp_path / "e", sent, SPEC)
+    got = read_examples(tmp_path / "e")
+    assert [bool(got.clicked(got.settled(), before_ms=ms)[0]) for ms in (200, 201)] == [False, True]
+    assert [bool(got.converted(got.settled(), before_ms=ms)[0]) for ms in (300, 301)] == [False, True]
 
 
 def test_columns_of_other_lengths_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
@@ -85,3 +128,90 @@ def test_files_that_are_no_archive_are_named(tmp_path: Path) -> None:
         read_examples(text)
     with pytest.raises(ArchiveError, match=r"other\.parquet is no archive.*ids"):
         read_examples(other)
+
+
+def test_a_folder_is_read_in_the_order_of_the_log_and_overlapping_parts_count_once(tmp_path: Path) -> None:
+    """An archiver that died before it committed its offsets writes rows again, cut elsewhere."""
+    for partition, first, stop in [(1, 0, 3), (0, 5, 8), (0, 0, 4), (0, 2, 6)]:
+        part(tmp_path, partition, first, stop)
+    expected = [
+        p * 10_000 + offset * 10 + row for p, stop in ((0, 8), (1, 3)) for offset in range(stop) for row in (0, 1)
+    ]
+    assert impressions(read_examples(tmp_path)) == expected
+
+
+def test_part_files_lie_by_day_partition_and_offsets(tmp_path: Path) -> None:
+    """The name tells the stretch, padded so that names sort as offsets do."""
+    path = part(tmp_path, 3, 7, 9)
+    assert path == tmp_path / "date=2026-01-05" / "p3-00000000000000000007-00000000000000000009.parquet"
+    assert LogStretch.of(path) == LogStretch(3, 7, 9)
+    assert LogStretch.of(tmp_path / "examples.parquet") is None
+
+
+def test_an_archive_can_lie_behind_a_url(tmp_path: Path) -> None:
+    """As an fsspec file system that knows folders."""
+    part(tmp_path, 0, 0, 3)
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path), "/archive-test", recursive=True)
+    try:
+        assert impressions(read_examples("memory://archive-test")) == impressions(read_examples(tmp_path))
+    finally:
+        store.rm("/archive-test", recursive=True)
+
+
+def test_the_next_offset_is_after_the_last_record(tmp_path: Path) -> None:
+    """Of each partition; examples of no topic have none."""
+    for partition, first, stop in [(0, 0, 4), (0, 2, 6), (3, 7, 8)]:
+        part(tmp_path, partition, first, stop)
+    assert read_examples(tmp_path).next_offsets() == {0: 6, 3: 8}
+    write_examples(tmp_path / "e", encoded(3, id_columns=1, dense=1), SPEC)
+    assert read_examples(tmp_path / "e").next_offsets() == {}
+
+
+def test_an_archiver_goes_on_where_its_parts_end(tmp_path: Path) -> None:
+    """The highest offset of each partition, and nothing of unfinished files."""
+    assert archived_up_to(tmp_path) == {}
+    for partition, first, stop in [(0, 0, 4), (0, 4, 9), (1, 0, 2)]:
+        part(tmp_path, partition, first, stop)
+    unfinished = LogStretch(1, 2, 50).path(tmp_path, DAY)
+    unfinished.with_name(f".{unfinished.name}.unfinished").write_bytes(b"PAR1")
+    assert archived_up_to(tmp_path) == {0: 9, 1: 2}
+    assert len(read_examples(tmp_path)) == 22
+
+
+def test_only_examples_known_in_a_span_are_read(tmp_path: Path) -> None:
+    """From its start, without its end, from a file and from a folder."""
+    sent = encoded(20, id_columns=1, dense=1)
+    sent.known_ms = np.arange(20)
+    write_examples(tmp_path / "e.parquet", sent, SPEC)
+    for path in (tmp_path, tmp_path / "e.parquet"):
+        got = read_examples(path, known_ms=(5, 9))
+        assert got.columns["known_ms"].tolist() == [5, 6, 7, 8]
+        assert np.array_equal(got.rows.ids, sent.ids[5:9])
+
+
+def test_a_part_of_other_offsets_than_its_name_is_refused(tmp_path: Path) -> None:
+    """Nothing is written."""
+    sent = encoded(2, id_columns=1, dense=1)
+    with pytest.raises(ArchiveError, match=r"offsets 3..9 must lie in .*first_offset=3, next_offset=9"):
+        write_part(
+            tmp_path,
+            DAY,
+            LogStretch(0, 3, 9),
+            sent,
+            SPEC,
+            offset=np.array([3, 9]),
+            ordinal=np.zeros(2, np.int32),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_must_hold_examples_of_one_spec(tmp_path: Path) -> None:
+    """An empty folder and a mixed one are both refused."""
+    with pytest.raises(ArchiveError, match="holds no"):
+        read_examples(tmp_path)
+    write_examples(tmp_path / "a.parquet", encoded(4, id_columns=1, dense=1), SPEC)
+    other = SimpleNamespace(name="toy", hash="f" * 16)
+    write_examples(tmp_path / "b.parquet", encoded(4, id_columns=1, dense=1), other)
+    with pytest.raises(ArchiveError, match=f"b.parquet was encoded with feature spec {other.hash}"):
+        read_examples(tmp_path)

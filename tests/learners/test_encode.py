@@ -143,12 +143,25 @@ def fresh(encoder: Encoder, requests: list[Request]) -> Encoded:
 
 @pytest.mark.parametrize("name", ["kuairand", "marketplace"])
 def test_built_in_specs_encode_an_empty_request(name: str) -> None:
-    """With every feature missing, raw ids but the time's are 0, derived ids are not, and inputs are finite."""
+    """With every feature missing, only the time and what is derived but recent ads have ids; inputs are finite."""
     spec = load_spec(name)
     rows = fresh(Encoder(spec), [Request(1, NOW_MS, {}, {}, [{}, {}])]).rows()
     for at, column in enumerate(spec.columns):
-        assert (rows.ids[:, at] == 0).all() == ("." not in column and column != "hour"), column
+        absent = ("." not in column and column != "hour") or column in spec.history_fields
+        assert (rows.ids[:, at] == 0).all() == absent, column
     assert np.isfinite(rows.dense).all()
+
+
+def test_recent_ads_are_ids_of_the_ad_column() -> None:
+    """What was settled last stands first, with the id that the ad's own column has; 0 where there are fewer."""
+    encoder = Encoder(SMALL)
+    ids = encoder.ids([Request(1, NOW_MS, {"user_id": 5}, {}, [{"ad_id": 7}])])
+    users = np.zeros(1, USER)
+    users["seen_ms"], users["outcome_count"] = NOW_MS - 1, 1
+    users["recent_ads"][0, :2] = ids.ad_ids[0, SMALL.ad_field - len(SMALL.request_fields)], 99
+    counters = np.zeros((1, len(SMALL.request_counters)), COUNTER), np.zeros((1, len(SMALL.ad_counters)), COUNTER)
+    row = encoder.encode(ids, SessionView(users, *counters)).rows().ids[0]
+    assert row[list(SMALL.history_columns)].tolist() == [row[SMALL.ad_field], 0]
 
 
 def test_the_user_key_is_the_id_of_the_user_field() -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from learners.__main__ import app
-from learners.archive import write_examples
+from learners.archive import LogStretch, write_examples, write_part
+from learners.hashing import FieldHasher
 from learners.snapshot import load_snapshot
 from learners.spec import load_spec
 from tests.learners.archived import encoded
+from tests.learners.torchrun import torchrun
 
 KUAIRAND = load_spec("kuairand")
 run = CliRunner()
@@ -28,40 +32,98 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+def trained(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The report of a base training."""
     out = tmp_path_factory.mktemp("snapshots")
     result = run.invoke(app, ["base", "--examples", str(archive), "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
-    report: dict[str, object] = json.loads(result.stdout)
+    report: dict[str, Any] = json.loads(result.stdout)
     return report
 
 
-def test_base_writes_version_1_with_its_watermark(trained: dict[str, object]) -> None:
+def test_base_writes_version_1_with_its_watermark(trained: dict[str, Any]) -> None:
     """The snapshot loads under its spec and stands where the examples end."""
     snapshot = load_snapshot(str(trained["url"]), spec_hash=KUAIRAND.hash)
     assert (snapshot.version, snapshot.created_from) == (1, "base")
     assert snapshot.watermark_ms == trained["watermark_ms"]
     assert trained["rows"] == 700
+    assert trained["weights_sha256"] == [snapshot.model().weights_sha256()]
 
 
-def test_base_reports_the_held_out_tail(archive: Path, tmp_path: Path) -> None:
-    """Rows, AUC, log loss, NE and O/E for people; nothing but the report on stdout."""
-    result = run.invoke(app, ["base", "--examples", str(archive), "--out", str(tmp_path)])
+def test_base_reports_the_holdout_by_decile_and_segment(trained: dict[str, Any]) -> None:
+    """Every row of it once in each."""
+    report = trained["report"]
+    assert report["overall"]["rows"] == trained["holdout"]["rows"] == 70
+    for cut in (report["deciles"], *report["segments"].values()):
+        assert sum(one["rows"] for one in cut) == 70
+    assert {"user", "hour", "tab", "video_type"} <= set(report["segments"])
+
+
+def test_base_reports_for_people(archive: Path, tmp_path: Path) -> None:
+    """Tables under headings; nothing but the report on stdout."""
+    result = run.invoke(app, ["base", "--examples", str(archive), "--out", str(tmp_path), "--segment", "tab"])
     assert result.exit_code == 0, result.output
-    heading, *rows, last = result.stdout.splitlines()
-    assert heading.split() == ["rows", "AUC", "log", "loss", "NE", "O/E"]
-    assert rows[-1].split()[0] == "70"
-    assert rows[-1].endswith("holdout")
-    assert last == f"700 rows learned; snapshot {tmp_path / 'v000000000001'}"
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["rows", "CTR", "mean", "p", "AUC", "log", "loss", "NE", "O/E", "holdout"]
+    assert [line.split("  ")[-1] for line in lines if "  by " in line] == ["by decile of p", "by tab"]
+    assert lines[-1] == f"700 rows learned; snapshot {tmp_path / 'v000000000001'}"
 
 
-def test_inspect_prints_what_a_snapshot_holds(trained: dict[str, object]) -> None:
+def test_a_folder_of_parts_trains_the_same_base(archive: Path, trained: dict[str, Any], tmp_path: Path) -> None:
+    """Parts overlap, and lie in any order; the examples are the same."""
+    made = encoded(700, id_columns=KUAIRAND.id_columns, dense=KUAIRAND.dense_inputs)
+    day = np.datetime64("2023-11-14").astype(object)
+    for first, stop in [(300, 700), (0, 400)]:
+        cut = {name: column[first:stop] for name, column in vars(made).items()}
+        stretch, ordinal = LogStretch(0, first, stop), np.zeros(stop - first, np.int32)
+        sent = type(made)(**cut)
+        write_part(tmp_path / "a", day, stretch, sent, KUAIRAND, offset=np.arange(first, stop), ordinal=ordinal)
+    arguments = ["base", "--examples", str(tmp_path / "a"), "--out", str(tmp_path / "b"), "--json"]
+    result = run.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["weights_sha256"] == trained["weights_sha256"]
+    assert load_snapshot(report["url"]).offsets == {0: 700}
+
+
+def test_base_takes_only_the_days_it_is_told(archive: Path, tmp_path: Path) -> None:
+    """The examples were known on 2023-11-15 of UTC+8."""
+    arguments = ["base", "--examples", str(archive), "--out", str(tmp_path), "--json"]
+    result = run.invoke(app, [*arguments, "--until", "2023-11-14"])
+    assert result.exit_code == 2
+    assert "0 settled examples" in result.stderr
+    result = run.invoke(app, [*arguments, "--since", "2023-11-15", "--until", "2023-11-15"])
+    assert json.loads(result.stdout)["rows"] == 700
+
+
+def test_base_goes_on_from_a_checkpoint(archive: Path, trained: dict[str, Any], tmp_path: Path) -> None:
+    """A second run with --resume ends in the same weights."""
+    common = ["base", "--examples", str(archive), "--checkpoints", str(tmp_path / "c"), "--json"]
+    for name, options in (("a", ["--checkpoint-steps", "2"]), ("b", ["--resume"])):
+        result = run.invoke(app, [*common, "--out", str(tmp_path / name), *options])
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["weights_sha256"] == trained["weights_sha256"]
+    assert len(list((tmp_path / "c").iterdir())) == 3
+
+
+def test_two_processes_train_one_base(archive: Path, trained: dict[str, Any], tmp_path: Path) -> None:
+    """Their weights are equal to the bit, and nearly those of one process; the first one writes."""
+    ended = torchrun("-m", "learners", "base", "--examples", str(archive), "--out", str(tmp_path), "--json")
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads(ended.stdout)
+    assert len(report["weights_sha256"]) == 2
+    assert len(set(report["weights_sha256"])) == 1
+    assert report["holdout"]["log_loss"] == pytest.approx(trained["holdout"]["log_loss"], abs=1e-3)
+    snapshot = load_snapshot(report["url"], spec_hash=KUAIRAND.hash)
+    assert snapshot.model().weights_sha256() == report["weights_sha256"][0]
+
+
+def test_inspect_prints_what_a_snapshot_holds(trained: dict[str, Any]) -> None:
     """Both as text and as JSON."""
     result = run.invoke(app, ["inspect", str(trained["url"]), "--json"])
     facts = json.loads(result.stdout)
     assert facts["shape"]["spec_hash"] == KUAIRAND.hash
-    assert facts["weights"]["sha256"] == load_snapshot(str(trained["url"])).model().weights_sha256()
+    assert facts["weights"]["sha256"] == trained["weights_sha256"][0]
     text = run.invoke(app, ["inspect", str(trained["url"])])
     assert text.exit_code == 0
     assert KUAIRAND.hash in text.stdout
@@ -74,7 +136,7 @@ def test_inspect_fails_on_what_is_no_snapshot(tmp_path: Path) -> None:
     assert "v000000000001 has no readable manifest.json" in result.stderr
 
 
-def test_base_refuses_a_store_that_already_holds_a_version(archive: Path, trained: dict[str, object]) -> None:
+def test_base_refuses_a_store_that_already_holds_a_version(archive: Path, trained: dict[str, Any]) -> None:
     """A base of version 1 would be older than what is there."""
     out = str(Path(str(trained["url"])).parent)
     result = run.invoke(app, ["base", "--examples", str(archive), "--out", out])
@@ -89,6 +151,13 @@ def test_base_refuses_a_store_that_already_holds_a_version(archive: Path, traine
         (["--spec", "nonsense"], "nonsense"),
         (["--order", "backwards"], "backwards"),
         (["--epochs", "0"], "epochs=0"),
+        (["--negative-rate", "0"], "negative_rate=0"),
+        (["--since", "yesterday"], "yesterday"),
+        (["--segment", "colour"], "colour"),
+        (["--device", "tpu"], "tpu"),
+        (["--resume"], "--checkpoints"),
+        (["--examples", "nowhere"], "nowhere cannot be read"),
+        (["--values", "nowhere.json"], "nowhere.json"),
     ],
 )
 def test_base_says_what_is_wrong_with_its_usage(
@@ -99,3 +168,32 @@ def test_base_says_what_is_wrong_with_its_usage(
     assert result.exit_code == 2
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_values_give_segments_their_names(archive: Path, tmp_path: Path) -> None:
+    """A file that does not map fields to lists is refused."""
+    values = tmp_path / "values.json"
+    arguments = ["base", "--examples", str(archive), "--values", str(values), "--json"]
+    values.write_text('["NORMAL"]')
+    result = run.invoke(app, [*arguments, "--out", str(tmp_path / "a")])
+    assert result.exit_code == 2
+    assert "values.json must hold an object of lists" in result.stderr
+    values.write_text('{"tab": ["home"]}')
+    made = encoded(100, id_columns=KUAIRAND.id_columns, dense=KUAIRAND.dense_inputs)
+    made.ids[:, KUAIRAND.field_index("tab")] = FieldHasher("tab", "context.tab").id("home")
+    write_examples(tmp_path / "e.parquet", made, KUAIRAND)
+    arguments[2] = str(tmp_path / "e.parquet")
+    result = run.invoke(app, [*arguments, "--out", str(tmp_path / "b")])
+    assert [one["name"] for one in json.loads(result.stdout)["report"]["segments"]["tab"]] == ["home"]
+
+
+def test_a_base_that_diverges_is_a_failure(tmp_path: Path) -> None:
+    """Exit 1, no snapshot."""
+    made = encoded(400, id_columns=KUAIRAND.id_columns, dense=KUAIRAND.dense_inputs)
+    made.dense[:] = 1e30
+    write_examples(tmp_path / "e.parquet", made, KUAIRAND)
+    out = tmp_path / "out"
+    result = run.invoke(app, ["base", "--examples", str(tmp_path / "e.parquet"), "--out", str(out)])
+    assert result.exit_code == 1
+    assert "must be finite" in result.stderr
+    assert not out.exists()

@@ -17,6 +17,7 @@ from learners.snapshot import (
     SnapshotError,
     SnapshotSpecError,
     TornSnapshotError,
+    describe,
     load_snapshot,
     newest_snapshot,
     read_manifest,
@@ -77,6 +78,56 @@ def test_the_newest_is_found_and_the_three_newest_stay(root: str) -> None:
     assert found is not None
     assert found[0].endswith("v000000000011")
     assert found[1].version == 11
+
+
+DAY_MS = 86_400_000
+
+
+def of_day(version: int, day: float, created_from: str = "stream") -> Snapshot:
+    """A snapshot whose watermark lies in a UTC day."""
+    return dataclasses.replace(snapshot(version), watermark_ms=int(day * DAY_MS), created_from=created_from)
+
+
+def test_of_each_day_the_newest_stays_for_so_many_days(root: str) -> None:
+    """Three newest, one of every UTC day of the watermark within the days that are kept; older days go."""
+    for version, day in enumerate((20.0, 20.9, 21.0, 21.5, 22.0, 23.0, 23.1, 23.2, 23.3), start=1):
+        write_snapshot(root, of_day(version, day), keep_days=3)
+    assert versions(root) == [9, 8, 7, 5, 4]
+
+
+def test_the_base_stays_as_its_day(root: str) -> None:
+    """Also when the stream begins on the same day: every version can be made again from it."""
+    write_snapshot(root, of_day(1, 20.1, "base"))
+    for version in range(2, 8):
+        write_snapshot(root, of_day(version, 20.5))
+    assert versions(root) == [7, 6, 5, 1]
+    write_snapshot(root, of_day(8, 51.0))
+    assert versions(root) == [8, 7, 6]
+
+
+def test_a_torn_snapshot_is_no_days(tmp_path: Path) -> None:
+    """A folder without a manifest does not displace the day's whole one."""
+    for version in (1, 2, 3):
+        write_snapshot(str(tmp_path), of_day(version, 20))
+    (tmp_path / "v000000000003" / "manifest.json").unlink()
+    for version in (4, 5, 6):
+        write_snapshot(str(tmp_path), of_day(version, 21))
+    assert versions(str(tmp_path)) == [6, 5, 4, 2]
+
+
+def test_the_manifest_names_the_weights(root: str) -> None:
+    """The SHA-256 that the model itself says, without loading it."""
+    written = write_snapshot(root, snapshot(3))
+    assert read_manifest(written.url).weights_sha256 == snapshot(3).model().weights_sha256()
+    assert describe(read_manifest(written.url))["weights_sha256"] == snapshot(3).weights_sha256()
+
+
+def test_what_a_dead_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    """Unfinished folders of any version do not pile up."""
+    (tmp_path / ".v000000000007.unfinished").mkdir()
+    (tmp_path / ".v000000000007.unfinished" / "model.safetensors").write_bytes(b"half")
+    write_snapshot(str(tmp_path), snapshot(8))
+    assert [path.name for path in tmp_path.iterdir()] == ["v000000000008"]
 
 
 def test_what_was_just_written_stays_even_when_it_is_the_oldest(root: str) -> None:
@@ -166,5 +217,5 @@ def test_another_format_is_refused_with_both_numbers(tmp_path: Path) -> None:
     written = write_snapshot(str(tmp_path), snapshot(1))
     path = Path(written.url) / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 9}))
-    with pytest.raises(SnapshotError, match="format 9, this program reads 1"):
+    with pytest.raises(SnapshotError, match="format 9, this program reads 2"):
         read_manifest(written.url)

@@ -30,7 +30,8 @@ def test_request_columns_come_before_ad_columns_and_raw_before_derived() -> None
     """The order of columns, by hand."""
     assert SMALL.request_fields == (
         "user", "age", "tab", "hour", "weekday", "user_tab", "session.gap", "session.outcomes", "session.since_click",
-        "session.session_impressions", "user.ctr", "user.count", "user_tab.ctr",
+        "session.session_impressions", "session.recent_ad_1", "session.recent_ad_2", "user.ctr", "user.count",
+        "user_tab.ctr",
     )  # fmt: skip
     assert SMALL.ad_fields == (
         "ad", "author", "duration", "user_author", "user_tab_author", "duration_tab", "ad.recent_ctr", "user_author.ctr"
@@ -43,14 +44,15 @@ def test_request_columns_come_before_ad_columns_and_raw_before_derived() -> None
         "user_author.log_count",
     )
     assert SMALL.columns == SMALL.request_fields + SMALL.ad_fields
-    assert (SMALL.id_columns, SMALL.dense_inputs) == (21, 12)
+    assert (SMALL.id_columns, SMALL.dense_inputs) == (23, 12)
 
 
 def test_columns_are_found_by_name() -> None:
     """Indices into the whole row; what is only a counter's key is not learned."""
-    assert (SMALL.user_field, SMALL.ad_field, SMALL.field_index("duration")) == (0, 13, 15)
-    assert SMALL.counter_columns == (0, 13, 2, 16, 5)
-    assert set(range(21)) - set(SMALL.embedded_columns) == {5, 16}
+    assert (SMALL.user_field, SMALL.ad_field, SMALL.field_index("duration")) == (0, 15, 17)
+    assert SMALL.counter_columns == (0, 15, 2, 18, 5)
+    assert SMALL.history_columns == (10, 11)
+    assert set(range(23)) - set(SMALL.embedded_columns) == {5, 10, 11, 18}
     with pytest.raises(SpecError, match="no id column 'nope'; it has user, age"):
         SMALL.field_index("nope")
 
@@ -102,6 +104,7 @@ def test_a_spec_comes_from_any_toml_file(tmp_path: Path) -> None:
         ('name = "mine"', 'name = "mine"\nrates.ctr_prior = 1.0', "rates.ctr_prior = 1.0 must lie between 0 and 1"),
         ('name = "mine"', 'name = "mine"\nrates.own_ttl_s = 0.0', "rates.own_ttl_s = 0.0 must be positive"),
         ('name = "mine"', 'name = "mine"\nsession.last_outcomes = 9', r"last_outcomes in 1\.\.8"),
+        ('name = "mine"', 'name = "mine"\nsession.recent_ads = 9', r"recent_ads = 9 must lie in 0\.\.8"),
         ('[{ name = "user"', '[{ name = "x", cross = ["user", "ad"] }, { name = "user"', "two or more earlier fields"),
     ],
 )

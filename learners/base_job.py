@@ -1,0 +1,148 @@
+"""One run of base training: read the archive, train, report, write the snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from learners.archive import read_examples, spec_name_of
+from learners.base import Base, BaseConfig, Progress, known_users, train_base
+from learners.checkpoints import Checkpoints
+from learners.deepfm import DeepFMConfig
+from learners.examples import Examples
+from learners.gpu import chosen_device
+from learners.offline_report import QUALITY_HEADING, OfflineReport, offline_report, plain_quality, quality_line
+from learners.segments import SegmentRows, check_wanted, segments
+from learners.shape import ModelShape
+from learners.snapshot import Written, versions, write_snapshot
+from learners.spec import FeatureSpec, load_spec
+from learners.split import day_span_ms
+from learners.workers import Workers
+
+
+class ReplicaError(RuntimeError):
+    """The workers' models differ: one of them computes other bits, so none can be trusted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseJob:
+    """What to train on, how, and where to put it.
+
+    ``since`` and ``until`` are local days of the feature spec, both included, of the time at which labels became known.
+    ``spec``, ``checkpoints`` and both days may be empty: the archive's spec, no checkpoints, no bound.
+    ``segments`` and ``values`` are those of `learners.segments.segments`.
+    """
+
+    examples: str
+    out: str
+    spec: str = ""
+    since: str = ""
+    until: str = ""
+    config: BaseConfig = field(default_factory=BaseConfig)
+    model_config: DeepFMConfig = field(default_factory=DeepFMConfig)
+    checkpoints: str = ""
+    resume: bool = False
+    device: str = "auto"
+    segments: Sequence[str] = ()
+    values: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.resume and not self.checkpoints:
+            raise ValueError("--resume needs --checkpoints: there is nothing to go on from. Name their folder.")
+        if held := versions(self.out):
+            raise ValueError(
+                f"{self.out} already holds version {held[0]}: a base of version 1 would be taken for older. Give an "
+                "empty directory."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trained:
+    """What came out."""
+
+    base: Base
+    report: OfflineReport
+    written: Written
+    replicas: list[str]  # SHA-256 of each worker's weights, all equal
+
+    def lines(self) -> Iterator[str]:
+        """For people: the report, the way there, the snapshot."""
+        yield from self.report.lines()
+        yield ""
+        ways = [(f"validation, after epoch {at}", of) for at, of in enumerate(self.base.epochs, 1)]
+        ways += [("holdout, by all before it", self.base.holdout)]
+        ways += zip(("validation, progressive", "holdout, progressive"), self.base.replayed, strict=True)
+        yield QUALITY_HEADING
+        yield from (quality_line(name, of) for name, of in ways)
+        workers = f" by {len(self.replicas)} workers, replicas equal" if len(self.replicas) > 1 else ""
+        yield f"{self.base.rows} rows learned{workers}; snapshot {self.written.url}"
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        base = self.base
+        return {
+            "url": self.written.url,
+            "sha256": self.written.sha256,
+            "weights_sha256": self.replicas,
+            "rows": base.rows,
+            "train_rows": len(base.split.train),
+            "validation_from_ms": base.split.validation_from_ms,
+            "holdout_from_ms": base.split.holdout_from_ms,
+            "watermark_ms": base.watermark_ms,
+            "epochs": [plain_quality(epoch) for epoch in base.epochs],
+            "holdout": plain_quality(base.holdout),
+            "replayed": {
+                name: plain_quality(of) for name, of in zip(("validation", "holdout"), base.replayed, strict=True)
+            },
+            "report": self.report.plain(),
+        }
+
+
+def run(job: BaseJob, workers: Workers, progress: Progress) -> Trained | None:
+    """Train as one of the workers; the first one reports and writes, the others get None.
+
+    Raises
+    ------
+    ValueError
+        An archive, spec, day, segment or checkpoint that cannot be used; its message is for whoever asked.
+    DivergenceError
+        The rates are too high for these examples.
+    ReplicaError
+        The workers ended with different weights.
+    """
+    spec = load_spec(job.spec or spec_name_of(job.examples))
+    check_wanted(spec, job.segments)
+    span = day_span_ms(job.since, job.until, spec.utc_offset_s)
+    examples = read_examples(job.examples, spec_hash=spec.hash, known_ms=span)
+    trained = train_base(
+        examples,
+        ModelShape.of(spec),
+        model_config=job.model_config,
+        config=job.config,
+        workers=workers,
+        checkpoints=Checkpoints(job.checkpoints) if job.checkpoints else None,
+        resume=job.resume,
+        device=chosen_device(job.device, workers.rank),
+        progress=progress,
+    )
+    replicas: list[str] = workers.gather(trained.model.weights_sha256())
+    if len(set(replicas)) > 1:
+        raise ReplicaError(
+            f"workers ended with weights {replicas}, which must be equal: they run on machines or builds that compute "
+            "other bits. Nothing was written; run all workers on machines of one kind."
+        )
+    if workers.rank:
+        return None
+    report = _report(job, spec, examples, trained)
+    # Up to some day, later examples lie between the earlier ones: then no offset has all learned rows before it.
+    snapshot = trained.snapshot({} if job.until else examples.next_offsets())
+    return Trained(base=trained, report=report, written=write_snapshot(job.out, snapshot), replicas=replicas)
+
+
+def _report(job: BaseJob, spec: FeatureSpec, examples: Examples, trained: Base) -> OfflineReport:
+    index = trained.split.holdout
+    columns = examples.columns
+    rows = SegmentRows(examples.rows.ids[index], columns["ts_ms"][index], columns["user_key"][index])
+    cut = segments(spec, rows, known_users(examples, trained.split), wanted=job.segments, values=job.values)
+    return offline_report(trained.holdout_logits, examples.clicked(index), cut)

@@ -1,0 +1,85 @@
+"""Labelled examples in memory: what base training learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.kinds import CONVERSION, CORRECTION, SETTLED
+from learners.rows import Rows
+
+# Column → dtype and the value where there is none.
+SCALARS: Mapping[str, tuple[str, float]] = {
+    "impression_id": ("u8", 0),
+    "label": ("u1", 0),
+    "ts_ms": ("i8", 0),
+    "known_ms": ("i8", 0),
+    "kind": ("u1", SETTLED),
+    "weight": ("f4", 1.0),
+    "user_key": ("u8", 0),
+    "delay_ms": ("i8", -1),
+    "value": ("f4", 0.0),
+    "logit": ("f4", 0.0),
+    "p": ("f4", 0.0),
+    "propensity": ("f4", 1.0),
+    "model_version": ("i8", 0),
+    "click_produced_ms": ("i8", 0),
+    "partition": ("i4", -1),  # of the examples topic; -1: these examples came from no topic
+    "offset": ("i8", -1),  # of the record in its partition
+    "ordinal": ("i4", -1),  # of the row in its record
+}
+MATRICES: Mapping[str, str] = {"ids": "u8", "dense": "f4"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Examples:
+    """N archived examples: ``rows`` are their ids and dense inputs, ``columns`` the rest, each (N,)."""
+
+    spec_name: str
+    spec_hash: str
+    rows: Rows
+    columns: Mapping[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.rows.ids)
+
+    def take(self, index: NDArray[np.intp]) -> Examples:
+        """The examples at ``index``, in its order."""
+        return Examples(
+            spec_name=self.spec_name,
+            spec_hash=self.spec_hash,
+            rows=Rows(self.rows.ids[index], self.rows.dense[index]),
+            columns={name: column[index] for name, column in self.columns.items()},
+        )
+
+    def next_offsets(self) -> dict[int, int]:
+        """Partition → the offset after the last record of which an example is here; none for examples of no topic."""
+        partition, offset = self.columns["partition"], self.columns["offset"]
+        of_topic = np.unique(partition[partition >= 0])
+        return {int(one): int(offset[partition == one].max()) + 1 for one in of_topic}
+
+    def settled(self) -> NDArray[np.intp]:
+        """Indices of the settled examples: one of each displayed impression."""
+        return np.flatnonzero(self.columns["kind"] == SETTLED)
+
+    def clicked(self, index: NDArray[np.intp], *, before_ms: int | None = None) -> NDArray[np.bool_]:
+        """Whether the impressions of the settled examples at ``index`` are known to be clicked.
+
+        A correction makes its row a click; with ``before_ms`` only one that became known before then.
+        """
+        return self.columns["label"][index].astype(np.bool_) | self._followed(index, CORRECTION, before_ms)
+
+    def converted(self, index: NDArray[np.intp], *, before_ms: int | None = None) -> NDArray[np.bool_]:
+        """Whether they are known to be converted, likewise."""
+        return self._followed(index, CONVERSION, before_ms)
+
+    def _followed(self, index: NDArray[np.intp], kind: int, before_ms: int | None) -> NDArray[np.bool_]:
+        of_kind = self.columns["kind"] == kind
+        if before_ms is not None:
+            of_kind &= self.columns["known_ms"] < before_ms
+        impression = self.columns["impression_id"]
+        return np.isin(impression[index], impression[of_kind])
