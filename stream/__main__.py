@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from stream.admin import BrokerUnreachableError, Difference, TopicMismatchError, check_topics, ensure_topics
 from stream.doctor import SERVING_PORT, run_checks
+from stream.rebuild_cli import rebuild
 from stream.schemas import schemas as record_schemas
 from stream.sessions_cli import sessions
 from stream.settings import StreamSettings, kafka_client_options
@@ -21,6 +22,7 @@ from stream.worker_cli import worker
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 app.command()(worker)
+app.command()(rebuild)
 app.add_typer(sessions, name="sessions")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")]

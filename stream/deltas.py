@@ -156,7 +156,7 @@ class DeltaAssembler:
                 f"delta {first.version} of {len(payload)} bytes has checksum {found:016x}, its parts say "
                 f"{first.checksum:016x}: its bytes were altered. Reload the newest snapshot."
             )
-        rows, values, dense = weights_of(payload)
+        weights = weights_of(payload)
         self._parts = []
         self.version = first.version
         return Delta(
@@ -166,7 +166,8 @@ class DeltaAssembler:
             watermark_ms=first.watermark_ms,
             newest_event_ms=first.newest_event_ms,
             clicks_produced_ms=np.frombuffer(first.clicks_produced_ms, "<i8").astype(np.int64),
-            rows=rows,
-            values=values,
-            dense=dense,
+            keys=weights.keys,
+            values=weights.values,
+            removed=weights.removed,
+            dense=weights.dense,
         )

@@ -1,17 +1,13 @@
-"""Records of the examples topic: decoded, checked against the feature spec, fetched again by their offsets."""
+"""Records of the examples topic: decoded and checked against the feature spec."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
-import numpy as np
 
-from stream.examples import ExampleRows, concat
-from stream.log_reader import LogReader
-from stream.records import ExamplesRecord, OffsetRange, RecordError
-from stream.topics import EXAMPLES
+from stream.examples import ExampleRows
+from stream.records import ExamplesRecord, RecordError
 
 _decoder = msgspec.msgpack.Decoder(ExamplesRecord)
 
@@ -46,19 +42,3 @@ def decode_examples(value: bytes | None, spec: SpecShape) -> tuple[ExampleRows, 
             f"{spec.dense_inputs}",
         )
     return ExampleRows.from_record(record), record.watermark_ms
-
-
-async def read_ranges(log: LogReader, ranges: Sequence[OffsetRange], spec: SpecShape) -> ExampleRows:
-    """The rows of some ranges of offsets, concatenated in the order of the ranges; unreadable records are left out."""
-    parts = [ExampleRows.empty(spec.id_columns, spec.dense_inputs)]
-    for stretch in ranges:
-        last = stretch.to_offset if stretch.to_row else stretch.to_offset - 1
-        async for record in log.read(EXAMPLES, stretch.partition, stretch.from_offset, stop=last + 1):
-            try:
-                rows, _ = decode_examples(record.value, spec)
-            except RecordError:
-                continue
-            first_row = stretch.from_row if record.offset == stretch.from_offset else 0
-            end_row = stretch.to_row if record.offset == stretch.to_offset else len(rows)
-            parts.append(rows.take(np.arange(first_row, end_row)))
-    return concat(parts)

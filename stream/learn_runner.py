@@ -20,23 +20,25 @@ from learners.deepfm import DeepFM
 from learners.delta import Delta
 from learners.drift import DriftWatch
 from learners.kinds import SETTLED
+from learners.model_state import ModelCopy
 from learners.progressive import ProgressiveMetrics
 from learners.snapshot import Snapshot, Written, newest_snapshot, write_snapshot
 from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.deltas import to_parts
-from stream.examples_log import decode_examples, read_ranges
+from stream.examples_log import decode_examples
 from stream.inbox import Assigned, Inbox, InputRecord, Place
-from stream.learning import Diverged, Learned, LearningConfig, LearningLoop, LearnOutcome, LoopState, Rejected
+from stream.learning import Learned, LearningConfig, LearningLoop, LearnOutcome, LoopState, Rejected
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.producer import RecordProducer, stored
-from stream.records import DeltaPart, JournalRecord, RecordError, SnapshotNotice
+from stream.published import last_published
+from stream.records import RecordError, SnapshotNotice
+from stream.relearning import LOOP_STATE, loop_state, relearn
 from stream.topics import EXAMPLES, JOURNAL, WEIGHTS
 
 MAX_PART_BYTES = 4 << 20  # half of the topic's limit
-_LOOP_STATE = "loop.state"  # beside the model's arrays in a snapshot
-_LAST_RECORDS = 64  # of the weights topic, among which the last delta is looked for first
+_COPY_BYTES = 4 << 20  # of a snapshot between two learning steps: some 2 ms
 _QUALITY_INTERVAL_S = 1.0  # ranking the window for its AUC takes milliseconds
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -164,19 +166,21 @@ class LearnRunner:
             snapshot.model(),
             self._config,
             self._broker.partitions,
-            state=None if self._fresh_log else _loop_state(snapshot),
+            state=None if self._fresh_log else loop_state(snapshot),
             version=snapshot.version,
         )
         self._fresh_log = False  # of a second assignment the log is the one that was written to
         async with LogReader(self._broker) as log:
             await self._relearn(log, loop)
-            published = max(snapshot.version, await _last_published(log))
+            published = max(snapshot.version, await last_published(log))
         if published > loop.version:
             raise NoSnapshotError(
                 f"version {published} was published, but snapshot and journal lead to {loop.version} only: "
                 f"its weights cannot be made again. Give --snapshots the folder of this stream, not {self._snapshots}."
             )
         loop.resume_after(published)
+        loop.model.begin_snapshot().step(1)  # loads the kernel: not in the first snapshot, while batches wait
+        loop.model.table.end_snapshot()
         await self._publish(loop, at_once=True)
         _log.info("learner ready", snapshot=snapshot.version, version=loop.version, positions=loop.positions())
         self._measure(loop)
@@ -186,13 +190,9 @@ class LearnRunner:
         for partition, position in loop.positions().items():
             async for _ in log.read(EXAMPLES, partition, position.offset):
                 break
-        decoder = msgspec.msgpack.Decoder(JournalRecord)
-        journals = [decoder.decode(record.value) async for record in log.read(JOURNAL, 0)]
-        for journal in journals:
-            if journal.version > loop.version:
-                outcome = loop.relearn(journal, await read_ranges(log, journal.ranges, self._spec))
-                if isinstance(outcome, Diverged):
-                    raise NoSnapshotError(f"learning version {journal.version} again diverged: {outcome.detail}")
+        await relearn(log, loop, self._spec)
+        if loop.diverged:
+            self._stop_publishing(loop, "learned again, its loss is out of bounds as it was before the restart")
 
     # ---------------------------------------------------------------------------------------------------- step
 
@@ -230,14 +230,17 @@ class LearnRunner:
                 payload = outcome.rows.to_record(self._spec.hash, 0).encode()
                 await self._dead_letter(outcome.partition, outcome.offset, outcome.reason, outcome.detail, payload)
             else:
-                self._metrics.gauge("learn_diverged").set(1)
-                _log.error(
-                    "the model diverged: nothing is learned or published any more, serving keeps the last version",
-                    version=loop.published_version,
-                    detail=outcome.detail,
-                    remedy="look at the newest examples, lower the learning rates, restart from a snapshot",
-                )
+                self._stop_publishing(loop, outcome.detail)
         await stored(sends)
+
+    def _stop_publishing(self, loop: LearningLoop, detail: str) -> None:
+        self._metrics.gauge("learn_diverged").set(1)
+        _log.error(
+            "the model diverged: nothing is learned or published any more, serving keeps the last version",
+            version=loop.published_version,
+            detail=detail,
+            remedy="look at the newest examples; start anew from a base, with lower learning rates if they were sound",
+        )
 
     async def _dead_letter(self, partition: int, offset: int, reason: str, detail: str, payload: bytes) -> None:
         self._metrics.counter("dead_letters_total", topic=EXAMPLES, reason=reason).inc()
@@ -258,20 +261,23 @@ class LearnRunner:
             self._metrics.counter("delta_bytes_total").inc(sum(map(len, parts)))
 
     async def _begin_snapshot(self, loop: LearningLoop) -> None:
-        """Copy the state now, after publishing it, and write it beside the learning."""
+        """Hold on to the state as it is now, after publishing it; copy and write it beside the learning."""
         await self._publish(loop, at_once=True)
         state = loop.state()
         self._snapshot_version = state.version
-        snapshot = _snapshot_of(loop.model, state)
-        self._snapshot_task = asyncio.create_task(self._write_snapshot(snapshot, state))
+        copy = loop.model.begin_snapshot()
+        self._snapshot_task = asyncio.create_task(self._write_snapshot(loop.model, copy, state))
 
     async def _end_snapshot(self) -> None:
         task, self._snapshot_task = self._snapshot_task, None
         if task is not None:
             await task
 
-    async def _write_snapshot(self, snapshot: Snapshot, state: LoopState) -> None:
-        written: Written = await asyncio.to_thread(write_snapshot, self._snapshots, snapshot)
+    async def _write_snapshot(self, model: DeepFM, copy: ModelCopy, state: LoopState) -> None:
+        """Copy a piece between two learning steps; sort, hash and write in a thread; then say so and commit."""
+        while not copy.step(_COPY_BYTES):
+            await asyncio.sleep(0)
+        written, snapshot = await asyncio.to_thread(self._written, model, copy, state)
         notice = SnapshotNotice(
             spec_hash=self._spec.hash,
             version=snapshot.version,
@@ -283,6 +289,19 @@ class LearnRunner:
         self._committable = {(EXAMPLES, partition): at[0] for partition, at in state.positions.items()}
         self._metrics.counter("snapshots_total").inc()
         _log.info("snapshot written", version=snapshot.version, url=written.url)
+
+    def _written(self, model: DeepFM, copy: ModelCopy, state: LoopState) -> tuple[Written, Snapshot]:
+        snapshot = Snapshot(
+            version=state.version,
+            created_from="stream",
+            watermark_ms=state.watermark_ms,
+            newest_event_ms=state.newest_event_ms,
+            shape=model.shape,
+            config=model.config,
+            state={**copy.state(), LOOP_STATE: np.frombuffer(state.encode(), np.uint8)},
+            offsets={partition: at[0] for partition, at in state.positions.items()},
+        )
+        return write_snapshot(self._snapshots, snapshot), snapshot
 
     # ------------------------------------------------------------------------------------------------- measure
 
@@ -313,36 +332,3 @@ class LearnRunner:
         metrics.gauge("progressive_log_loss").set(window.log_loss)
         metrics.gauge("progressive_normalized_entropy_ratio").set(window.ne)
         metrics.gauge("progressive_observed_over_expected_ratio").set(window.observed_over_expected)
-
-
-def _snapshot_of(model: DeepFM, state: LoopState) -> Snapshot:
-    return Snapshot(
-        version=state.version,
-        created_from="stream",
-        watermark_ms=state.watermark_ms,
-        newest_event_ms=state.newest_event_ms,
-        shape=model.shape,
-        config=model.config,
-        state={**model.state(), _LOOP_STATE: np.frombuffer(state.encode(), np.uint8)},
-        offsets={partition: at[0] for partition, at in state.positions.items()},
-    )
-
-
-def _loop_state(snapshot: Snapshot) -> LoopState | None:
-    """Where the loop stood; None for a base snapshot, which knows of no stream."""
-    held = snapshot.state.get(_LOOP_STATE)
-    return None if held is None else LoopState.decode(np.asarray(held).tobytes())
-
-
-async def _last_published(log: LogReader) -> int:
-    """The version of the last delta or heartbeat on the weights topic; 0 when there is none."""
-    decoder = msgspec.msgpack.Decoder(DeltaPart | SnapshotNotice)
-    for start in (await log.tail_start(WEIGHTS, 0, _LAST_RECORDS), 0):
-        newest = 0
-        async for record in log.read(WEIGHTS, 0, start):
-            part = decoder.decode(record.value)
-            if isinstance(part, SnapshotNotice) or part.part == part.parts - 1:  # a delta cut off was not published
-                newest = max(newest, part.version)
-        if newest:
-            return newest
-    return 0

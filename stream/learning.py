@@ -6,7 +6,6 @@ on their watermarks alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -15,8 +14,11 @@ from numpy.typing import NDArray
 
 from learners.deepfm import DeepFM, DivergenceError
 from learners.delta import Delta
-from learners.kinds import CONVERSION, SETTLED
+from learners.kinds import CONVERSION, CORRECTION, SETTLED
+from learners.metrics import losses, probability
 from stream.examples import ExampleRows
+from stream.learnable import faults, learnable, targets
+from stream.loss_watch import BatchLoss, LossWatch
 from stream.pending import Batch, PendingExamples, Position
 from stream.records import JournalRecord
 
@@ -29,12 +31,21 @@ class LearningConfig:
     learn_interval_s: float = 300.0  # a smaller batch is learned when it has waited this long
     publish_interval_s: float = 1.0
     snapshot_interval_s: float = 3600.0  # a restart learns again what came after the newest one
+    diverged_loss_ratio: float = 3.0  # times the loss of a constant: a model that works stays below 1
+    diverged_loss_batches: int = 20  # over which the loss is taken
 
     def __post_init__(self) -> None:
         if self.learn_batch_rows < 1:
             raise ValueError(
                 f"learn_batch_rows={self.learn_batch_rows} must be at least 1: no batch would ever be full. Set "
                 "MILLSTREAM_LEARN_BATCH_ROWS; 128 is the default."
+            )
+        if not (self.diverged_loss_ratio > 1 and self.diverged_loss_batches >= 1):
+            raise ValueError(
+                f"diverged_loss_ratio={self.diverged_loss_ratio} must be above 1 and "
+                f"diverged_loss_batches={self.diverged_loss_batches} at least 1: a model that works would count as "
+                "diverged. Set MILLSTREAM_DIVERGED_LOSS_RATIO (3, or inf to never stop) and "
+                "MILLSTREAM_DIVERGED_LOSS_BATCHES (20)."
             )
         for name in ("learn_interval_s", "publish_interval_s", "snapshot_interval_s"):
             if not getattr(self, name) > 0:
@@ -52,6 +63,7 @@ class LoopState(msgspec.Struct, frozen=True, kw_only=True):
     watermarks: dict[int, int]  # partition -> watermark_ms
     watermark_ms: int
     newest_event_ms: int
+    losses: list[BatchLoss] = []
 
     def encode(self) -> bytes:
         """JSON."""
@@ -86,7 +98,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Diverged:
-    """The model's gradients stopped being finite: from here on nothing is learned or published."""
+    """The model's gradients stopped being finite, or its loss left all bounds: nothing is learned or published more."""
 
     detail: str
 
@@ -100,7 +112,11 @@ class LearningLoop:
     A batch is learned when ``learn_batch_rows`` rows wait, or when the watermark (the least of all partitions) enters
     the next ``learn_interval_s`` of event time. Settled rows are learned with their label. A correction (a click after
     its impression was settled as not clicked) is learned as one more row with label 1: the negative step is not undone,
-    so such a row counts one negative and one positive. Conversions are counted only.
+    so such a row counts one negative and one positive. Conversions are learned likewise by a model that has a head for
+    them, else only counted.
+
+    Before each step the model is told the watermark, on which expiry hangs: the journal holds it, so that learning a
+    batch again tells the same.
 
     Parameters
     ----------
@@ -124,6 +140,12 @@ class LearningLoop:
         self.published_version = self.version
         self.diverged = False
         self.corrections = self.conversions = 0
+        self._heads = model.heads.names
+        self._loss_watch = LossWatch(
+            ratio=config.diverged_loss_ratio,
+            batches=config.diverged_loss_batches,
+            held=state.losses if state else (),
+        )
         self.newest_event_ms = state.newest_event_ms if state else 0
         self._watermarks: dict[int, int] = dict(state.watermarks) if state else {}
         self._watermark_ms = state.watermark_ms if state else 0
@@ -162,16 +184,15 @@ class LearningLoop:
         if self.diverged:
             self._advance(partition, watermark_ms)
             return []
-        outcomes: list[LearnOutcome] = []
-        keep, finite = learnable(rows), _finite(rows)
-        if not finite.all():
-            outcomes.append(_rejected(rows, ~finite, partition, offset))
+        outcomes: list[LearnOutcome] = [
+            Rejected(partition, offset, fault.reason, fault.detail, rows.take(fault.rows)) for fault in faults(rows)
+        ]
         self.conversions += int(np.count_nonzero(rows.kind == CONVERSION))
-        self._pending.add(rows, keep, partition, offset)
+        self._pending.add(rows, learnable(rows, self._heads), partition, offset)
         while len(self._pending) >= self.config.learn_batch_rows and not self.diverged:
-            outcomes.append(self._learn(self._pending.cut(self.config.learn_batch_rows)))
-        if self._advance(partition, watermark_ms) and self._pending and not self.diverged:
-            outcomes.append(self._learn(self._pending.cut(self.config.learn_batch_rows)))
+            outcomes += self._learn(self._pending.cut(self.config.learn_batch_rows))
+        if self._advance(partition, watermark_ms) and self._pending:
+            outcomes += self._learn_next()
         return outcomes
 
     def flush(self) -> list[LearnOutcome]:
@@ -179,18 +200,17 @@ class LearningLoop:
 
         It moves the cuts, so that the order of the examples alone no longer tells the weights: the journal does.
         """
-        return (
-            [self._learn(self._pending.cut(self.config.learn_batch_rows))]
-            if self._pending and not self.diverged
-            else []
-        )
+        return self._learn_next() if self._pending else []
 
-    def relearn(self, journal: JournalRecord, rows: ExampleRows) -> LearnOutcome:
+    def _learn_next(self) -> list[LearnOutcome]:
+        return [] if self.diverged else self._learn(self._pending.cut(self.config.learn_batch_rows))
+
+    def relearn(self, journal: JournalRecord, rows: ExampleRows) -> list[LearnOutcome]:
         """Learn again a batch that a run before this one learned after its snapshot: the rows of the journal's ranges.
 
         Raises ValueError when the record is not the next one or the rows are not as many as it says.
         """
-        kept = rows.take(np.flatnonzero(learnable(rows)))
+        kept = rows.take(np.flatnonzero(learnable(rows, self._heads)))
         if journal.version != self.version + 1 or len(kept.label) != journal.rows:
             raise ValueError(
                 f"the journal says version {journal.version} of {journal.rows} rows, found {len(kept.label)} after "
@@ -248,6 +268,7 @@ class LearningLoop:
             watermarks=dict(sorted(self._watermarks.items())),
             watermark_ms=self._watermark_ms,
             newest_event_ms=self.newest_event_ms,
+            losses=self._loss_watch.held(),
         )
 
     def _advance(self, partition: int, watermark_ms: int) -> bool:
@@ -261,48 +282,44 @@ class LearningLoop:
         interval_ms = self.config.learn_interval_s * 1000.0
         return self._watermark_ms // interval_ms > before // interval_ms
 
-    def _learn(self, batch: Batch) -> Learned | Diverged:
+    def _learn(self, batch: Batch) -> list[LearnOutcome]:
         rows = batch.rows
-        features, labels = rows.rows(), rows.label.astype(np.bool_)
+        features, wanted = rows.rows(), targets(rows, self._heads)
+        if self._watermark_ms:
+            self.model.advance(self._watermark_ms)
         logits = self.model.predict_many(features)
         try:
-            self.model.learn_many(features, labels, np.ones(len(labels), np.float32))
+            self.model.learn_many(features, wanted.labels, wanted.weight)
         except DivergenceError as error:
             self.diverged = True
-            return Diverged(str(error))
+            return [Diverged(str(error))]
         self.version += 1
-        settled = rows.kind == SETTLED
-        self.corrections += int(np.count_nonzero(~settled))
+        self.corrections += int(np.count_nonzero(rows.kind == CORRECTION))
         self.newest_event_ms = max(self.newest_event_ms, int(rows.known_ms.max()))
-        self._new_clicks_ms.append(rows.click_produced_ms[labels & (rows.click_produced_ms > 0)])
+        self._new_clicks_ms.append(_clicks_produced_ms(rows))
         journal = JournalRecord(
-            version=self.version, rows=len(labels), ranges=batch.ranges, watermark_ms=self._watermark_ms
+            version=self.version, rows=len(rows), ranges=batch.ranges, watermark_ms=self._watermark_ms
         )
-        return Learned(journal, rows, logits, _log_loss(logits[settled], labels[settled]))
+        sums = _loss_of(logits, rows)
+        outcomes: list[LearnOutcome] = [Learned(journal, rows, logits, sums.loss / sums.rows if sums.rows else np.nan)]
+        if (astray := self._loss_watch.update(sums)) is not None:
+            self.diverged = True
+            outcomes.append(Diverged(astray))
+        return outcomes
 
 
-def learnable(rows: ExampleRows) -> NDArray[np.bool_]:
-    """(B,) rows that are learned: settled ones and corrections whose dense inputs are finite."""
-    return np.asarray((rows.kind != CONVERSION) & _finite(rows))
+def _clicks_produced_ms(rows: ExampleRows) -> NDArray[np.int64]:
+    """Broker times of the clicks that are new in these rows; a conversion's click was learned before."""
+    new = (rows.label == 1) & (rows.kind != CONVERSION) & (rows.click_produced_ms > 0)
+    return np.asarray(rows.click_produced_ms[new])
 
 
-def _finite(rows: ExampleRows) -> NDArray[np.bool_]:
-    return np.asarray(np.isfinite(rows.dense).all(axis=1))
-
-
-def clicks_in(outcomes: Iterable[LearnOutcome]) -> int:
-    """Clicks among the learned rows."""
-    return sum(int(o.rows.label.sum()) for o in outcomes if isinstance(o, Learned))
-
-
-def _rejected(rows: ExampleRows, bad: NDArray[np.bool_], partition: int, offset: int) -> Rejected:
-    where = np.flatnonzero(bad)
-    detail = f"{len(where)} of {len(bad)} rows have dense inputs that are not finite; the first is row {where[0]}"
-    return Rejected(partition, offset, "not_finite", detail, rows.take(where))
-
-
-def _log_loss(logits: NDArray[np.float32], labels: NDArray[np.bool_]) -> float:
-    if not len(logits):
-        return float("nan")
-    z = logits.astype(np.float64)
-    return float(np.mean(np.logaddexp(0.0, z) - z * labels))
+def _loss_of(logits: NDArray[np.float32], rows: ExampleRows) -> BatchLoss:
+    settled = rows.kind == SETTLED
+    scored, clicked = logits[settled], rows.label[settled] == 1
+    return BatchLoss(
+        rows=len(scored),
+        clicks=int(clicked.sum()),
+        expected=float(probability(scored).sum(dtype=np.float64)),
+        loss=float(losses(scored, clicked).sum()),
+    )

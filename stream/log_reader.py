@@ -75,6 +75,11 @@ class LogReader:
             if position >= (end if stop is None else min(stop, end)):
                 return
 
+    async def oldest(self, topic: str, partition: int) -> int:
+        """The first offset that the broker still holds."""
+        place = TopicPartition(self._broker.topic(topic), partition)
+        return int((await self._consumer.beginning_offsets([place]))[place])
+
     async def tail_start(self, topic: str, partition: int, records: int) -> int:
         """An offset at most ``records`` before the end, as far as the broker knows it without a fetch."""
         place = TopicPartition(self._broker.topic(topic), partition)

@@ -19,6 +19,7 @@ REASONS = (
     "no_click",  # a conversion without a click
     "late",  # beyond a horizon
     "not_finite",  # NaN or infinity in a row to be learned
+    "label",  # neither 0 nor 1
 )
 """Why a record or a row goes to the dead-letter topic: a closed set."""
 
@@ -38,7 +39,7 @@ JOIN_COUNTS = (
 """What becomes of rows in the join."""
 
 _TOPICS = (SERVED, IMPRESSIONS, CLICKS, CONVERSIONS, EXAMPLES)
-_AGENTS = ("join", "learn", "calibrate")
+_AGENTS = ("join", "learn", "calibrate", "archive")
 _STEP_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -72,10 +73,12 @@ TABLE = (
     Metric("millstream_session_steps_total", "counter", "Batches folded into the session features"),
     Metric("millstream_learned_rows_total", "counter", "Examples learned"),
     Metric("millstream_learned_batches_total", "counter", "Learn steps; each makes a model version"),
-    Metric("millstream_learned_conversions_total", "counter", "Conversions seen by the learner: counted, not learned"),
+    Metric("millstream_learned_conversions_total", "counter",
+           "Conversions seen by the learner; only a head of their own learns them"),
     Metric("millstream_learn_waiting_rows", "gauge", "Examples that wait for their batch to fill"),
     Metric("millstream_learn_watermark_timestamp_seconds", "gauge", "Event time up to which all examples came"),
-    Metric("millstream_learn_diverged", "gauge", "1 after a gradient that is not finite: publishing has stopped"),
+    Metric("millstream_learn_diverged", "gauge",
+           "1 after a gradient that is not finite or a loss out of bounds: publishing has stopped"),
     Metric("millstream_learn_drifts_total", "counter", "Changes of the normalised log loss that ADWIN found"),
     Metric("millstream_progressive_auc_ratio", "gauge", "AUC of the last rows, scored before they were learned"),
     Metric("millstream_progressive_log_loss", "gauge", "Log loss of the last rows, in nats, scored before learning"),
@@ -86,6 +89,9 @@ TABLE = (
     Metric("millstream_deltas_total", "counter", "Weights deltas published, heartbeats not counted"),
     Metric("millstream_delta_bytes_total", "counter", "Bytes of published deltas"),
     Metric("millstream_snapshots_total", "counter", "Snapshots written"),
+    Metric("millstream_archived_rows_total", "counter", "Examples in part files of the archive"),
+    Metric("millstream_archive_parts_total", "counter", "Part files written to the archive"),
+    Metric("millstream_archive_waiting_rows", "gauge", "Examples that wait for their part file to be full"),
     Metric("millstream_calibration_records_total", "counter", "Calibration states published"),
     Metric("millstream_calibration_rows_total", "counter", "Examples counted by the calibrator"),
     Metric("millstream_calibration_watermark_timestamp_seconds", "gauge",

@@ -25,6 +25,8 @@ from learners.snapshot import SnapshotError
 from learners.spec import FeatureSpec
 from stream.admin import BrokerUnreachableError, TopicMismatchError, ensure_topics
 from stream.app import AgentApp
+from stream.archive_runner import ArchiveRunner
+from stream.archive_store import archive_store_of
 from stream.broker import Broker, find_broker
 from stream.calibrate_runner import CalibrateRunner
 from stream.child_server import ServerStartError
@@ -41,7 +43,7 @@ from stream.settings import StreamSettings, kafka_client_options, without_passwo
 from stream.single_owner import SingleOwnerAssignor
 from stream.worker_settings import Clock, WorkerSettings
 
-AGENTS = ("join", "learn", "calibrate")
+AGENTS = ("join", "learn", "calibrate", "archive")
 STOP_LIMIT_S = 9.0  # supervisors send SIGKILL after 10
 
 _log = structlog.get_logger(__name__)
@@ -57,6 +59,7 @@ class WorkerOptions:
 
     spec: FeatureSpec
     snapshots: str
+    archive: str | None = None  # where the archiver writes; None: it does not run
     agents: Sequence[str] = AGENTS
     clock: Clock = "wall"
     metrics_host: str = "127.0.0.1"
@@ -125,6 +128,9 @@ async def _start(
     if "learn" in options.agents:  # before anything is started: the usual thing to forget
         await asyncio.to_thread(first_snapshot, options.snapshots, options.spec)
     fresh_log = settings.kafka_bootstrap_servers is None
+    agents = [name for name in AGENTS if name in options.agents and (name != "archive" or options.archive)]
+    if fresh_log and "archive" in agents:
+        await asyncio.to_thread(_refuse_other_log, options.archive or "")
     settings = await stack.enter_async_context(_servers(settings))
     await ensure_topics(settings.kafka_bootstrap_servers or "", settings.topics(), kafka_client_options(settings))
     broker = await find_broker(settings)
@@ -138,13 +144,13 @@ async def _start(
         "join": lambda: parts.join(redis_client(stack, settings)),
         "learn": lambda: parts.learn(fresh_log=fresh_log),
         "calibrate": parts.calibrate,
+        "archive": parts.archive,
     }
     apps = [
         AgentApp(
             name, broker, runners[name](), failed, SingleOwnerAssignor if name == "learn" else RangePartitionAssignor
         )
-        for name in AGENTS
-        if name in options.agents
+        for name in agents
     ]
     await asyncio.gather(*(app.start() for app in apps))
     return health, apps
@@ -191,6 +197,19 @@ class _Parts:
             self._intervals.calibrator(),
             interval_s,
             self._metrics,
+        )
+
+    def archive(self) -> Runner:
+        store = archive_store_of(self._options.archive or "")
+        return ArchiveRunner(self._broker, self._options.spec, self._intervals.archive(), store, self._metrics)
+
+
+def _refuse_other_log(archive: str) -> None:
+    if held := archive_store_of(archive).up_to():
+        raise WorkerStartError(
+            f"{archive} holds offsets up to {max(held.values())} of another log than the embedded broker's, which "
+            "begins at 0: its examples would be taken for archived. Set KAFKA_BOOTSTRAP_SERVERS to the broker that the "
+            "archive is of, or give an empty folder."
         )
 
 

@@ -23,25 +23,32 @@ def worker(
         str, typer.Option(help="Feature spec: kuairand, marketplace or a TOML file.", envvar="MILLSTREAM_SPEC")
     ] = "marketplace",
     agents: Annotated[str, typer.Option(help="Agents to run, by commas.")] = ",".join(AGENTS),
+    archive: Annotated[
+        str,
+        typer.Option(help="Directory or URL for archived examples; none by default.", envvar="MILLSTREAM_ARCHIVE"),
+    ] = "",
     clock: Annotated[
         Clock, typer.Option(help="wall: live; log: time is what the records say (replays).", envvar="MILLSTREAM_CLOCK")
     ] = "wall",
     metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz; none unless given.")] = None,
     metrics_host: Annotated[str, typer.Option(help="Address to listen on for them.")] = "127.0.0.1",
 ) -> None:
-    """Join, learn and calibrate: run the agents of the stream until SIGTERM.
+    """Join, learn, calibrate and archive: run the agents of the stream until SIGTERM.
 
     Without KAFKA_BOOTSTRAP_SERVERS or REDIS_URL an embedded server is started, and its address logged. Windows and
     intervals: MILLSTREAM_CLICK_WINDOW_S, MILLSTREAM_LEARN_BATCH_ROWS, MILLSTREAM_PUBLISH_INTERVAL_S ...
+    Publishing stops when the log loss of MILLSTREAM_DIVERGED_LOSS_BATCHES (20) batches exceeds
+    MILLSTREAM_DIVERGED_LOSS_RATIO (3) times that of a constant.
     """
     chosen = _chosen(agents)
     _set_up_logs()
     try:
         settings, intervals = StreamSettings(), WorkerSettings()
-        intervals.join(), intervals.learning(clock), intervals.calibrator()
+        intervals.join(), intervals.learning(clock), intervals.calibrator(), intervals.archive()
         options = WorkerOptions(
             spec=load_spec(spec),
             snapshots=snapshots,
+            archive=archive or None,
             agents=chosen,
             clock=clock,
             metrics_host=metrics_host,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from calibration.stream import CalibratorConfig
+from stream.archiving import ArchiveConfig
 from stream.join import JoinConfig
 from stream.learning import LearningConfig
 
@@ -26,9 +27,11 @@ _CALIBRATE_INTERVAL_S: dict[str, float] = {"wall": 1.0, "log": 60.0}
 
 
 class WorkerSettings(BaseSettings):
-    """``MILLSTREAM_CLICK_WINDOW_S`` and so on; None takes the default. Meanings: `JoinConfig`, `LearningConfig`,
-    `CalibratorConfig`. Raises pydantic.ValidationError, which names the variable; the configs raise ValueError.
-    """  # noqa: D205 - one sentence over two lines
+    """``MILLSTREAM_CLICK_WINDOW_S`` and so on; None takes the default.
+
+    Meanings: `JoinConfig`, `LearningConfig`, `CalibratorConfig`, `ArchiveConfig`. Raises pydantic.ValidationError,
+    which names the variable; the configs raise ValueError.
+    """
 
     model_config = SettingsConfigDict(env_prefix="MILLSTREAM_", env_ignore_empty=True, extra="ignore", frozen=True)
 
@@ -44,6 +47,11 @@ class WorkerSettings(BaseSettings):
     learn_interval_s: float | None = None
     publish_interval_s: float | None = None
     snapshot_interval_s: float | None = None
+    diverged_loss_ratio: float | None = None
+    diverged_loss_batches: int | None = None
+
+    archive_rows: int | None = None
+    archive_interval_s: float | None = None
 
     half_life_rows: float | None = None
     calibrate_interval_s: float | None = None  # event time between two states of a partition, some 33 kB each
@@ -60,6 +68,10 @@ class WorkerSettings(BaseSettings):
     def calibrator(self) -> CalibratorConfig:
         """The calibrator's memory."""
         return CalibratorConfig(**self._given(CalibratorConfig))
+
+    def archive(self) -> ArchiveConfig:
+        """When the archiver closes a file."""
+        return ArchiveConfig(**self._given(ArchiveConfig))
 
     def calibration_interval_s(self, clock: Clock) -> float:
         """Event time between two published calibration states of a partition."""

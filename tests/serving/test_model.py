@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from learners.snapshot import load_snapshot
 from serving.freshness import Freshness
 from serving.model import HotModel, Offered, SpecMismatchError
 from tests.learners.small_spec import SMALL
-from tests.serving.world import FIRST_VERSION, NOW_MS, Trainer, request, rows_of
+from tests.serving.world import CONFIG, FIRST_VERSION, NOW_MS, Trainer, request, rows_of
 
 ROWS = rows_of([request(user, range(1, 20)) for user in range(1, 6)])
 
@@ -45,6 +47,28 @@ def test_after_each_version_predictions_are_bit_equal_with_the_trainers(part_byt
         assert hot.offer(last) is Offered.SWAPPED
         np.testing.assert_array_equal(hot.predict(ROWS), trainer.model.predict_many(ROWS))
         assert (hot.version, hot.watermark_ms) == (trainer.version, trainer.watermark_ms)
+
+
+def test_an_id_that_the_learner_forgot_is_gone_from_the_hot_model() -> None:
+    """A delta's removed keys take their rows along: the id is scored as one never seen, and the weights are equal."""
+    trainer = Trainer(config=dataclasses.replace(CONFIG, expire_after_s=3600.0))
+    hot, ad = hot_model(trainer), trainer.model.shape.names.index("ad")
+    rare = rows_of([request(1, [777])])
+    column = trainer.model.shape.embedded[ad]
+    key = rare.ids[:1, [column]]
+
+    def held() -> list[bool]:
+        return [bool(np.isin(key, model.table.state()["keys"])) for model in (trainer.model, hot.model)]  # type: ignore[attr-defined]
+
+    trainer.model.advance(NOW_MS)
+    trainer.model.learn_many(rare, np.ones(1, np.bool_))
+    assert [hot.offer(part) for part in trainer.step()] == [Offered.SWAPPED]
+    assert held() == [True, True]
+    trainer.model.advance(NOW_MS + 2 * 3_600_000)
+    assert [hot.offer(part) for part in trainer.step()] == [Offered.SWAPPED]
+    assert held() == [False, False]
+    np.testing.assert_array_equal(hot.predict(rare), trainer.model.predict_many(rare))
+    assert hot.model.weights_sha256() == trainer.model.weights_sha256()  # type: ignore[attr-defined]
 
 
 def test_a_repeated_version_changes_nothing() -> None:

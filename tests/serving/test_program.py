@@ -26,7 +26,7 @@ from tests.learners.small_spec import SMALL
 from tests.serving.world import Trainer
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.e2e]
-SMALL_MODEL = DeepFMConfig(dim=4, hidden=(8,), table_rows=2**10)
+SMALL_MODEL = DeepFMConfig(dim=4, hidden=(8,))
 NOWHERE = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1", "REDIS_URL": "redis://127.0.0.1:1/0"}
 
 

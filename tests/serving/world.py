@@ -20,7 +20,7 @@ from stream.deltas import to_parts
 from stream.records import DeltaPart
 from tests.learners.small_spec import SMALL
 
-CONFIG = DeepFMConfig(dim=4, hidden=(8,), table_rows=2**10, init_scale=0.3, vector_rate=0.1, dense_rate=0.02)
+CONFIG = DeepFMConfig(dim=4, hidden=(8,), init_scale=0.3, vector_rate=0.1, dense_rate=0.02)
 FIRST_VERSION = 10
 NOW_MS = 1_700_000_000_000
 
@@ -67,8 +67,8 @@ def rows_of(requests: Sequence[Request], spec: FeatureSpec = SMALL) -> Rows:
 class Trainer:
     """A learner that learns arbitrary labels and publishes one delta a call; deterministic in its seed."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self.model = DeepFM(CONFIG, ModelShape.of(SMALL))
+    def __init__(self, seed: int = 0, config: DeepFMConfig = CONFIG) -> None:
+        self.model = DeepFM(config, ModelShape.of(SMALL))
         self.version = FIRST_VERSION
         self.watermark_ms = NOW_MS
         self._random = np.random.default_rng(seed)
@@ -83,7 +83,7 @@ class Trainer:
                 watermark_ms=self.watermark_ms,
                 newest_event_ms=self.watermark_ms,
                 shape=self.model.shape,
-                config=CONFIG,
+                config=self.model.config,
                 state=self.model.state(),
             ),
         )

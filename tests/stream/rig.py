@@ -32,21 +32,23 @@ from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, SERVED
 
 START_MS = 1_700_000_000_000
 SPEC = load_spec("marketplace")
-SMALL = DeepFMConfig(dim=4, hidden=(8,), table_rows=2**12)
+SMALL = DeepFMConfig(dim=4, hidden=(8,))
 _T = TypeVar("_T")
 
 
-def base_snapshot(root: Path, spec: FeatureSpec = SPEC, version: int = 0) -> Snapshot:
+def base_snapshot(
+    root: Path, spec: FeatureSpec = SPEC, version: int = 0, config: DeepFMConfig = SMALL, watermark_ms: int = 0
+) -> Snapshot:
     """An untrained model of ``spec`` in the store ``root``."""
     shape = ModelShape.of(spec)
-    model = DeepFM(SMALL, shape)
+    model = DeepFM(config, shape)
     snapshot = Snapshot(
         version=version,
         created_from="base",
-        watermark_ms=0,
+        watermark_ms=watermark_ms,
         newest_event_ms=0,
         shape=shape,
-        config=SMALL,
+        config=config,
         state=model.state(),
     )
     write_snapshot(str(root), snapshot)

@@ -27,8 +27,9 @@ def delta(version: int, *, parent: int | None = None, rows: int = 20, clicks: in
         watermark_ms=1000 * version,
         newest_event_ms=1000 * version - 7,
         clicks_produced_ms=np.arange(clicks, dtype=np.int64) + 1_700_000_000_000,
-        rows=np.arange(rows, dtype=np.uint32) * 3 + 1,
+        keys=np.arange(rows, dtype=np.uint64) * 3 + 1,
         values=generator.standard_normal((rows, 5)).astype(np.float32),
+        removed=np.arange(rows // 3, dtype=np.uint64) * 3 + 2,
         dense={"mlp.0.bias": np.arange(4, dtype=np.float32), "linear.weight": np.ones((2, 3), np.float32)},
     )
 

@@ -6,18 +6,31 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry
 
+from learners.deepfm import DeepFM
+from learners.rows import Rows
+from learners.snapshot import versions
 from stream.broker import find_broker
+from stream.examples import ExampleRows
+from stream.examples_log import decode_examples
 from stream.inbox import Assigned, InputRecord
 from stream.learn_runner import LearnRunner
 from stream.learning import LearningConfig
+from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
-from stream.producer import RecordProducer
-from stream.topics import EXAMPLES
+from stream.producer import RecordProducer, stored
+from stream.published import last_published
+from stream.rebuild import rebuild
+from stream.records import DeadLetter
+from stream.topics import DEADLETTER, EXAMPLES, JOURNAL
 from tests.brokers import TestTopics
-from tests.stream.rig import SPEC, START_MS, base_snapshot, example_rows
+from tests.stream.learn_world import World
+from tests.stream.rig import SPEC, START_MS, base_snapshot, example_rows, values
 
 
 async def test_a_snapshot_that_cannot_be_written_stops_the_learner(
@@ -51,3 +64,88 @@ async def test_a_snapshot_that_cannot_be_written_stops_the_learner(
             await runner.work(records(2))
     finally:
         await producer.stop()
+
+
+async def test_a_snapshot_is_of_the_moment_at_which_it_began(
+    kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copied a few rows at a time while batches are learned, it holds the weights of its version and no later ones."""
+    monkeypatch.setattr("stream.learn_runner._COPY_BYTES", 2_000)
+    world = await World.make(kafka_topics.settings(), tmp_path)
+    await world.learn(in_step=False)
+    taken = [version for version in versions(str(tmp_path)) if version]
+    assert len(taken) >= 2, "one on the way, one at the end"
+    for version in taken:
+        rebuilt = await rebuild(world.broker, str(tmp_path), lambda _: SPEC, version=version, start_version=0)
+        assert rebuilt.sha256 == rebuilt.snapshot_sha256 == rebuilt.published_sha256
+    await world.check()
+
+
+async def test_what_cannot_be_learned_is_put_aside_and_counted(kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """A NaN, a label of 2: dead letters with their reasons and rows; the other rows are learned."""
+    rows = example_rows(12, seed=1, label=np.array([0, 1, 2] + [0] * 9, np.uint8))
+    rows.dense[7, 0] = np.nan
+    metrics = await learned(kafka_topics, tmp_path, [rows])
+    broker = await find_broker(kafka_topics.settings())
+    letters = [msgspec.msgpack.decode(value, type=DeadLetter) for value in await values(broker, DEADLETTER)]
+    assert sorted((one.topic, one.reason) for one in letters) == [(EXAMPLES, "label"), (EXAMPLES, "not_finite")]
+    (label,) = (one for one in letters if one.reason == "label")
+    assert decode_examples(label.payload, SPEC)[0].impression_id.tolist() == [rows.impression_id[2]]
+    assert metrics.counter("dead_letters_total", topic=EXAMPLES, reason="label")._value.get() == 1
+    assert metrics.counter("learned_rows_total")._value.get() == 10
+
+
+async def test_a_loss_out_of_bounds_stops_the_publishing_and_not_the_process(
+    kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gauge is 1, the log says why, the last good version stays the published one; a restart finds it so."""
+    learn_many = DeepFM.learn_many
+
+    def astray(model: DeepFM, rows: Rows, labels: Any, weight: Any) -> None:
+        learn_many(model, rows, labels, weight)
+        weights = {name: array * (40 if "weight" in name else 1) for name, array in model.dense.arrays().items()}
+        model.dense.load(weights)
+
+    monkeypatch.setattr(DeepFM, "learn_many", astray)
+    with structlog.testing.capture_logs() as logs:
+        batches = [example_rows(8, seed=at) for at in range(12)]
+        metrics = await learned(kafka_topics, tmp_path, batches, diverged_loss_batches=2)
+    assert metrics.gauge("learn_diverged")._value.get() == 1
+    (entry,) = (one for one in logs if one["log_level"] == "error")
+    assert "more than 3 times" in entry["detail"]
+    broker = await find_broker(kafka_topics.settings())
+    async with LogReader(broker) as log:
+        published = await last_published(log)
+    journal = await values(broker, JOURNAL)
+    assert published == entry["version"] == len(journal) - 1 < 12
+    again = await learned(kafka_topics, tmp_path, batches, diverged_loss_batches=2)
+    assert again.gauge("learn_diverged")._value.get() == 1
+    assert len(await values(broker, JOURNAL)) == len(journal)
+    assert again.gauge("model_version")._value.get() == published
+
+
+async def learned(topics: TestTopics, root: Path, batches: list[ExampleRows], **options: Any) -> WorkerMetrics:
+    """A learner's metrics after records of partition 0, which are written when the topic is empty."""
+    broker = await find_broker(topics.settings())
+    if not versions(str(root)):
+        base_snapshot(root)
+    producer = RecordProducer(broker)
+    await producer.start()
+    config = LearningConfig(learn_batch_rows=8, publish_interval_s=1.0, **options)
+    metrics = WorkerMetrics(CollectorRegistry())
+    runner = LearnRunner(broker, producer, SPEC, config, str(root), metrics)
+    marks = [START_MS + 2_000 * at for at in range(len(batches))]
+    records = [rows.to_record(SPEC.hash, mark).encode() for rows, mark in zip(batches, marks, strict=True)]
+    if not await values(broker, EXAMPLES):
+        await stored([await producer.send(EXAMPLES, value, partition=0) for value in records])
+    others = range(1, broker.partitions)
+    silent = example_rows(0, seed=0).to_record(SPEC.hash, marks[-1]).encode()
+    try:
+        await runner.work([Assigned(frozenset(range(broker.partitions)))])
+        await runner.work([InputRecord(EXAMPLES, p, 0, silent, START_MS) for p in others])
+        for offset, value in enumerate(records):
+            await runner.work([InputRecord(EXAMPLES, 0, offset, value, START_MS)])
+        await runner.give_up()
+    finally:
+        await producer.stop()
+    return metrics

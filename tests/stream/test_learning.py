@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.deepfm import DeepFM, DivergenceError
+from learners.heads import Head
 from learners.kinds import CONVERSION, CORRECTION
 from learners.shape import ModelShape
 from stream.examples import ExampleRows, concat
+from stream.learnable import targets
 from stream.learning import Diverged, Learned, LearningConfig, LearningLoop, LoopState, Rejected
 from stream.records import JournalRecord, OffsetRange
 from tests.stream.rig import SMALL, SPEC, START_MS, example_rows
@@ -144,6 +147,19 @@ def test_corrections_are_learned_as_clicks_and_conversions_only_counted() -> Non
     assert learned.log_loss == pytest.approx(np.mean(np.logaddexp(0, settled)), rel=1e-5)
 
 
+def test_a_model_with_a_head_for_them_learns_conversions() -> None:
+    """As a converted click, in the batch's order; the same batch again gives the same weights."""
+    config = dataclasses.replace(SMALL, heads=(Head("click"), Head("conversion", given="click")))
+    kind = np.array([0] * 14 + [CORRECTION, CONVERSION], np.uint8)
+    rows = example_rows(16, seed=1, kind=kind, label=np.array([0, 1] * 7 + [1, 1], np.uint8))
+    loop, again, by_hand = (LearningLoop(DeepFM(config, ModelShape.of(SPEC)), CONFIG, 1) for _ in range(3))
+    (learned,) = feed(loop, [(0, 0, rows, 0)])
+    assert (learned.journal.rows, loop.conversions, loop.corrections) == (16, 1, 1)
+    again.relearn(learned.journal, rows)
+    by_hand.model.learn_many(rows.rows(), *targets(rows, ("click", "conversion")))
+    assert loop.model.weights_sha256() == again.model.weights_sha256() == by_hand.model.weights_sha256()
+
+
 def test_rows_that_are_not_finite_are_rejected_and_the_others_learned() -> None:
     """A NaN among the dense inputs costs its own row, never the record, never the process."""
     rows = example_rows(17, seed=1)
@@ -156,6 +172,101 @@ def test_rows_that_are_not_finite_are_rejected_and_the_others_learned() -> None:
     assert rejected.rows.impression_id.tolist() == [rows.impression_id[3]]
     assert isinstance(learned, Learned)
     assert learned.rows.impression_id.tolist() == np.delete(rows.impression_id, 3).tolist()
+
+
+def test_a_label_that_is_none_is_rejected_and_the_model_untouched_by_it() -> None:
+    """A label of 3 goes aside with its row; what is learned is what the other rows alone would have taught."""
+    label = example_rows(17, seed=1).label.copy()
+    label[5] = 3
+    rows = example_rows(17, seed=1, label=label)
+    loop, other = LearningLoop(model(), CONFIG, 1), LearningLoop(model(), CONFIG, 1)
+    rejected, learned = loop.step(rows, 0, 0, 0)
+    assert isinstance(rejected, Rejected)
+    assert (rejected.reason, rejected.rows.label.tolist()) == ("label", [3])
+    assert isinstance(learned, Learned)
+    feed(other, [(0, 0, rows.take(np.delete(np.arange(17), 5)), 0)])
+    assert loop.model.weights_sha256() == other.model.weights_sha256()
+
+
+class _Timed(DeepFM):
+    """Writes down what it is told of time, and how many steps it had made then."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.told: list[tuple[int, int]] = []
+        self.steps = 0
+
+    def advance(self, event_ms: int) -> None:
+        self.told.append((event_ms, self.steps))
+
+    def learn_many(self, *arguments: Any, **options: Any) -> None:
+        super().learn_many(*arguments, **options)
+        self.steps += 1
+
+
+def test_a_model_is_told_the_time_before_each_step_and_again_when_it_learns_again() -> None:
+    """The watermark of the journal, in the first run and in the second."""
+    records = log(3, 60)
+    stored = {(p, offset): rows for p, offset, rows, _ in records}
+    first, second = (_Timed(SMALL, ModelShape.of(SPEC)) for _ in range(2))
+    journals = [one.journal for one in feed(LearningLoop(first, CONFIG, 3), records)]
+    assert first.told == [(j.watermark_ms, j.version - 1) for j in journals if j.watermark_ms]
+    assert len({at for at, _ in first.told}) > 3
+    again = LearningLoop(second, CONFIG, 3)
+    for journal in journals:
+        again.relearn(journal, fetched(stored, journal.ranges))
+    assert second.told == first.told
+
+
+class _Astray(DeepFM):
+    """Is sure of the opposite from its eleventh step on."""
+
+    steps = 0
+
+    def learn_many(self, *arguments: Any, **options: Any) -> None:
+        self.steps += 1
+        super().learn_many(*arguments, **options)
+
+    def predict_many(self, rows: Any) -> Any:
+        logits = super().predict_many(rows)
+        return logits if self.steps < 10 else np.where(np.arange(len(logits)) % 2, 12, -12).astype(np.float32)
+
+
+def test_a_loss_out_of_bounds_stops_publishing_and_not_the_loop() -> None:
+    """The batch that proves it is in the journal; after it only heartbeats of the version published before."""
+    config = LearningConfig(learn_batch_rows=16, publish_interval_s=5.0, diverged_loss_batches=4)
+    loop = LearningLoop(_Astray(SMALL, ModelShape.of(SPEC)), config, 1)
+    outcomes, published = [], []
+    for at in range(30):
+        outcomes += loop.step(example_rows(16, seed=at), 0, at, START_MS + 6_000 * at)
+        delta = loop.take_publication()
+        published += [] if delta is None else [delta.version]
+    (diverged,) = (one for one in outcomes if isinstance(one, Diverged))
+    learned = [one.journal.version for one in outcomes if isinstance(one, Learned)]
+    assert "more than 3 times" in diverged.detail
+    assert learned == list(range(1, len(learned) + 1))
+    assert 11 < len(learned) <= 14
+    assert published[-1] == len(learned) - 1
+    assert loop.take_publication(at_once=True) is None
+    assert not loop.snapshot_due()
+
+
+def test_a_loss_out_of_bounds_is_so_again_after_a_restart() -> None:
+    """The watch goes into the snapshot: the run that is repeated ends at the same batch."""
+    config = LearningConfig(learn_batch_rows=16, diverged_loss_batches=4)
+    loop = LearningLoop(_Astray(SMALL, ModelShape.of(SPEC)), config, 1)
+    records = [(0, at, example_rows(16, seed=at), START_MS + at) for at in range(30)]
+    feed(loop, records[:11])
+    assert not loop.diverged
+    twin = _Astray.from_state(SMALL, loop.model.shape, loop.model.state())
+    twin.steps = 11
+    again = LearningLoop(twin, config, 1, state=LoopState.decode(loop.state().encode()))
+    journals = [one.journal for one in feed(loop, records[11:])]
+    for journal in journals:
+        assert not again.diverged
+        again.relearn(journal, fetched({(p, at): rows for p, at, rows, _ in records}, journal.ranges))
+    assert loop.diverged
+    assert again.diverged
 
 
 def test_without_a_watermark_of_every_partition_nothing_is_due() -> None:
@@ -240,6 +351,13 @@ def test_a_journal_of_another_run_is_refused() -> None:
     loop = LearningLoop(model(), CONFIG, 1)
     with pytest.raises(ValueError, match="version 3 of 2 rows"):
         loop.relearn(JournalRecord(version=3, rows=2, ranges=[], watermark_ms=0), example_rows(2, seed=0))
+
+
+@pytest.mark.parametrize("wrong", [{"diverged_loss_ratio": 1.0}, {"diverged_loss_batches": 0}])
+def test_a_bound_that_every_model_would_exceed_is_refused(wrong: dict[str, float]) -> None:
+    """The message names both variables."""
+    with pytest.raises(ValueError, match=r"(?s)MILLSTREAM_DIVERGED_LOSS_RATIO.*MILLSTREAM_DIVERGED_LOSS_BATCHES"):
+        LearningConfig(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["learn_batch_rows", "learn_interval_s", "publish_interval_s", "snapshot_interval_s"])

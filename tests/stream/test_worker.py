@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from calibration.bins import BinState
+from learners.archive import read_examples
 from learners.deepfm import DeepFM
 from learners.kinds import CORRECTION, SETTLED
 from learners.session_state import COUNTER, USER
@@ -31,6 +32,7 @@ from stream.embedded_broker import EmbeddedBroker
 from stream.examples import ExampleRows, concat
 from stream.examples_log import decode_examples
 from stream.log_reader import LogReader
+from stream.rebuild import rebuild
 from stream.records import CalibrationRecord, DeadLetter, DeltaPart, JournalRecord, SnapshotNotice
 from stream.session_store import RedisSessionStore
 from stream.sessions import Fence, SessionKeys, SessionStates
@@ -64,6 +66,7 @@ def environment(topics: TestTopics, redis_url: str) -> dict[str, str]:
         "MILLSTREAM_CLICK_WINDOW_S": "60",
         "MILLSTREAM_LEARN_INTERVAL_S": "10",
         "MILLSTREAM_LEARN_BATCH_ROWS": "8",
+        "MILLSTREAM_ARCHIVE_ROWS": "5",
     }
 
 
@@ -186,14 +189,18 @@ async def check_sessions(broker: Broker, redis_url: str, examples: ExampleRows) 
 async def test_a_restarted_worker_goes_on_where_the_last_one_was(
     end: str, kafka_topics: TestTopics, redis_url: str, tmp_path: Path
 ) -> None:
-    """Stopped or killed with rows unsettled, batches open: nothing is lost, nothing doubled, the versions go on."""
+    """Stopped or killed with rows unsettled, batches and part files open: nothing is lost, nothing doubled.
+
+    The versions go on, and the last can be made again from the log.
+    """
     base_snapshot(tmp_path / "snapshots")
     settings, partitions = kafka_topics.settings(redis_url), kafka_topics.partitions
     first = serve(USERS, [START_MS + 1000 * i for i in range(len(USERS))], partitions, first_id=1)
     pending = serve(USERS, [START_MS + 4 * MINUTE_MS + 1000 * i for i in range(len(USERS))], partitions, first_id=101)
     last = serve(USERS, [START_MS + 8 * MINUTE_MS + 1000 * i for i in range(len(USERS))], partitions, first_id=201)
     async with front(settings) as at:
-        where = (environment(kafka_topics, redis_url), tmp_path / "snapshots", tmp_path / "log")
+        archived = environment(kafka_topics, redis_url) | {"MILLSTREAM_ARCHIVE": str(tmp_path / "archive")}
+        where = (archived, tmp_path / "snapshots", tmp_path / "log")
         async with worker(*where) as running:
             await at.show(first, clicked=first.impression_id[::3])
             await settled(at, running, len(USERS), START_MS + 3 * MINUTE_MS)
@@ -206,6 +213,13 @@ async def test_a_restarted_worker_goes_on_where_the_last_one_was(
             await settled(at, running, 36, START_MS + 12 * MINUTE_MS)
             assert await running.stop() == 0, said(running.log)
         await check_the_whole(at.broker, tmp_path / "snapshots", 36)
+        rebuilt = await rebuild(at.broker, str(tmp_path / "snapshots"), lambda _: SPEC, start_version=0)
+        assert rebuilt.rows == 36
+        assert rebuilt.sha256 == rebuilt.published_sha256 == rebuilt.snapshot_sha256
+        examples, found = await examples_of(at.broker), read_examples(tmp_path / "archive")
+        assert sorted(found.columns["impression_id"].tolist()) == sorted(examples.impression_id.tolist())
+        parts = [read_examples(path) for path in (tmp_path / "archive").rglob("*.parquet")]
+        assert sum(map(len, parts)) == 36, "no row is in two part files"
 
 
 async def clicks_joined(broker: Broker, rows: int) -> bool:
@@ -336,6 +350,16 @@ async def test_a_worker_that_cannot_go_on_ends_with_status_1(
     status, text = await run(environment(kafka_topics, redis_url), "--snapshots", str(tmp_path / "snapshots"))
     assert status == 1
     assert f"{EXAMPLES}[1] ends before offset 9" in text
+
+
+async def test_an_archive_of_another_log_is_refused_by_a_worker_with_a_log_of_its_own(tmp_path: Path) -> None:
+    """The embedded broker begins at offset 0: what it brings would count as archived."""
+    base_snapshot(tmp_path / "snapshots")
+    (tmp_path / f"p0-{0:020d}-{70:020d}.parquet").touch()
+    unset = {n: v for n, v in os.environ.items() if n not in ("KAFKA_BOOTSTRAP_SERVERS", "REDIS_URL", "KAFKA_HOME")}
+    status, text = await run(unset, "--snapshots", str(tmp_path / "snapshots"), "--archive", str(tmp_path))
+    assert status == 1
+    assert "holds offsets up to 70 of another log" in text
 
 
 async def test_stops_although_the_broker_is_gone(redis_url: str, tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""The archiver's shell: examples from Kafka into part files, which base training reads.
+
+The names of the files are the state: each tells which offsets of which partition it holds. A restart goes on behind the
+last one, so that a kill leaves neither a gap nor a row twice; offsets are committed only when a file holds them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+
+import structlog
+
+from learners.spec import FeatureSpec
+from stream.archive_store import ArchiveStore
+from stream.archiving import ArchiveConfig, Part, PartBuffer
+from stream.broker import Broker
+from stream.examples import ExampleRows
+from stream.examples_log import decode_examples
+from stream.inbox import Assigned, Inbox, InputRecord, Place
+from stream.log_reader import LogReader
+from stream.metrics import WorkerMetrics
+from stream.records import RecordError
+from stream.topics import EXAMPLES
+
+_log = structlog.get_logger(__name__)
+
+
+class ArchiveRunner:
+    """Writes the examples of every assigned partition into files of its own."""
+
+    topics = (EXAMPLES,)
+
+    def __init__(
+        self, broker: Broker, spec: FeatureSpec, config: ArchiveConfig, store: ArchiveStore, metrics: WorkerMetrics
+    ) -> None:
+        self.inbox = Inbox()
+        self._broker = broker
+        self._spec = spec
+        self._config = config
+        self._store = store
+        self._metrics = metrics
+        self._buffers: dict[int, PartBuffer] = {}
+        self._committable: dict[Place, int] = {}
+
+    async def work(self, items: list[InputRecord | Assigned]) -> None:
+        """Take the records; write the parts that are complete."""
+        started = time.perf_counter()
+        for item in items:
+            if isinstance(item, Assigned):
+                for partition in self._buffers.keys() - item.partitions:
+                    del self._buffers[partition]  # a record that was under way brought it back
+                await self._restore(item.partitions)
+                continue
+            if item.partition not in self._buffers:  # records may overtake the notice of the assignment
+                await self._restore({item.partition})
+            await self._take(self._buffers[item.partition], item)
+        self._metrics.histogram("step_seconds", agent="archive").observe(time.perf_counter() - started)
+        self._metrics.gauge("inbox_records", agent="archive").set(len(self.inbox))
+        self._metrics.gauge("archive_waiting_rows").set(sum(map(len, self._buffers.values())))
+
+    async def tick(self) -> None:
+        """Nothing: time is the watermark."""
+
+    async def give_up(self) -> None:
+        """Write what is there and forget the partitions."""
+        for buffer in self._buffers.values():
+            await self._write(buffer.take())
+            self._note(buffer)
+        self._buffers.clear()
+
+    def committable(self) -> Mapping[Place, int]:
+        """For each partition the first offset of which the files do not hold all rows."""
+        return self._committable
+
+    async def _restore(self, partitions: frozenset[int] | set[int]) -> None:
+        up_to = await asyncio.to_thread(self._store.up_to)
+        async with LogReader(self._broker) as log:
+            for partition in sorted(set(partitions) - self._buffers.keys()):
+                start = up_to.get(partition, 0)
+                async for _ in log.read(EXAMPLES, partition, start):  # refuses a log that ends before the archive
+                    break
+                self._buffers[partition] = PartBuffer(partition, start, self._config)
+                _log.info("archiver restored", partition=partition, next_offset=start)
+
+    async def _take(self, buffer: PartBuffer, record: InputRecord) -> None:
+        if record.offset > buffer.next_offset:
+            await self._fill_gap(buffer, record.offset)
+        if record.offset == buffer.next_offset:
+            await self._add(buffer, record.offset, record.value)
+
+    async def _fill_gap(self, buffer: PartBuffer, end: int) -> None:
+        """Take what the group committed but these files lack, as when the folder is a new one."""
+        async with LogReader(self._broker) as log:
+            oldest = await log.oldest(EXAMPLES, buffer.partition)
+            if oldest > buffer.next_offset:
+                gone = (buffer.next_offset, oldest)
+                _log.warning(
+                    "the log lost examples before they were archived", partition=buffer.partition, offsets=gone
+                )
+            async for missed in log.read(EXAMPLES, buffer.partition, buffer.next_offset, stop=end):
+                await self._add(buffer, missed.offset, missed.value)
+        buffer.skip_to(end)
+
+    async def _add(self, buffer: PartBuffer, offset: int, value: bytes | None) -> None:
+        try:
+            rows, watermark_ms = decode_examples(value, self._spec)
+        except RecordError:  # the learner puts such records aside; once is enough
+            rows, watermark_ms = ExampleRows.empty(self._spec.id_columns, self._spec.dense_inputs), 0
+        await self._write(buffer.add(rows, offset, watermark_ms))
+        self._note(buffer)
+
+    async def _write(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            await asyncio.to_thread(self._store.write, part, self._spec)
+            self._metrics.counter("archived_rows_total").inc(len(part.rows))
+            self._metrics.counter("archive_parts_total").inc()
+            _log.info("part archived", stretch=part.stretch, rows=len(part.rows))
+
+    def _note(self, buffer: PartBuffer) -> None:
+        self._committable[EXAMPLES, buffer.partition] = buffer.first_waiting

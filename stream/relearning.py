@@ -1,0 +1,149 @@
+"""A model again from the log: a snapshot's weights, then the journal's batches in their very rows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import msgspec
+import numpy as np
+
+from learners.snapshot import Snapshot
+from stream.examples import ExampleRows, concat
+from stream.examples_log import SpecShape, decode_examples
+from stream.learning import Diverged, Learned, LearningLoop, LearnOutcome, LoopState
+from stream.log_reader import LogReader
+from stream.records import JournalRecord, OffsetRange, RecordError
+from stream.topics import EXAMPLES, JOURNAL
+
+LOOP_STATE = "loop.state"
+"""Name of the loop's state beside the model's arrays in a snapshot."""
+
+_AT_ONCE_ROWS = 65_536  # of the batches whose examples are fetched together: a fetch costs more than a batch
+
+
+class RelearnError(RuntimeError):
+    """The log does not lead from the snapshot to the version asked for; the message says what is missing."""
+
+
+def loop_state(snapshot: Snapshot) -> LoopState | None:
+    """Where the loop stood; None for a base snapshot, which knows of no stream."""
+    held = snapshot.state.get(LOOP_STATE)
+    return None if held is None else LoopState.decode(np.asarray(held).tobytes())
+
+
+async def relearn(
+    log: LogReader,
+    loop: LearningLoop,
+    spec: SpecShape,
+    *,
+    last_version: int | None = None,
+    progress: Callable[[Learned], None] = lambda learned: None,
+) -> None:
+    """Learn what the journal holds beyond the loop's version, up to ``last_version`` or its end.
+
+    Raises
+    ------
+    RelearnError
+        A version or examples that the log no longer holds, or a batch that cannot be learned again.
+    """
+    async for journal, rows in _batches(log, loop.version, last_version, spec):
+        try:
+            outcomes = loop.relearn(journal, rows)
+        except ValueError as error:
+            raise await _unlike(log, journal, error) from error
+        _take(outcomes, journal, progress)
+
+
+def _take(outcomes: Sequence[LearnOutcome], journal: JournalRecord, progress: Callable[[Learned], None]) -> None:
+    """A loss out of bounds ended the run that is repeated here, and nothing more; a gradient cannot have."""
+    learned = [one for one in outcomes if isinstance(one, Learned)]
+    for one in outcomes:
+        if isinstance(one, Diverged) and not learned:
+            raise RelearnError(f"learning version {journal.version} again diverged: {one.detail}")
+    for one in learned:
+        progress(one)
+
+
+async def _batches(
+    log: LogReader, version: int, last_version: int | None, spec: SpecShape
+) -> AsyncIterator[tuple[JournalRecord, ExampleRows]]:
+    """The journal's steps after ``version`` with their rows; many are fetched together."""
+    waiting: list[JournalRecord] = []
+    for journal in await _journal_after(log, version, last_version):
+        waiting.append(journal)
+        if sum(one.rows for one in waiting) >= _AT_ONCE_ROWS:
+            for batch in await _fetched(log, waiting, spec):
+                yield batch
+            waiting = []
+    for batch in await _fetched(log, waiting, spec):
+        yield batch
+
+
+async def _journal_after(log: LogReader, version: int, last_version: int | None) -> list[JournalRecord]:
+    """The steps ``version`` + 1, + 2, … as the journal holds them, each once."""
+    decoder = msgspec.msgpack.Decoder(JournalRecord)
+    found: list[JournalRecord] = []
+    async for record in log.read(JOURNAL, 0):
+        journal = decoder.decode(record.value)
+        if journal.version == version + len(found) + 1 and (last_version is None or journal.version <= last_version):
+            found.append(journal)
+        elif journal.version > version + len(found) + 1 and not found:
+            oldest = await log.oldest(JOURNAL, 0)
+            raise RelearnError(
+                f"the journal ({JOURNAL}, oldest offset {oldest}) begins with version {journal.version}, needed are "
+                f"{version + 1} on: how the versions between were learned is no longer known. Start from a snapshot of "
+                f"version {journal.version - 1} or later, or keep the topic for longer (retention.ms)."
+            )
+    reached = version + len(found)
+    if last_version is not None and reached < last_version:
+        raise RelearnError(
+            f"the journal ({JOURNAL}) leads from version {version} to {reached}, not to {last_version}: that version "
+            "was not made from this snapshot and this log. Give a version that was published, and this stream's folder."
+        )
+    return found
+
+
+async def _fetched(
+    log: LogReader, journals: Sequence[JournalRecord], spec: SpecShape
+) -> list[tuple[JournalRecord, ExampleRows]]:
+    """Each partition is read once over all the ranges."""
+    wanted: dict[int, tuple[int, int]] = {}
+    for stretch in (stretch for journal in journals for stretch in journal.ranges):
+        first, end = stretch.from_offset, stretch.to_offset + (stretch.to_row > 0)
+        held = wanted.get(stretch.partition, (first, end))
+        wanted[stretch.partition] = (min(first, held[0]), max(end, held[1]))
+    records: dict[int, dict[int, ExampleRows]] = {}
+    for partition, (first, end) in wanted.items():
+        records[partition] = {}
+        async for record in log.read(EXAMPLES, partition, first, stop=end):
+            try:
+                records[partition][record.offset], _ = decode_examples(record.value, spec)
+            except RecordError:  # put aside when it was learned, too
+                continue
+    return [(journal, _rows_of(journal.ranges, records, spec)) for journal in journals]
+
+
+def _rows_of(ranges: Sequence[OffsetRange], records: dict[int, dict[int, ExampleRows]], spec: SpecShape) -> ExampleRows:
+    parts = [ExampleRows.empty(spec.id_columns, spec.dense_inputs)]
+    for stretch in ranges:
+        held = records[stretch.partition]
+        for offset in range(stretch.from_offset, stretch.to_offset + (stretch.to_row > 0)):
+            if (rows := held.get(offset)) is not None:
+                first_row = stretch.from_row if offset == stretch.from_offset else 0
+                end_row = stretch.to_row if offset == stretch.to_offset else len(rows)
+                parts.append(rows.take(slice(first_row, end_row)))
+    return concat(parts)
+
+
+async def _unlike(log: LogReader, journal: JournalRecord, error: ValueError) -> RelearnError:
+    """Why the rows are not those of the journal: mostly because the log has let go of them."""
+    for stretch in journal.ranges:
+        oldest = await log.oldest(EXAMPLES, stretch.partition)
+        if stretch.from_offset < oldest:
+            return RelearnError(
+                f"version {journal.version} was learned from {EXAMPLES}[{stretch.partition}] offsets "
+                f"{stretch.from_offset} to {stretch.to_offset}, of which those before {oldest} are no longer in the "
+                "log: it cannot be learned again. Start from a newer snapshot, or keep the topic for longer "
+                "(retention.ms)."
+            )
+    return RelearnError(str(error))

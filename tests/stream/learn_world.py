@@ -1,0 +1,190 @@
+"""A learner's shell over a real broker without Faust, which can be killed at any moment; and what it left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from learners.snapshot import newest_snapshot
+from stream.broker import Broker, find_broker
+from stream.examples import ExampleRows, concat
+from stream.inbox import Assigned, InputRecord, Place
+from stream.learn_runner import LearnRunner
+from stream.learning import LearningConfig, LearningLoop
+from stream.log_reader import LogReader
+from stream.metrics import WorkerMetrics
+from stream.producer import RecordProducer, stored
+from stream.published import follow
+from stream.records import DeltaPart, JournalRecord, SnapshotNotice
+from stream.settings import StreamSettings
+from stream.topics import EXAMPLES, JOURNAL, WEIGHTS
+from tests.stream.rig import SMALL, SPEC, START_MS, base_snapshot, example_rows, values
+
+CONFIG = LearningConfig(learn_batch_rows=16, learn_interval_s=30.0, publish_interval_s=5.0, snapshot_interval_s=60.0)
+FORGETFUL = dataclasses.replace(SMALL, admit_after=2, expire_after_s=64.0)  # so that time and sightings matter
+Moment = Callable[[str, Any, str], bool]
+"""Whether to die at a send: topic, decoded record, "before" or "after" it is stored."""
+
+_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
+    WEIGHTS: msgspec.msgpack.Decoder(DeltaPart | SnapshotNotice),
+    JOURNAL: msgspec.msgpack.Decoder(JournalRecord),
+}
+
+
+class Killed(Exception):  # noqa: N818 - not an error of the program
+    """The process ends here."""
+
+
+class MortalProducer(RecordProducer):
+    """Dies at a moment; what it sent before is stored, what comes after is not."""
+
+    def __init__(self, broker: Broker, moment: Moment | None) -> None:
+        super().__init__(broker)
+        self._moment = moment
+
+    async def send(self, topic: str, value: bytes, **where: Any) -> Any:
+        """Like a producer's, until the moment has come."""
+        decoder = _decoders.get(topic)
+        if self._moment is None or decoder is None:
+            return await super().send(topic, value, **where)
+        if self._moment(topic, decoder.decode(value), "before"):
+            raise Killed
+        future = await super().send(topic, value, **where)
+        if self._moment(topic, decoder.decode(value), "after"):
+            await stored([future])
+            raise Killed
+        return future
+
+
+@dataclass
+class World:
+    """A base snapshot, a log of examples in the topic, and learners that come and go."""
+
+    broker: Broker
+    root: Path
+    records: list[InputRecord]  # in the order in which they arrive
+    rows: dict[tuple[int, int], ExampleRows]  # by partition and offset
+
+    @classmethod
+    async def make(cls, settings: StreamSettings, root: Path, count: int = 60) -> World:
+        """``count`` records of up to 24 rows, each bringing its partition 4 s further; time passes at the end."""
+        base_snapshot(root, config=FORGETFUL, watermark_ms=START_MS)
+        broker = await find_broker(settings)
+        world = cls(broker, root, [], {})
+        rng = np.random.default_rng(5)
+        parts = [(int(rng.integers(broker.partitions)), int(rng.integers(0, 25))) for _ in range(count)]
+        parts += [(partition, 0) for partition in range(broker.partitions)]
+        async with running(RecordProducer(broker)) as producer:
+            for at, (partition, rows) in enumerate(parts):
+                mark = START_MS + 4_000 * at + (3_600_000 if at >= count else 0)
+                ids = rng.integers(1, 100, (rows, SPEC.id_columns)) + 1000 * (at // 12)  # they come and go
+                await world._put(producer, partition, example_rows(rows, seed=at, ids=ids.astype(np.uint64)), mark)
+        return world
+
+    async def _put(self, producer: RecordProducer, partition: int, rows: ExampleRows, watermark_ms: int) -> None:
+        value = rows.to_record(SPEC.hash, watermark_ms).encode()
+        (sent,) = await stored([await producer.send(EXAMPLES, value, partition=partition)])
+        self.rows[partition, sent.offset] = rows
+        self.records.append(InputRecord(EXAMPLES, partition, sent.offset, value, START_MS))
+
+    async def learn(
+        self, moment: Moment | None = None, committed: dict[Place, int] | None = None, *, in_step: bool = True
+    ) -> tuple[bool, dict[Place, int]]:
+        """One life of a learner, from what is committed; whether it was killed, and what it had committed then.
+
+        ``in_step``: it waits for its snapshots.
+        """
+        async with running(MortalProducer(self.broker, moment)) as producer:
+            metrics = WorkerMetrics(CollectorRegistry())
+            runner = LearnRunner(self.broker, producer, SPEC, CONFIG, str(self.root), metrics)
+            try:
+                await runner.work([Assigned(frozenset(range(self.broker.partitions)))])
+                for record in self.records:
+                    if record.offset >= (committed or {}).get(record.place, 0):
+                        await runner.work([record])
+                        if in_step:
+                            await _written(runner)  # a process that is killed writes nothing afterwards
+                await runner.give_up()
+            except Killed:
+                return True, dict(runner.committable())
+            return False, dict(runner.committable())
+
+    async def journal(self) -> list[JournalRecord]:
+        """All learn steps of the topic."""
+        return [_decoders[JOURNAL].decode(value) for value in await values(self.broker, JOURNAL)]
+
+    async def never_killed(self) -> LearningLoop:
+        """The base model after the journal's batches, in one life, each fetched the slow and obvious way."""
+        loop = self.fresh_loop()
+        for journal in await self.journal():
+            loop.relearn(journal, self._fetched(journal))
+        return loop
+
+    def fresh_loop(self) -> LearningLoop:
+        """A loop that has learned nothing beyond the base."""
+        base = base_snapshot(self.root / "apart", config=FORGETFUL)
+        return LearningLoop(base.model(), CONFIG, self.broker.partitions)
+
+    def _fetched(self, journal: JournalRecord) -> ExampleRows:
+        parts = [ExampleRows.empty(SPEC.id_columns, SPEC.dense_inputs)]
+        for r in journal.ranges:
+            for offset in range(r.from_offset, r.to_offset + 1):
+                rows = self.rows.get((r.partition, offset))
+                if rows is not None:
+                    low = r.from_row if offset == r.from_offset else 0
+                    high = r.to_row if offset == r.to_offset else len(rows)
+                    parts.append(rows.take(slice(low, high)))
+        return concat(parts)
+
+    async def served_sha256(self, version: int) -> str:
+        """The weights that serving holds: the base and every delta."""
+        model = base_snapshot(self.root / "apart", config=FORGETFUL).model()
+        async with LogReader(self.broker) as log:
+            await follow(log, model, version=0, last_version=version)
+        return model.weights_sha256()
+
+    async def check(self) -> None:
+        """Every row was learned once; weights, deltas and the newest snapshot are those of a run never killed."""
+        journal = await self.journal()
+        assert [one.version for one in journal] == list(range(1, len(journal) + 1))
+        assert sum(one.rows for one in journal) == sum(map(len, self.rows.values()))
+        whole = await self.never_killed()
+        found = newest_snapshot(str(self.root), spec_hash=SPEC.hash)
+        assert found is not None
+        assert found[1].version == whole.version == len(journal)
+        assert found[1].weights_sha256() == whole.model.weights_sha256()
+        assert await self.served_sha256(whole.version) == whole.model.weights_sha256()
+        continued = found[1].model().state()
+        expected = whole.model.state()
+        assert continued.keys() == expected.keys()
+        different = [name for name in expected if not np.array_equal(continued[name], expected[name])]
+        assert set(different) <= {"table.pending", "table.removed"}, "the optimiser, too, is that of a run never killed"
+        assert expected["table.expired"].any(), "ids must have been forgotten on the way"
+
+
+async def _written(runner: LearnRunner) -> None:
+    task = runner._snapshot_task
+    if task is not None:
+        await asyncio.wait([task])
+
+
+class running:  # noqa: N801 - used as a context manager
+    """A producer, started; stopped at the end."""
+
+    def __init__(self, producer: RecordProducer) -> None:
+        self._producer = producer
+
+    async def __aenter__(self) -> RecordProducer:
+        await self._producer.start()
+        return self._producer
+
+    async def __aexit__(self, *_: Sequence[Any]) -> None:
+        await self._producer.stop()

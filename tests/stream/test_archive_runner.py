@@ -1,0 +1,188 @@
+"""The archiver over a real broker, without Faust: files, commits, kills, a new folder, another log."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import fsspec  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from learners.archive import Examples, NamedSpec, read_examples
+from stream.archive_runner import ArchiveRunner
+from stream.archive_store import ArchiveStore, archive_store_of
+from stream.archiving import ArchiveConfig, Part
+from stream.broker import Broker, find_broker
+from stream.examples_log import decode_examples
+from stream.inbox import Assigned, InputRecord, Place
+from stream.log_reader import LogEndsEarlierError
+from stream.metrics import WorkerMetrics
+from stream.producer import RecordProducer, stored
+from stream.topics import EXAMPLES
+from tests.brokers import TestTopics
+from tests.stream.learn_world import Killed
+from tests.stream.rig import SPEC, START_MS, example_rows
+
+CONFIG = ArchiveConfig(archive_rows=40, archive_interval_s=60.0)
+
+
+async def written(broker: Broker, count: int = 40) -> list[InputRecord]:
+    """Records of all partitions in the topic, each bringing 5 s; two of them cannot be read."""
+    producer, rng = RecordProducer(broker), np.random.default_rng(3)
+    records = []
+    await producer.start()
+    for at in range(count):
+        partition = int(rng.integers(broker.partitions))
+        rows = example_rows(int(rng.integers(0, 12)), seed=at)
+        value = b"junk" if at in (5, 22) else rows.to_record(SPEC.hash, START_MS + 5_000 * at).encode()
+        (sent,) = await stored([await producer.send(EXAMPLES, value, partition=partition)])
+        records.append(InputRecord(EXAMPLES, partition, sent.offset, value, START_MS))
+    await producer.stop()
+    return records
+
+
+def keys(count: int = 40) -> list[int]:
+    """The impressions of all records that can be read, sorted."""
+    rng = np.random.default_rng(3)
+    found: list[int] = []
+    for at in range(count):
+        rng.integers(4)
+        rows = example_rows(int(rng.integers(0, 12)), seed=at)
+        found += [] if at in (5, 22) else rows.impression_id.tolist()
+    return sorted(found)
+
+
+def runner(broker: Broker, store: ArchiveStore) -> ArchiveRunner:
+    """A fresh archiver."""
+    return ArchiveRunner(broker, SPEC, CONFIG, store, WorkerMetrics(CollectorRegistry()))
+
+
+async def assign(one: ArchiveRunner, broker: Broker) -> None:
+    """Give it all partitions."""
+    await one.work([Assigned(frozenset(range(broker.partitions)))])
+
+
+def check(archived: Examples) -> None:
+    """All rows of the log, each once, each at its place."""
+    assert sorted(archived.columns["impression_id"].tolist()) == keys()
+    assert archived.spec_hash == SPEC.hash
+
+
+def no_gaps(folder: Path) -> None:
+    """The stretches of every partition touch."""
+    stretches: dict[str, list[tuple[int, int]]] = {}
+    for path in folder.rglob("*.parquet"):
+        partition, first, end = path.stem.split("-")
+        stretches.setdefault(partition, []).append((int(first), int(end)))
+    for of_partition in map(sorted, stretches.values()):
+        assert [first for first, _ in of_partition] == [0, *(end for _, end in of_partition)][: len(of_partition)]
+
+
+async def test_all_examples_are_in_the_archive_and_nothing_is_committed_before(
+    kafka_topics: TestTopics, tmp_path: Path
+) -> None:
+    """Full files on the way, the rest at the stop; a commit never passes a row that is in no file."""
+    broker = await find_broker(kafka_topics.settings())
+    records = await written(broker)
+    one = runner(broker, archive_store_of(str(tmp_path)))
+    await assign(one, broker)
+    for record in records:
+        await one.work([record])
+        archived = read_examples(tmp_path) if list(tmp_path.rglob("*.parquet")) else None  # noqa: ASYNC240
+        for (_, partition), offset in one.committable().items():
+            before = [r for r in records if r.partition == partition and r.offset < offset and r.value != b"junk"]
+            held = 0 if archived is None else int((archived.columns["partition"] == partition).sum())
+            assert held >= sum(rows_in(r) for r in before)
+    assert len(list(tmp_path.rglob("*.parquet"))) > 4  # noqa: ASYNC240
+    await one.give_up()
+    check(read_examples(tmp_path))
+    no_gaps(tmp_path)
+    ends = {(EXAMPLES, record.partition): record.offset + 1 for record in records}
+    assert one.committable() == ends
+
+
+def rows_in(record: InputRecord) -> int:
+    """Rows of a record."""
+    return len(decode_examples(record.value, SPEC)[0])
+
+
+class _Dying:
+    """Dies before or after its n-th file is there."""
+
+    def __init__(self, store: ArchiveStore, number: int, after: bool) -> None:
+        self._store, self._left, self._after = store, number, after
+
+    def up_to(self) -> dict[int, int]:
+        return self._store.up_to()
+
+    def write(self, part: Part, spec: NamedSpec) -> None:
+        self._left -= 1
+        if self._left or self._after:
+            self._store.write(part, spec)
+        if not self._left:
+            raise Killed
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the file is there", "file there, nothing committed"])
+async def test_killed_and_restarted_leaves_neither_gap_nor_double(
+    after: bool, kafka_topics: TestTopics, tmp_path: Path
+) -> None:
+    """Three deaths at different files; records come again from the last commit."""
+    broker = await find_broker(kafka_topics.settings())
+    records = await written(broker)
+    store = archive_store_of(str(tmp_path))
+    committed: dict[Place, int] = {}
+    for number in (1, 2, 3):
+        dying = runner(broker, _Dying(store, number, after))
+        with pytest.raises(Killed):
+            await feed(dying, broker, records, committed)
+        committed |= dying.committable()
+    await feed(runner(broker, store), broker, records, committed)
+    archived = read_examples(tmp_path)
+    check(archived)
+    parts = [len(read_examples(path)) for path in tmp_path.rglob("*.parquet")]  # noqa: ASYNC240
+    assert sum(parts) == len(archived), "no row is in two files"
+    no_gaps(tmp_path)
+
+
+async def feed(one: ArchiveRunner, broker: Broker, records: Sequence[InputRecord], committed: dict[Place, int]) -> None:
+    """Everything from the commit on, then a stop."""
+    await assign(one, broker)
+    for record in records:
+        if record.offset >= committed.get(record.place, 0):
+            await one.work([record])
+    await one.give_up()
+
+
+async def test_a_new_folder_gets_what_the_log_still_holds(kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """The group's commits are of the old folder: what came before them is read from the log."""
+    broker = await find_broker(kafka_topics.settings())
+    records = await written(broker)
+    await feed(runner(broker, archive_store_of(str(tmp_path))), broker, records, {(EXAMPLES, p): 3 for p in range(4)})
+    check(read_examples(tmp_path))
+
+
+async def test_a_log_that_ends_before_the_archive_is_refused(kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """Its offsets would count as archived."""
+    broker = await find_broker(kafka_topics.settings())
+    (tmp_path / f"p2-{0:020d}-{500:020d}.parquet").touch()
+    with pytest.raises(LogEndsEarlierError, match="ends before offset 500"):
+        await assign(runner(broker, archive_store_of(str(tmp_path))), broker)
+
+
+async def test_an_archive_behind_a_url(kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """Parts are sent whole, and a restart finds them."""
+    broker = await find_broker(kafka_topics.settings())
+    records = await written(broker)
+    url = f"memory://{uuid.uuid4().hex}/archive"
+    dying = runner(broker, _Dying(archive_store_of(url), 3, after=True))
+    with pytest.raises(Killed):
+        await feed(dying, broker, records, {})
+    await feed(runner(broker, archive_store_of(url)), broker, records, dict(dying.committable()))
+    files, path = fsspec.core.url_to_fs(url)
+    files.get(path, str(tmp_path / "copy"), recursive=True)
+    check(read_examples(tmp_path / "copy"))
+    no_gaps(tmp_path / "copy")

@@ -1,0 +1,83 @@
+"""Examples cut into part files: whole records, no gap, nothing twice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream.archiving import ArchiveConfig, Part, PartBuffer
+from stream.examples import ExampleRows, concat
+from tests.stream.rig import SPEC, START_MS, example_rows
+
+Record = tuple[ExampleRows, int]  # rows, watermark
+records = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 400_000)), max_size=30).map(
+    lambda drawn: [(example_rows(rows, seed=at), START_MS + mark) for at, (rows, mark) in enumerate(drawn)]
+)
+CONFIG = ArchiveConfig(archive_rows=10, archive_interval_s=100.0)
+
+
+def cut(log: list[Record], start: int = 0) -> list[Part]:
+    """The parts of a partition's records, the last at the stop."""
+    buffer = PartBuffer(3, start, CONFIG)
+    parts = [part for at, (rows, mark) in enumerate(log) for part in buffer.add(rows, start + at, mark)]
+    assert buffer.first_waiting <= buffer.next_offset == start + len(log)
+    return parts + buffer.take()
+
+
+@given(records)
+def test_every_row_is_in_one_part_in_order(log: list[Record]) -> None:
+    """The stretches follow each other without a gap; each row knows its record and its place in it."""
+    parts = cut(log, start=7)
+    assert [part.stretch.first_offset for part in parts] == [7, *(part.stretch.next_offset for part in parts)][
+        : len(parts)
+    ]
+    whole = concat([ExampleRows.empty(SPEC.id_columns, SPEC.dense_inputs), *(rows for rows, _ in log)])
+    found = [key for part in parts for key in part.rows.impression_id.tolist()]
+    assert found == whole.impression_id.tolist()
+    for part in parts:
+        assert part.stretch.partition == 3
+        assert part.stretch.first_offset <= part.offset.min()
+        assert part.offset.max() < part.stretch.next_offset
+        for row, (offset, ordinal) in enumerate(zip(part.offset, part.ordinal, strict=True)):
+            assert log[offset - 7][0].impression_id[ordinal] == part.rows.impression_id[row]
+
+
+@given(records, st.integers(0, 30))
+def test_parts_that_are_full_are_the_same_wherever_a_run_begins_behind_one(log: list[Record], part: int) -> None:
+    """A restart behind a part cuts the following ones as the run before would have."""
+    parts = cut(log)
+    if part < len(parts):
+        start = parts[part].stretch.next_offset
+        assert [one.stretch for one in cut(log[start:], start)] == [one.stretch for one in parts[part + 1 :]]
+
+
+def test_a_part_ends_when_it_is_full_or_its_interval_is_over() -> None:
+    """Records are never divided; the record that brings the next interval begins the next part."""
+    marks = [(4, 0), (7, 1), (2, 2), (1, 99_999), (3, 100_000), (1, 200_000)]
+    log = [(example_rows(rows, seed=at), mark) for at, (rows, mark) in enumerate(marks)]
+    assert [tuple(part.stretch) for part in cut(log)] == [(3, 0, 2), (3, 2, 4), (3, 4, 5), (3, 5, 6)]
+
+
+def test_rows_that_cannot_be_learned_are_left_out() -> None:
+    """A NaN and a label of 3 are the learner's to put aside; the ordinals of the others stay."""
+    rows = example_rows(5, seed=1, label=np.array([0, 1, 3, 1, 0], np.uint8))
+    rows.dense[0, 0] = np.nan
+    (part,) = cut([(rows, 0)])
+    assert part.ordinal.tolist() == [1, 3, 4]
+
+
+def test_the_day_is_that_of_the_first_label() -> None:
+    """UTC; a time that has no date does not stop the archiver."""
+    (part,) = cut([(example_rows(2, seed=1, known_ms=np.array([START_MS + 86_400_000, START_MS])), 0)])
+    assert part.day.isoformat() == "2023-11-14"
+    (part,) = cut([(example_rows(1, seed=1, known_ms=np.array([2**62])), 0)])
+    assert part.day.year == 9999
+
+
+@pytest.mark.parametrize("wrong", [{"archive_rows": 0}, {"archive_interval_s": 0.0}])
+def test_settings_that_would_never_close_a_file_are_refused(wrong: dict[str, float]) -> None:
+    """Both variables are named."""
+    with pytest.raises(ValueError, match=r"(?s)MILLSTREAM_ARCHIVE_ROWS.*MILLSTREAM_ARCHIVE_INTERVAL_S"):
+        ArchiveConfig(**wrong)  # type: ignore[arg-type]
