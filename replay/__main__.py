@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -16,14 +16,19 @@ import typer
 from rich.console import Console
 
 from learners.archive import ArchiveError
+from learners.deepfm import DivergenceError
+from learners.family import FAMILY, Member
 from learners.snapshot import SnapshotError, newest_snapshot
 from learners.spec import FeatureSpec, load_spec
 from replay import backtest as in_process
 from replay.base import base_snapshot, read_base_examples, write_base
+from replay.compare import Compared, chosen, comparison_json, comparison_table
+from replay.compare import compare as compare_learners
 from replay.datasets import NAMES, open_dataset
 from replay.demo import DEMO_PARTITIONS, DemoOptions
 from replay.demo import run as run_demo
 from replay.errors import PlaybackError, ReplayError
+from replay.example_stream import collect_stream
 from replay.live import play_and_report
 from replay.player import PlayerOptions
 from replay.progress import Progress
@@ -31,6 +36,7 @@ from replay.report import Report, facts_table, quality_table
 from replay.scenario import Scenario
 from stream.admin import BrokerUnreachableError, TopicMismatchError
 from stream.child_server import ServerStartError
+from stream.learning import LearningConfig
 from stream.settings import StreamSettings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -79,6 +85,37 @@ def backtest(
     _console().print(quality_table(found.report, f"{dataset}: backtest, progressive"))
     for what, digest in found.sha256.items():
         typer.echo(f"sha256 of {what}: {digest}")
+
+
+@app.command()
+def compare(
+    dataset: Dataset,
+    data: Data = None,
+    base_days: BaseDays = None,
+    online_days: OnlineDays = None,
+    learners: Annotated[
+        str | None, typer.Option(help=f"Comma-separated, of {', '.join(FAMILY)}; default: all that are installed.")
+    ] = None,
+    tick_s: TickS = BACKTEST_DEFAULTS.tick_s,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Drive every learner over the same stream; each impression is predicted before its outcome is learned."""
+    progress = Progress(quiet=quiet)
+    try:
+        named = chosen(learners.split(",") if learners is not None else None)
+        scenario = open_dataset(dataset, data)
+        base, online = _days(scenario, base_days, online_days)
+        options = in_process.BacktestOptions(tick_s=tick_s)
+        lines = _compare(scenario, base, online, options, named, learners is None, progress)
+    except (ReplayError, ValueError) as error:
+        _stop(error, _BAD_USAGE)
+    except (ImportError, DivergenceError) as error:
+        _stop(error, _FAILED)
+    if as_json:
+        _print_json(comparison_json(lines, dataset))
+        return
+    _console(width=160).print(comparison_table(lines, f"{dataset}: all learners on one stream, progressive"))
 
 
 @app.command()
@@ -187,6 +224,29 @@ def _backtest(
         return in_process.run(scenario, spec, snapshot, collected.store, online_span, advance, options)
 
 
+def _compare(
+    scenario: Scenario,
+    base_days: int,
+    online_days: int,
+    options: in_process.BacktestOptions,
+    named: Mapping[str, Member],
+    skip_missing: bool,
+    progress: Progress,
+) -> list[Compared]:
+    spec, days = load_spec(scenario.spec_name), scenario.days()
+    base_span, online_span = days.span_ms(0, base_days), days.span_ms(base_days, online_days)
+    stream = collect_stream(scenario, spec, base_span, online_span, progress, options)
+    return compare_learners(
+        stream,
+        spec,
+        named,
+        progress,
+        utc_offset_h=scenario.utc_offset_h,
+        learning=LearningConfig(learn_interval_s=options.learn_interval_s),
+        skip_missing=skip_missing,
+    )
+
+
 def _trained(collected: in_process.Base, spec: FeatureSpec) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         write_base(collected, spec, Path(folder))
@@ -252,9 +312,9 @@ def _print_live(found: Report, dataset: str, as_json: bool) -> None:
     console.print(facts_table(found))
 
 
-def _console() -> Console:
+def _console(width: int = 100) -> Console:
     """Stdout; as wide as the tables where it is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=100)
+    return Console() if sys.stdout.isatty() else Console(width=width)
 
 
 def _print_json(document: dict[str, Any]) -> None:

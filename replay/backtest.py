@@ -77,14 +77,35 @@ def collect_base(
     options: BacktestOptions | None = None,
 ) -> Base:
     """Replay the base days without a model: ads in random order (or as logged), outcomes as they settle."""
-    options = options or BacktestOptions()
     store = MemorySessionStore(spec)
+    parts: list[ExampleRows] = []
+
+    def keep(rows: ExampleRows | None, watermark_ms: int) -> None:
+        if rows is not None:
+            parts.append(rows)
+
+    collect(scenario, spec, store, span_ms, advance, keep, options)
+    return Base(concat(parts), store)
+
+
+def collect(
+    scenario: Scenario,
+    spec: FeatureSpec,
+    store: MemorySessionStore,
+    span_ms: tuple[int, int],
+    advance: Callable[[int], None],
+    on_examples: Callable[[ExampleRows | None, int], None],
+    options: BacktestOptions | None = None,
+) -> None:
+    """Replay a span without a model, going on from ``store``, which is changed.
+
+    ``on_examples`` gets what settles, with the watermark at which it does.
+    """
+    options = options or BacktestOptions()
     loop = _Loop(scenario, spec, store, _ranker(spec, _NoModel(), 0, options.seed), options)
     loop.order = lambda scored, rows, request: _shuffled(request, len(rows))
-    parts: list[ExampleRows] = []
-    loop.on_examples = lambda rows, watermark_ms: parts.append(rows) if rows is not None else None
+    loop.on_examples = on_examples
     loop.run(span_ms, advance)
-    return Base(concat(parts), store)
 
 
 @dataclass(frozen=True, slots=True)

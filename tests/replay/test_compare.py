@@ -1,0 +1,172 @@
+"""All learners on one stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from learners.rows import Rows
+from learners.shape import ModelShape
+from learners.spec import load_spec
+from replay.__main__ import app
+from replay.backtest import BacktestOptions
+from replay.compare import Drive, chosen, compare
+from replay.example_stream import ExampleStream, Span, collect_stream
+from replay.kuairand import KuaiRand
+from replay.progress import Progress
+from stream.learning import LearningConfig
+from tests.replay.kuairand_files import random_rows, write_folder
+
+pytestmark = pytest.mark.timeout(240)
+SPEC = load_spec("kuairand")
+QUIET = Progress(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three days of a made-up log."""
+    return write_folder(tmp_path_factory.mktemp("kuairand"), random_rows(2_400, days=3))
+
+
+@pytest.fixture(scope="module")
+def stream(folder: Path) -> ExampleStream:
+    """Two base days and one online day."""
+    scenario = KuaiRand(folder)
+    days = scenario.days()
+    return collect_stream(scenario, SPEC, days.span_ms(0, 2), days.span_ms(2, 1), QUIET, BacktestOptions())
+
+
+class Recorder:
+    """Remembers which impressions it was asked about and which it had learned by then; its only id is theirs."""
+
+    def __init__(self, config: Any = None, shape: ModelShape | None = None) -> None:
+        self.learned: list[int] = []
+        self.asked: list[tuple[list[int], int]] = []  # impressions, and how many rows were learned before
+        self.told_ms: list[int] = []
+
+    def predict_many(self, rows: Rows) -> NDArray[np.float32]:
+        """Zeros."""
+        self.asked.append((rows.ids[:, 0].tolist(), len(self.learned)))
+        return np.zeros(len(rows.ids), np.float32)
+
+    def learn_many(self, rows: Rows, labels: NDArray[np.bool_], weight: NDArray[np.float32] | None = None) -> None:
+        """Note the impressions."""
+        self.learned += rows.ids[:, 0].tolist()
+
+    def advance(self, event_ms: int) -> None:
+        """Note the time."""
+        self.told_ms.append(event_ms)
+
+    def state(self) -> Mapping[str, NDArray[Any]]:
+        """Nothing."""
+        return {}
+
+    @classmethod
+    def from_state(cls, config: Any, shape: ModelShape, state: Mapping[str, NDArray[Any]]) -> Self:
+        """A fresh one."""
+        return cls()
+
+
+def by_impression(span: Span) -> Span:
+    """The span with the impression's number as the only id."""
+    return replace(span, examples=replace(span.examples, ids=span.examples.impression_id[:, None]))
+
+
+def test_no_outcome_is_learned_before_it_is_known(stream: ExampleStream) -> None:
+    """Whatever was learned before an impression was predicted had become known before it was displayed."""
+    stream = ExampleStream(by_impression(stream.base), by_impression(stream.online))
+    recorder = Recorder()
+    Drive(recorder, lambda rows: None, lambda: 0.0).over(stream, LearningConfig(learn_batch_rows=16))
+    examples, _ = stream.online.settled()
+    ts_ms = dict(zip(examples.impression_id.tolist(), examples.ts_ms.tolist(), strict=True))
+    known_ms = dict(zip(examples.impression_id.tolist(), examples.known_ms.tolist(), strict=True))
+    base_rows = len(stream.base.settled()[0])
+    frozen, *online = recorder.asked
+    assert frozen == (frozen[0], base_rows)
+    for impressions, learned in online:
+        newest_ms = max((known_ms[i] for i in recorder.learned[base_rows:learned]), default=0)
+        assert all(newest_ms <= ts_ms[i] for i in impressions)
+        assert not set(impressions) & set(recorder.learned[base_rows:learned])
+    shown = [i for impressions, _ in online for i in impressions]
+    assert sorted(shown) == sorted(frozen[0]) == sorted(examples.impression_id.tolist())
+    assert len({learned for impressions, learned in online if impressions}) > 20  # it did learn in between
+    assert (np.diff(recorder.told_ms[-len(online) + 1 :]) >= 0).all()
+
+
+def test_a_learner_that_sees_outcomes_early_would_be_found(stream: ExampleStream) -> None:
+    """The check above can fail: most outcomes become known only after the next impression was displayed."""
+    rows, _ = stream.online.displayed()
+    assert (rows.known_ms[:-1] > rows.ts_ms[1:]).mean() > 0.05
+
+
+def test_the_deepfm_of_the_comparison_is_that_of_the_backtest(folder: Path, stream: ExampleStream) -> None:
+    """Driven over the collected stream, it ranks as well as in the whole loop with ranker, join and deltas."""
+    (line,) = compare(
+        stream, SPEC, chosen(["deepfm"]), QUIET, utc_offset_h=8, learning=LearningConfig(learn_interval_s=300)
+    )
+    options = ["--dataset", "kuairand", "--data", str(folder), "--base-days", "2", "--json", "--quiet"]
+    done = CliRunner().invoke(app, ["backtest", *options])
+    assert done.exit_code == 0, done.stderr
+    backtest = json.loads(done.stdout)
+    assert line.report.rows == backtest["rows"]
+    for ours, theirs in (
+        (line.report.online, backtest["online_before_calibration"]),
+        (line.report.frozen, backtest["frozen"]),
+    ):
+        assert abs(ours["auc"] - theirs["auc"]) < 0.01  # 800 rows: an AUC's standard error is 0.02
+        assert abs(ours["log_loss"] - theirs["log_loss"]) < 0.01
+
+
+def test_the_program_prints_one_table_sorted_by_auc(folder: Path) -> None:
+    """JSON holds every learner with its days, its frozen figures and its speed; the table names them all."""
+    options = ["--dataset", "kuairand", "--data", str(folder), "--base-days", "2", "--learners", "ftrl,deepfm"]
+    done = CliRunner().invoke(app, ["compare", *options, "--json"])
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    lines = found["learners"]
+    assert {line["learner"] for line in lines} == {"ftrl", "deepfm"}
+    assert lines[0]["online"]["auc"] >= lines[1]["online"]["auc"] > 0.5
+    for line in lines:
+        (day,) = line["days"]
+        assert day["rows"] == line["rows"] > 600
+        assert {"auc", "log_loss", "ne", "observed_over_expected"} == set(line["online"]) == set(line["frozen"])
+        assert line["learned_rows"] > line["rows"]
+        assert line["learned_rows_per_s"] > 0
+    assert "deepfm" in done.stderr  # progress
+    table = CliRunner().invoke(app, ["compare", *options, "--quiet"])
+    assert table.exit_code == 0
+    assert table.stderr == ""
+    for text in ("ftrl", "deepfm", "AUC 04-27", "frozen AUC", "rows/s"):
+        assert text in table.stdout
+
+
+def test_an_unknown_learner_is_bad_usage(folder: Path) -> None:
+    """The known ones are named."""
+    done = CliRunner().invoke(app, ["compare", "--dataset", "kuairand", "--data", str(folder), "--learners", "deepgm"])
+    assert done.exit_code == 2
+    assert "unknown learner 'deepgm'" in done.stderr
+    assert "deepfm" in done.stderr
+
+
+def test_a_learner_whose_library_is_missing_is_left_out_or_an_error(
+    stream: ExampleStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left out when all were asked for, an error when it was named."""
+
+    def absent(self: Recorder, rows: Rows) -> NDArray[np.float32]:
+        raise ImportError("lightgbm is not installed")
+
+    monkeypatch.setattr(Recorder, "predict_many", absent)
+    broken = {"trees": replace(chosen(["trees"])["trees"], learner=Recorder)}
+    learning = LearningConfig()
+    assert compare(stream, SPEC, broken, QUIET, utc_offset_h=8, learning=learning, skip_missing=True) == []
+    with pytest.raises(ImportError, match="lightgbm"):
+        compare(stream, SPEC, broken, QUIET, utc_offset_h=8, learning=learning)
