@@ -1,12 +1,14 @@
 # make demo [DATA=folder of KuaiRand-Pure]   the whole loop on this machine, from installation to summary table
 # make test                                  every check: lint, types, import contracts, tests
+# make bench NAME=learner [JSON=1]           ratios to the field's libraries and the targets; no NAME lists the benchmarks
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c docker/constraints.txt
 DEMO_ARGS ?=
+BENCH_VENV := .venv-bench
 
-.PHONY: help install install-dev demo test lint types contracts docker-lint unit clean
+.PHONY: help install install-dev demo test lint types contracts docker-lint unit bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -52,5 +54,15 @@ docker-lint: install-dev
 unit: install-dev
 	$(PY) -m pytest $(PYTEST_ARGS)
 
+$(BENCH_VENV)/.installed: tests/bench/requirements.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	@echo "installing the benchmarks' peers into $(BENCH_VENV) (2 GB)"
+	@echo '*' > $(BENCH_VENV)/.gitignore
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench: install $(if $(filter learner,$(NAME)),$(BENCH_VENV)/.installed)
+	@$(PY) -m tests.bench $(NAME) $(if $(JSON),--json) $(if $(QUICK),--quick)
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis .millstream *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis .millstream *.egg-info
