@@ -124,7 +124,8 @@ class DeepFM:
     ) -> None:
         """One step on B rows; the gradient of row i is scaled by ``weight[i]`` (default 1).
 
-        The table's gradient is the sum over the batch, the dense one the mean.
+        The table's gradient is the sum over the batch. The dense one is the mean, but in a batch of fewer than
+        ``config.full_batch_rows`` it is the sum over that number: what few rows say is said more quietly.
 
         Parameters
         ----------
@@ -182,9 +183,8 @@ class DeepFM:
         self._check_finite(gradients)
         learned, config = self.dense.learned_size, self.config
         flat = self.dense.flat.numpy()
-        self._adam.step(
-            flat[:learned], gradients.dense[:learned], rate=config.dense_rate * rate_factor, scale=1 / batch_rows
-        )
+        scale = 1 / max(batch_rows, config.full_batch_rows)
+        self._adam.step(flat[:learned], gradients.dense[:learned], rate=config.dense_rate * rate_factor, scale=scale)
         statistics = flat[learned:]
         statistics += np.float32(_STATISTICS_RATE) * (gradients.dense[learned:] / np.float32(batch_rows) - statistics)
         rates = (config.vector_rate * rate_factor, config.weight_rate * rate_factor)

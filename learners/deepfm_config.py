@@ -28,6 +28,7 @@ class DeepFMConfig:
     weight_rate: float = 0.05  # a first-order weight must answer to a few impressions: ten times the vectors' rate
     table_epsilon: float = 1e-8
     dense_rate: float = 3e-4  # Adam; 1e-3 is as good online
+    full_batch_rows: int = 128  # a batch cut short by the clock moves the dense weights by its share of this many
     init_scale: float = 0.01  # of the vectors: an unseen id must hardly move the logit
     seed: int = 0
     admit_after: int = 1  # sightings before an id has a row of its own
@@ -40,7 +41,8 @@ class DeepFMConfig:
     dropout: float = 0.0  # the share of each hidden layer's outputs left out while learning
 
     def __post_init__(self) -> None:
-        for name in ("dim", "vector_rate", "weight_rate", "table_epsilon", "dense_rate", "init_scale", "threads"):
+        rates = ("vector_rate", "weight_rate", "table_epsilon", "dense_rate", "init_scale")
+        for name in ("dim", *rates, "full_batch_rows", "threads"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}={value} must be positive and finite: the model could not learn. Raise it.")

@@ -99,10 +99,11 @@ class Reference:
         table = torch.tensor(np.stack([self._values[key] for key in keys.tolist()])).requires_grad_()
         looked = table[torch.from_numpy(np.searchsorted(keys, rows.ids[:, EMBEDDED]))]
         logits = logits_of(self._fm, looked, torch.tensor(rows.dense).double(), self._dense)
+        rows_counted = max(len(labels), self._fm.config.full_batch_rows)
         self._adam.zero_grad()
         torch.autograd.backward(loss_of(self._fm, logits, labels, weight))
         for value in self._dense.values():
-            value.grad = torch.zeros_like(value) if value.grad is None else value.grad / len(labels)
+            value.grad = torch.zeros_like(value) if value.grad is None else value.grad / rows_counted
         self._adam.step()
         assert table.grad is not None
         rates = (self._fm.config.vector_rate, self._fm.config.weight_rate)

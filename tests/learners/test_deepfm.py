@@ -120,12 +120,13 @@ def test_learning_is_gradients_and_then_a_step() -> None:
     assert np.array_equal(whole.predict_many(x), before)
 
 
-def test_the_dense_step_is_on_the_mean_over_the_batch() -> None:
-    """Adam's moments are those of the mean gradient: a batch twice as long does not count for more."""
-    fm = model()
+@pytest.mark.parametrize(("full", "rows"), [(16, 20), (20, 20), (50, 50)])
+def test_the_dense_step_is_on_the_mean_over_a_full_batch(full: int, rows: int) -> None:
+    """Adam's moments are those of the mean gradient, but a batch that is not full counts for its share of one."""
+    fm = model(dataclasses.replace(CONFIG, full_batch_rows=full))
     x, labels, weight = labelled(np.random.default_rng(0), 20, 1)
     gradients = fm.gradients(x, labels, weight)
-    mean = gradients.dense / 20
+    mean = gradients.dense / rows
     fm.step(gradients, 20)
     np.testing.assert_allclose(fm.state()["adam.first"], 0.1 * mean, rtol=1e-4, atol=1e-9)
     np.testing.assert_allclose(fm.state()["adam.second"], 0.001 * mean**2, rtol=1e-3, atol=1e-12)
