@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast, get_args
 
@@ -17,6 +18,7 @@ from learners.base import Progress as Report
 from learners.base_job import BaseJob, ReplicaError, run
 from learners.deepfm import DeepFMConfig, DivergenceError
 from learners.fitting import FitConfig, Order
+from learners.model_file import read_model_config
 from learners.sampling import ClassBalance
 from learners.schedule import RateSchedule
 from learners.workers import joined
@@ -48,7 +50,10 @@ def base(
     device: Annotated[str, typer.Option(help="Of the dense part: auto (a GPU if torch sees one), cpu, cuda.")] = "auto",
     segment: Annotated[list[str] | None, typer.Option(help="Segments of the report: user, hour, columns.")] = None,
     values: Annotated[Path | None, typer.Option(help="JSON: field to its raw values, to name them.")] = None,
-    seed: Annotated[int, typer.Option(help="Of start weights, shuffling and left-out non-clicks.")] = 0,
+    model: Annotated[Path | None, typer.Option(help="TOML of model settings: hidden, heads, admit_after, ...")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of start weights, shuffling, left-out non-clicks; default: the model's, 0.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Train a base model, report on the newest examples, write it as snapshot version 1.
@@ -56,6 +61,7 @@ def base(
     Under torchrun all processes train it together; the first one reports and writes.
     """
     try:
+        model_config = _model_config(model, seed)
         schedule = RateSchedule(
             warmup_steps=warmup_steps,
             plateau_steps=None if plateau_steps < 0 else plateau_steps,
@@ -66,7 +72,7 @@ def base(
             epochs=epochs,
             order=_order(order),
             patience=patience,
-            seed=seed,
+            seed=model_config.seed,
             schedule=schedule,
             balance=ClassBalance(negative_rate=negative_rate, click_weight=click_weight),
             checkpoint_steps=checkpoint_steps,
@@ -78,7 +84,7 @@ def base(
             since=since,
             until=until,
             config=BaseConfig(validation_share=validation_share, holdout_share=holdout_share, fit=fit),
-            model_config=DeepFMConfig(seed=seed),
+            model_config=model_config,
             checkpoints=checkpoints,
             resume=resume,
             device=device,
@@ -107,6 +113,11 @@ def _progress_bar(*, shown: bool) -> Iterator[Report]:
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bar:
         task = bar.add_task("rows learned", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _model_config(path: Path | None, seed: int | None) -> DeepFMConfig:
+    config = DeepFMConfig() if path is None else read_model_config(path)
+    return config if seed is None else replace(config, seed=seed)
 
 
 def _order(order: str) -> Order:

@@ -86,6 +86,16 @@ def test_a_folder_of_parts_trains_the_same_base(archive: Path, trained: dict[str
     assert load_snapshot(report["url"]).offsets == {0: 700}
 
 
+def test_base_trains_the_model_of_a_file(archive: Path, tmp_path: Path) -> None:
+    """A conversion head beside the click head needs settings only."""
+    (tmp_path / "model.toml").write_text('heads = [{ name = "click" }, { name = "conversion", given = "click" }]')
+    arguments = ["base", "--examples", str(archive), "--out", str(tmp_path / "out"), "--json"]
+    result = run.invoke(app, [*arguments, "--model", str(tmp_path / "model.toml"), "--seed", "4"])
+    assert result.exit_code == 0, result.output
+    snapshot = load_snapshot(json.loads(result.stdout)["url"], spec_hash=KUAIRAND.hash)
+    assert (snapshot.model().heads.names, snapshot.config.seed) == (("click", "conversion"), 4)
+
+
 def test_base_takes_only_the_days_it_is_told(archive: Path, tmp_path: Path) -> None:
     """The examples were known on 2023-11-15 of UTC+8."""
     arguments = ["base", "--examples", str(archive), "--out", str(tmp_path), "--json"]
