@@ -32,8 +32,8 @@ def replay(
     the rows of every step.
     """
     index = arrived(examples, span_ms, conversions=CONVERTED in heads)
-    known_ms, kind = examples.columns["known_ms"], examples.columns["kind"]
-    targets = arrivals(examples, index, heads)
+    known_ms, kind, label, weight = (examples.columns[name] for name in ("known_ms", "kind", "label", "weight"))
+    targets = arrivals(kind[index], label[index], heads, weight=weight[index])
     logits = np.empty(len(index), np.float32)
     for start in range(0, len(index), batch_rows):
         places = np.arange(start, min(start + batch_rows, len(index)))

@@ -1,4 +1,4 @@
-"""What archived examples teach a model's heads."""
+"""What examples teach a model's heads."""
 
 from __future__ import annotations
 
@@ -35,16 +35,23 @@ def outcomes(examples: Examples, settled: Index, heads: Sequence[str], *, before
     return _of_heads([(labels, weight) for labels in of_head])
 
 
-def arrivals(examples: Examples, index: Index, heads: Sequence[str]) -> Targets:
-    """Of any examples, as the stream learns them: what became known later is one more row, for its own head alone.
+def arrivals(
+    kind: NDArray[np.uint8],
+    label: NDArray[np.uint8],
+    heads: Sequence[str],
+    *,
+    weight: NDArray[np.float32] | None = None,
+) -> Targets:
+    """Of B rows as they arrive: what became known later is one more row, for its own head alone.
 
     A correction is a click, a conversion a converted click; the negative that the settled row taught is not undone.
+    ``kind``, ``label`` and ``weight`` (default 1) are (B,).
     """
-    kind, weight = examples.columns["kind"][index], examples.columns["weight"][index]
+    weight = np.ones(len(kind), np.float32) if weight is None else weight
     found = []
     for head in _checked(heads):
         if head == CLICK:
-            found.append((examples.columns["label"][index] == 1, weight * (kind != CONVERSION)))
+            found.append((label == 1, weight * (kind != CONVERSION)))
         else:
             found.append((kind == CONVERSION, weight * (kind != CORRECTION)))
     return _of_heads(found)

@@ -1,4 +1,4 @@
-"""Which example rows a model learns, with which labels, and why the others are put aside."""
+"""Which example rows a model learns, and why the others are put aside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.kinds import CONVERSION, CORRECTION, SETTLED
-from learners.targets import CLICK, CONVERTED, Targets
+from learners.targets import CONVERTED
 from stream.examples import ExampleRows
 
 
@@ -50,25 +50,3 @@ def learnable(rows: ExampleRows, heads: Sequence[str]) -> NDArray[np.bool_]:
     if CONVERTED not in heads:
         kept &= rows.kind != CONVERSION
     return kept
-
-
-def targets(rows: ExampleRows, heads: Sequence[str]) -> Targets:
-    """Labels and weights of learnable rows.
-
-    What became known later is one more row that speaks to its own head alone: a correction is a click, a conversion is
-    a converted click. The negative that was learned when the impression was settled is not undone.
-    """
-    of_head = [_of_head(rows, head) for head in heads]
-    labels, weight = (np.stack(columns, axis=1) for columns in zip(*of_head, strict=True))
-    return Targets(labels, weight) if len(heads) > 1 else Targets(labels[:, 0], weight[:, 0])
-
-
-def _of_head(rows: ExampleRows, head: str) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    if head == CLICK:
-        return rows.label == 1, (rows.kind != CONVERSION).astype(np.float32)
-    if head == CONVERTED:
-        return rows.kind == CONVERSION, (rows.kind != CORRECTION).astype(np.float32)
-    raise ValueError(
-        f"head {head!r} must be {CLICK!r} or {CONVERTED!r}: examples have no other labels, so it would learn nothing. "
-        "Train the online model with these heads."
-    )

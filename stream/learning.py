@@ -16,8 +16,9 @@ from learners.deepfm import DeepFM, DivergenceError
 from learners.delta import Delta
 from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from learners.metrics import losses, probability
+from learners.targets import arrivals
 from stream.examples import ExampleRows
-from stream.learnable import faults, learnable, targets
+from stream.learnable import faults, learnable
 from stream.loss_watch import BatchLoss, LossWatch
 from stream.pending import Batch, PendingExamples, Position
 from stream.records import JournalRecord
@@ -284,7 +285,7 @@ class LearningLoop:
 
     def _learn(self, batch: Batch) -> list[LearnOutcome]:
         rows = batch.rows
-        features, wanted = rows.rows(), targets(rows, self._heads)
+        features, wanted = rows.rows(), arrivals(rows.kind, rows.label, self._heads)
         if self._watermark_ms:
             self.model.advance(self._watermark_ms)
         logits = self.model.predict_many(features)

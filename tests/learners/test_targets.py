@@ -8,7 +8,7 @@ import pytest
 from learners.examples import Examples
 from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from learners.rows import Rows
-from learners.targets import arrivals, outcomes
+from learners.targets import Targets, arrivals, outcomes
 
 # impressions 1: not clicked · 2: clicked, converts · 3: settled as not clicked, clicked later, converts
 KIND = [SETTLED, SETTLED, SETTLED, CORRECTION, CONVERSION, CONVERSION]
@@ -27,6 +27,12 @@ EXAMPLES = Examples(
 BOTH = ("click", "conversion")
 
 
+def arrived(rows: slice, heads: tuple[str, ...]) -> Targets:
+    """What some of the rows teach as they arrive."""
+    kind, label, weight = (EXAMPLES.columns[name][rows] for name in ("kind", "label", "weight"))
+    return arrivals(kind, label, heads, weight=weight)
+
+
 def test_outcomes_are_all_that_became_known() -> None:
     """One row an impression, with its label in the end, or as it stood at a time."""
     settled = EXAMPLES.settled()
@@ -43,7 +49,7 @@ def test_outcomes_are_all_that_became_known() -> None:
 
 def test_arrivals_speak_to_their_own_head_alone() -> None:
     """A correction says nothing about conversions, a conversion nothing about clicks."""
-    targets = arrivals(EXAMPLES, np.arange(6), BOTH)
+    targets = arrived(slice(0, 6), BOTH)
     assert targets.weight.tolist() == [[1, 1], [1, 1], [2, 2], [2, 0], [0, 1], [0, 2]]
     learned = np.where(targets.weight > 0, targets.labels, -1).tolist()
     assert learned == [[0, 0], [1, 0], [0, 0], [1, -1], [-1, 1], [-1, 1]]
@@ -51,13 +57,20 @@ def test_arrivals_speak_to_their_own_head_alone() -> None:
 
 def test_arrivals_of_one_head_are_vectors() -> None:
     """Settled rows and the correction, as a model of clicks alone learns them."""
-    targets = arrivals(EXAMPLES, np.array([2, 3]), ("click",))
+    targets = arrived(slice(2, 4), ("click",))
     assert targets.labels.tolist() == [False, True]
     assert targets.weight.dtype == np.float32
 
 
+def test_rows_without_weights_count_once() -> None:
+    """As those of the stream."""
+    kind, label = EXAMPLES.columns["kind"], EXAMPLES.columns["label"]
+    assert arrivals(kind, label, BOTH).weight.tolist() == [[1, 1], [1, 1], [1, 1], [1, 0], [0, 1], [0, 1]]
+    assert arrivals(kind, label, BOTH).weight.dtype == np.float32
+
+
 def test_a_head_without_labels_is_refused() -> None:
     """By its name."""
-    for of in (outcomes, arrivals):
+    for teach in (lambda heads: outcomes(EXAMPLES, np.array([0]), heads), lambda heads: arrived(slice(0, 1), heads)):
         with pytest.raises(ValueError, match="head 'like' must be 'click' or 'conversion'"):
-            of(EXAMPLES, np.array([0]), ("click", "like"))
+            teach(("click", "like"))

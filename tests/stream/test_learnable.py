@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from learners.kinds import CONVERSION, CORRECTION, SETTLED
-from stream.learnable import faults, learnable, targets
+from stream.learnable import faults, learnable
 from tests.stream.rig import example_rows
 
 KIND = np.array([SETTLED, SETTLED, CORRECTION, CONVERSION], np.uint8)
@@ -17,24 +16,12 @@ def test_a_model_of_clicks_learns_settled_rows_and_corrections() -> None:
     """Conversions are no rows of it."""
     rows = example_rows(4, seed=1, kind=KIND, label=LABEL)
     assert learnable(rows, ["click"]).tolist() == [True, True, True, False]
-    labels, weight = targets(rows.take(slice(0, 3)), ["click"])
-    assert labels.tolist() == [False, True, True]
-    assert weight.tolist() == [1, 1, 1]
 
 
-def test_each_later_outcome_speaks_to_its_own_head() -> None:
-    """A conversion is no second click, a correction no second row without a conversion."""
+def test_a_model_of_conversions_learns_them_too() -> None:
+    """Every kind is a row of it."""
     rows = example_rows(4, seed=1, kind=KIND, label=LABEL)
     assert learnable(rows, ["click", "conversion"]).all()
-    labels, weight = targets(rows, ["click", "conversion"])
-    assert labels[weight > 0].tolist() == [False, False, True, False, True, True]
-    assert weight.tolist() == [[1, 1], [1, 1], [1, 0], [0, 1]]
-
-
-def test_a_head_without_labels_is_refused() -> None:
-    """The message names the heads that there are."""
-    with pytest.raises(ValueError, match=r"(?s)like.*click.*conversion"):
-        targets(example_rows(1, seed=1), ["click", "like"])
 
 
 def test_rows_with_faults_are_named_and_left_out() -> None:

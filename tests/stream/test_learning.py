@@ -14,8 +14,8 @@ from learners.deepfm import DeepFM, DivergenceError
 from learners.heads import Head
 from learners.kinds import CONVERSION, CORRECTION
 from learners.shape import ModelShape
+from learners.targets import arrivals
 from stream.examples import ExampleRows, concat
-from stream.learnable import targets
 from stream.learning import Diverged, Learned, LearningConfig, LearningLoop, LoopState, Rejected
 from stream.records import JournalRecord, OffsetRange
 from tests.stream.rig import SMALL, SPEC, START_MS, example_rows
@@ -156,7 +156,7 @@ def test_a_model_with_a_head_for_them_learns_conversions() -> None:
     (learned,) = feed(loop, [(0, 0, rows, 0)])
     assert (learned.journal.rows, loop.conversions, loop.corrections) == (16, 1, 1)
     again.relearn(learned.journal, rows)
-    by_hand.model.learn_many(rows.rows(), *targets(rows, ("click", "conversion")))
+    by_hand.model.learn_many(rows.rows(), *arrivals(rows.kind, rows.label, ("click", "conversion")))
     assert loop.model.weights_sha256() == again.model.weights_sha256() == by_hand.model.weights_sha256()
 
 
