@@ -54,7 +54,7 @@ class PartBuffer:
         self.partition = partition
         self.first_offset = self.next_offset = start
         self._config = config
-        self._interval = 0  # the number of the newest interval of event time
+        self._interval: int | None = None  # the number of the newest interval of event time since the last part
         self._rows: list[ExampleRows] = []
         self._offset: list[int] = []
         self._ordinal: list[NDArray[np.int32]] = []
@@ -74,8 +74,8 @@ class PartBuffer:
     def add(self, rows: ExampleRows, offset: int, watermark_ms: int) -> list[Part]:
         """Take a record; the parts that are complete. Rows that no model can learn are the learner's to put aside."""
         interval = int(watermark_ms // (self._config.archive_interval_s * 1000))
-        done = self.take() if interval > self._interval else []
-        self._interval = max(interval, self._interval)
+        done = self.take() if self._interval is not None and interval > self._interval else []
+        self._interval = interval if self._interval is None else max(interval, self._interval)
         kept = np.ones(len(rows), np.bool_)
         for fault in faults(rows):
             kept[fault.rows] = False
@@ -97,5 +97,5 @@ class PartBuffer:
             np.concatenate(self._ordinal),
         )
         self.first_offset = self.next_offset
-        self._rows, self._offset, self._ordinal = [], [], []
+        self._rows, self._offset, self._ordinal, self._interval = [], [], [], None
         return [part]

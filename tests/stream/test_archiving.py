@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stream.archiving import ArchiveConfig, Part, PartBuffer
@@ -26,6 +26,14 @@ def cut(log: list[Record], start: int = 0) -> list[Part]:
     return parts + buffer.take()
 
 
+SLIPPED_BACK = [
+    (example_rows(rows, seed=at), START_MS + mark)
+    for at, (rows, mark) in enumerate(
+        [(1, 0), (0, 100_000), (1, 0), (0, 200_000), (4, 0), (6, 0), (1, 0), (0, 100_000)]
+    )
+]  # a watermark that is behind one before it: another worker's, or that of a worker begun anew
+
+
 @given(records)
 def test_every_row_is_in_one_part_in_order(log: list[Record]) -> None:
     """The stretches follow each other without a gap; each row knows its record and its place in it."""
@@ -45,6 +53,7 @@ def test_every_row_is_in_one_part_in_order(log: list[Record]) -> None:
 
 
 @given(records, st.integers(0, 30))
+@example(SLIPPED_BACK, 2)
 def test_parts_that_are_full_are_the_same_wherever_a_run_begins_behind_one(log: list[Record], part: int) -> None:
     """A restart behind a part cuts the following ones as the run before would have."""
     parts = cut(log)
