@@ -27,7 +27,7 @@ from learners.rows import Rows
 
 __all__ = [
     "MATRICES", "SCALARS", "ArchiveError", "Encoded", "Examples", "LogStretch", "NamedSpec", "archived_up_to",
-    "read_examples", "spec_name_of", "write_examples", "write_part",
+    "log_reach", "read_examples", "spec_name_of", "write_examples", "write_part",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -204,6 +204,27 @@ def read_examples(
     for file in _files(path):
         parts.append(_read_file(file, parts[0].spec_hash if parts else spec_hash, known_ms))
     return _each_place_once(_joined(parts))
+
+
+def log_reach(path: Path | str, *, until_ms: int = 2**62) -> dict[int, int]:
+    """Partition → the offset up to which an archive holds the topic; none for examples that came from no topic.
+
+    With ``until_ms`` the offset of the first example that became known then or later: where a stream goes on must be
+    one place in its log, so that also earlier known examples behind that one are beyond it. Raises ArchiveError.
+    """
+    ends: dict[int, int] = {}
+    beyond: dict[int, int] = {}
+    for file in _files(path):
+        _read_schema(file)  # refuses what is no archive
+        read = partial(pq.read_table, columns=["partition", "offset", "known_ms"], partitioning=None)
+        partition, offset, known_ms = (column.to_numpy() for column in _of_parquet(file, read).columns)
+        for one in np.unique(partition[partition >= 0]).tolist():
+            here = partition == one
+            ends[one] = max(ends.get(one, 0), int(offset[here].max()) + 1)
+            late = offset[here & (known_ms >= until_ms)]
+            if len(late):
+                beyond[one] = min(beyond.get(one, ends[one]), int(late.min()))
+    return ends | beyond
 
 
 def spec_name_of(path: Path | str) -> str:

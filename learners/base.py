@@ -73,10 +73,11 @@ class Base:
         return self.split.rows
 
     def snapshot(self, offsets: Mapping[int, int] | None = None) -> Snapshot:
-        """The base as snapshot version 1, the start of the stream's versions.
+        """The base as snapshot version 1, the start of a stream's versions.
 
-        ``offsets`` of the examples topic say where the stream goes on, when the examples were all before them.
+        ``offsets`` of the examples topic say where the stream goes on: the examples were all that stands before them.
         """
+        self.model.table.take_changed()  # nobody holds an earlier version, to which these rows were news
         return Snapshot(
             version=1,
             created_from="base",

@@ -29,7 +29,7 @@ _FIT, _RATES = FitConfig(), RateSchedule()
 
 def base(
     examples: Annotated[str, typer.Option(help="Archived examples: a parquet file, a folder of them, an fsspec URL.")],
-    out: Annotated[str, typer.Option(help="Where the snapshot goes: a directory or an fsspec URL without snapshots.")],
+    out: Annotated[str, typer.Option(help="Where the snapshot goes: the directory or fsspec URL of the snapshots.")],
     spec: Annotated[str, typer.Option(help="Feature spec, a name or a TOML file; default: the archive's.")] = "",
     since: Annotated[str, typer.Option(help="First local day (YYYY-MM-DD) on which a label became known.")] = "",
     until: Annotated[str, typer.Option(help="Last such day.")] = "",
@@ -54,9 +54,16 @@ def base(
     seed: Annotated[
         int | None, typer.Option(help="Of start weights, shuffling, left-out non-clicks; default: the model's, 0.")
     ] = None,
+    new_log: Annotated[
+        bool, typer.Option("--new-log", help="The stream will write another log than the archived one.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Train a base model, report on the newest examples, write it as snapshot version 1.
+
+    In the folder of a stream that is in use it waits: the learner goes over to it at its next start, learns what came
+    after the archive's end, and publishes that as its next version. With --until the base ends before the first example
+    that became known later, in each partition.
 
     Under torchrun all processes train it together; the first one reports and writes.
     """
@@ -90,6 +97,7 @@ def base(
             device=device,
             segments=segment or (),
             values=_values(values),
+            new_log=new_log,
         )
         _run(job, as_json=as_json)
     except (DivergenceError, ReplicaError) as error:

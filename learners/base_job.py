@@ -6,19 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from learners.archive import read_examples, spec_name_of
+from learners.archive import log_reach, read_examples, spec_name_of
 from learners.base import Base, BaseConfig, Progress, known_users, train_base
 from learners.checkpoints import Checkpoints
 from learners.deepfm import DeepFMConfig
 from learners.examples import Examples
 from learners.gpu import chosen_device
+from learners.next_base import write_base
 from learners.offline_report import QUALITY_HEADING, OfflineReport, offline_report, plain_quality, quality_line
 from learners.segments import SegmentRows, check_wanted, segments
 from learners.shape import ModelShape
-from learners.snapshot import Written, versions, write_snapshot
+from learners.snapshot import Written, versions
 from learners.spec import FeatureSpec, load_spec
 from learners.split import day_span_ms
 from learners.workers import Workers
+
+_EVER = 2**62
 
 
 class ReplicaError(RuntimeError):
@@ -31,7 +34,8 @@ class BaseJob:
 
     ``since`` and ``until`` are local days of the feature spec, both included, of the time at which labels became known.
     ``spec``, ``checkpoints`` and both days may be empty: the archive's spec, no checkpoints, no bound.
-    ``segments`` and ``values`` are those of `learners.segments.segments`.
+    ``segments`` and ``values`` are those of `learners.segments.segments`. ``new_log``: the stream to start with it will
+    write another log than the one that was archived.
     """
 
     examples: str
@@ -46,15 +50,11 @@ class BaseJob:
     device: str = "auto"
     segments: Sequence[str] = ()
     values: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    new_log: bool = False
 
     def __post_init__(self) -> None:
         if self.resume and not self.checkpoints:
             raise ValueError("--resume needs --checkpoints: there is nothing to go on from. Name their folder.")
-        if held := versions(self.out):
-            raise ValueError(
-                f"{self.out} already holds version {held[0]}: a base of version 1 would be taken for older. Give an "
-                "empty directory."
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,6 +65,7 @@ class Trained:
     report: OfflineReport
     written: Written
     replicas: list[str]  # SHA-256 of each worker's weights, all equal
+    waits: bool = False  # until the learner of the store, which is in use, starts again
 
     def lines(self) -> Iterator[str]:
         """For people: the report, the way there, the snapshot."""
@@ -77,12 +78,15 @@ class Trained:
         yield from (quality_line(name, of) for name, of in ways)
         workers = f" by {len(self.replicas)} workers, replicas equal" if len(self.replicas) > 1 else ""
         yield f"{self.base.rows} rows learned{workers}; snapshot {self.written.url}"
+        if self.waits:
+            yield "the learner goes over to it at its next start: restart the worker"
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         base = self.base
         return {
             "url": self.written.url,
+            "waits": self.waits,
             "sha256": self.written.sha256,
             "weights_sha256": self.replicas,
             "rows": base.rows,
@@ -113,8 +117,10 @@ def run(job: BaseJob, workers: Workers, progress: Progress) -> Trained | None:
     """
     spec = load_spec(job.spec or spec_name_of(job.examples))
     check_wanted(spec, job.segments)
-    span = day_span_ms(job.since, job.until, spec.utc_offset_s)
-    examples = read_examples(job.examples, spec_hash=spec.hash, known_ms=span)
+    span = day_span_ms(job.since, job.until, spec.utc_offset_s) or (-_EVER, _EVER)
+    reach = log_reach(job.examples, until_ms=span[1])  # before the rows: an archiver may add to them meanwhile
+    offsets = _offsets(job, reach)
+    examples = read_examples(job.examples, spec_hash=spec.hash, known_ms=span).before(reach)
     trained = train_base(
         examples,
         ModelShape.of(spec),
@@ -135,9 +141,21 @@ def run(job: BaseJob, workers: Workers, progress: Progress) -> Trained | None:
     if workers.rank:
         return None
     report = _report(job, spec, examples, trained)
-    # Up to some day, later examples lie between the earlier ones: then no offset has all learned rows before it.
-    snapshot = trained.snapshot({} if job.until else examples.next_offsets())
-    return Trained(base=trained, report=report, written=write_snapshot(job.out, snapshot), replicas=replicas)
+    in_use = bool(versions(job.out))
+    written = write_base(job.out, trained.snapshot(offsets))
+    return Trained(base=trained, report=report, written=written, replicas=replicas, waits=in_use)
+
+
+def _offsets(job: BaseJob, reach: dict[int, int]) -> dict[int, int]:
+    """Where a stream goes on that starts with this base."""
+    offsets = {} if job.new_log else reach
+    if not offsets and (held := versions(job.out)):
+        why = "it is to begin a new log" if job.new_log else f"{job.examples} does not say where in its log they stand"
+        raise ValueError(
+            f"{job.out} holds version {held[0]} of a stream, and this base none of its offsets, since {why}: the "
+            "learner would learn examples twice. Train on the stream's own archive, or give an empty directory."
+        )
+    return offsets
 
 
 def _report(job: BaseJob, spec: FeatureSpec, examples: Examples, trained: Base) -> OfflineReport:

@@ -56,11 +56,13 @@ class Examples:
             columns={name: column[index] for name, column in self.columns.items()},
         )
 
-    def next_offsets(self) -> dict[int, int]:
-        """Partition → the offset after the last record of which an example is here; none for examples of no topic."""
+    def before(self, offsets: Mapping[int, int]) -> Examples:
+        """Those that stand before ``offsets`` of their partitions (one that is not named: none), or in no topic."""
         partition, offset = self.columns["partition"], self.columns["offset"]
-        of_topic = np.unique(partition[partition >= 0])
-        return {int(one): int(offset[partition == one].max()) + 1 for one in of_topic}
+        kept = partition < 0
+        for one, end in offsets.items():
+            kept |= (partition == one) & (offset < end)
+        return self if kept.all() else self.take(np.flatnonzero(kept))
 
     def settled(self) -> NDArray[np.intp]:
         """Indices of the settled examples: one of each displayed impression."""

@@ -33,12 +33,14 @@ from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.producer import RecordProducer, stored
 from stream.published import last_published
+from stream.rebasing import as_they_came, take_base
 from stream.records import RecordError, SnapshotNotice
 from stream.relearning import LOOP_STATE, loop_state, relearn
 from stream.topics import EXAMPLES, JOURNAL, WEIGHTS
 
 MAX_PART_BYTES = 4 << 20  # half of the topic's limit
 _COPY_BYTES = 4 << 20  # of a snapshot between two learning steps: some 2 ms
+_JOURNALED_AT_ONCE = 64  # learned batches that are sent to the broker together while nothing is published
 _QUALITY_INTERVAL_S = 1.0  # ranking the window for its AUC takes milliseconds
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -94,6 +96,7 @@ class LearnRunner:
         self._snapshots = snapshots
         self._metrics = metrics
         self._fresh_log = fresh_log
+        self._foreign_version = -1  # snapshots up to it are of another log
         self._wall_s = wall_s
         self._acted_s = 0.0  # of the wall clock
         self._loop: LearningLoop | None = None
@@ -160,37 +163,68 @@ class LearnRunner:
         if len(partitions) < self._broker.partitions:
             _log.info("another worker learns this model; standing by", partitions=sorted(partitions))
             return
-        snapshot = await asyncio.to_thread(first_snapshot, self._snapshots, self._spec)
-        self._snapshot_version = snapshot.version
-        self._loop = loop = LearningLoop(
-            snapshot.model(),
-            self._config,
-            self._broker.partitions,
-            state=None if self._fresh_log else loop_state(snapshot),
-            version=snapshot.version,
-        )
-        self._fresh_log = False  # of a second assignment the log is the one that was written to
         async with LogReader(self._broker) as log:
-            await self._relearn(log, loop)
-            published = max(snapshot.version, await last_published(log))
-        if published > loop.version:
-            raise NoSnapshotError(
-                f"version {published} was published, but snapshot and journal lead to {loop.version} only: "
-                f"its weights cannot be made again. Give --snapshots the folder of this stream, not {self._snapshots}."
-            )
-        loop.resume_after(published)
-        loop.model.begin_snapshot().step(1)  # loads the kernel: not in the first snapshot, while batches wait
-        loop.model.table.end_snapshot()
-        await self._publish(loop, at_once=True)
+            if await take_base(log, self._snapshots, self._spec, new_log=self._fresh_log):
+                self._metrics.counter("learn_bases_total").inc()
+            snapshot = await asyncio.to_thread(first_snapshot, self._snapshots, self._spec)
+            self._loop = loop = self._loop_of(snapshot)
+            await self._relearn(log, loop, snapshot)
+            published = await last_published(log)
+            if published > loop.version:
+                raise NoSnapshotError(
+                    f"version {published} was published, but snapshot and journal lead to {loop.version} only: its "
+                    f"weights cannot be made again. Give --snapshots the folder of this stream, not {self._snapshots}."
+                )
+            loop.model.begin_snapshot().step(1)  # loads the kernel: not in the first snapshot, while batches wait
+            loop.model.table.end_snapshot()
+            if 0 < published < snapshot.version:  # a new base's, of which nothing was published yet
+                loop.resume_after(published)
+                await self._begin_line(log, loop, snapshot.version)
+            else:
+                loop.resume_after(max(snapshot.version, published))
+                await self._publish(loop, at_once=True)
         _log.info("learner ready", snapshot=snapshot.version, version=loop.version, positions=loop.positions())
         self._measure(loop)
 
-    async def _relearn(self, log: LogReader, loop: LearningLoop) -> None:
+    def _loop_of(self, snapshot: Snapshot) -> LearningLoop:
+        if self._fresh_log:  # of a second assignment the log is the one that was written to
+            self._foreign_version, self._fresh_log = snapshot.version, False
+        self._snapshot_version = snapshot.version
+        return LearningLoop(
+            snapshot.model(),
+            self._config,
+            self._broker.partitions,
+            state=None if snapshot.version <= self._foreign_version else loop_state(snapshot),
+            version=snapshot.version,
+        )
+
+    async def _begin_line(self, log: LogReader, loop: LearningLoop, base_version: int) -> None:
+        """Learn all that came since a new base, then publish: a snapshot first, so that serving loads that one."""
+        outcomes: list[LearnOutcome] = []
+        starts = {partition: loop.next_offset(partition) for partition in range(self._broker.partitions)}
+        async for record in as_they_came(log, starts):
+            outcomes += await self._learn_record(loop, record.partition, record.offset, record.value)
+            if len(outcomes) >= _JOURNALED_AT_ONCE:
+                await self._store(loop, outcomes)
+                outcomes = []
+        await self._store(loop, outcomes)
+        if loop.diverged:
+            return
+        if loop.version > base_version:
+            state = loop.state()
+            self._snapshot_version = state.version
+            await self._write_snapshot(loop.model, loop.model.begin_snapshot(), state)
+        loop.resume_from_base(base_version)
+        await self._send(loop.take_publication(at_once=True) or loop.heartbeat())
+        _log.info("the new base's line is published", base=base_version, version=loop.version)
+
+    async def _relearn(self, log: LogReader, loop: LearningLoop, snapshot: Snapshot) -> None:
         """Learn again what the journal holds beyond the snapshot; refuse a log that ends before the snapshot."""
         for partition, position in loop.positions().items():
             async for _ in log.read(EXAMPLES, partition, position.offset):
                 break
-        await relearn(log, loop, self._spec)
+        from_base = snapshot.created_from == "base" and snapshot.version > self._foreign_version
+        await relearn(log, loop, self._spec, base_offsets=snapshot.offsets if from_base else {})
         if loop.diverged:
             self._stop_publishing(loop, "learned again, its loss is out of bounds as it was before the restart")
 

@@ -228,6 +228,14 @@ class LearningLoop:
         if published_version == self.version:
             self._new_clicks_ms = []
 
+    def resume_from_base(self, version: int) -> None:
+        """After learning what came since the base of that version: the next delta leads from it to here.
+
+        The clicks in it are no news: the line before this one had published them.
+        """
+        self.published_version = version
+        self._new_clicks_ms = []
+
     def take_publication(self, *, at_once: bool = False) -> Delta | None:
         """The delta since the last one when ``publish_interval_s`` has passed (or ``at_once``), else None.
 
@@ -239,12 +247,7 @@ class LearningLoop:
             return None
         self._published_ms = self._watermark_ms
         if not changed:
-            return Delta.heartbeat(
-                spec_hash=self.model.shape.spec_hash,
-                version=self.published_version,
-                watermark_ms=self._watermark_ms,
-                newest_event_ms=self.newest_event_ms,
-            )
+            return self.heartbeat()
         parent, self.published_version = self.published_version, self.version
         clicks, self._new_clicks_ms = self._new_clicks_ms, []
         return self.model.changes(
@@ -253,6 +256,15 @@ class LearningLoop:
             watermark_ms=self._watermark_ms,
             newest_event_ms=self.newest_event_ms,
             clicks_produced_ms=np.concatenate(clicks) if clicks else (),
+        )
+
+    def heartbeat(self) -> Delta:
+        """Nothing new, but that time has passed."""
+        return Delta.heartbeat(
+            spec_hash=self.model.shape.spec_hash,
+            version=self.published_version,
+            watermark_ms=self._watermark_ms,
+            newest_event_ms=self.newest_event_ms,
         )
 
     def snapshot_due(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any, Self
 
@@ -47,7 +47,7 @@ class LogReader:
 
     async def read(
         self, topic: str, partition: int, start: int = 0, *, stop: int | None = None, at_least: int = 0
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """The records from ``start`` (or the oldest kept) up to ``stop`` (excluded) or to the end reached.
 
         Raises LogEndsEarlierError when the partition ends before ``start`` or before ``at_least``.

@@ -52,8 +52,8 @@ async def rebuild(
 ) -> Rebuilt:
     """Make ``version`` (the newest published one by default) again and compare.
 
-    It starts from the newest whole snapshot before the version, or from that of ``start_version``; only where there is
-    none before, from the version's own.
+    It starts from the newest whole snapshot before the version, or from that of ``start_version``; from the version's
+    own only where there is none before, or where it is a base, which no journal leads to.
 
     Parameters
     ----------
@@ -108,6 +108,8 @@ class _Run:
 
 def _start(root: str, version: int, start_version: int | None) -> _Held:
     held = versions(root)
+    if start_version is None and version in held and _is_base(root, version):
+        return _load(root, version)
     if start_version is not None:
         if start_version not in held or start_version > version:
             raise RebuildError(
@@ -136,8 +138,19 @@ def _before(root: str, version: int) -> _Held | None:
 
 
 def _load(root: str, version: int) -> _Held:
-    url = f"{root.rstrip('/')}/v{version:012d}"
+    url = _url(root, version)
     return _Held(read_manifest(url), load_snapshot(url))
+
+
+def _is_base(root: str, version: int) -> bool:
+    try:
+        return read_manifest(_url(root, version)).created_from == "base"
+    except TornSnapshotError:
+        return False
+
+
+def _url(root: str, version: int) -> str:
+    return f"{root.rstrip('/')}/v{version:012d}"
 
 
 async def _learned(
@@ -182,7 +195,10 @@ def _kept_sha256(root: str, version: int, notes: list[str]) -> str | None:
         notes.append("it has no snapshot of its own")
         return None
     try:
-        return _load(root, version).manifest.weights_sha256
+        own = _load(root, version).manifest
+        if own.created_from == "base":
+            notes.append("it is a base, made by training: there is no journal of it")
+        return own.weights_sha256
     except TornSnapshotError as error:
         notes.append(f"its own snapshot is torn: {error}")
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -26,9 +26,19 @@ class RelearnError(RuntimeError):
 
 
 def loop_state(snapshot: Snapshot) -> LoopState | None:
-    """Where the loop stood; None for a base snapshot, which knows of no stream."""
+    """Where the loop stood, or where the base ends that the snapshot is; None for a base that tells no offsets."""
     held = snapshot.state.get(LOOP_STATE)
-    return None if held is None else LoopState.decode(np.asarray(held).tobytes())
+    if held is not None:
+        return LoopState.decode(np.asarray(held).tobytes())
+    if not snapshot.offsets:
+        return None
+    return LoopState(
+        version=snapshot.version,
+        positions={partition: (offset, 0) for partition, offset in snapshot.offsets.items()},
+        watermarks={},  # to be heard of each partition: the base's own is that of the furthest
+        watermark_ms=0,
+        newest_event_ms=snapshot.newest_event_ms,
+    )
 
 
 async def relearn(
@@ -37,9 +47,12 @@ async def relearn(
     spec: SpecShape,
     *,
     last_version: int | None = None,
+    base_offsets: Mapping[int, int] | None = None,
     progress: Callable[[Learned], None] = lambda learned: None,
 ) -> None:
     """Learn what the journal holds beyond the loop's version, up to ``last_version`` or its end.
+
+    ``base_offsets`` are those of the base that the loop starts from, if it does: no batch may reach back behind them.
 
     Raises
     ------
@@ -47,11 +60,23 @@ async def relearn(
         A version or examples that the log no longer holds, or a batch that cannot be learned again.
     """
     async for journal, rows in _batches(log, loop.version, last_version, spec):
+        _check_start(journal, base_offsets or {})
         try:
             outcomes = loop.relearn(journal, rows)
         except ValueError as error:
             raise await _unlike(log, journal, error) from error
         _take(outcomes, journal, progress)
+
+
+def _check_start(journal: JournalRecord, base_offsets: Mapping[int, int]) -> None:
+    for stretch in journal.ranges:
+        if stretch.from_offset < (known := base_offsets.get(stretch.partition, 0)):
+            raise RelearnError(
+                f"version {journal.version} was learned from {EXAMPLES}[{stretch.partition}] offset "
+                f"{stretch.from_offset} on, but the base holds what stands before {known}: the journal is of a stream "
+                "that started from another snapshot. Give that stream's folder; a new base goes there, too, and waits "
+                "for the learner (python -m learners base --out)."
+            )
 
 
 def _take(outcomes: Sequence[LearnOutcome], journal: JournalRecord, progress: Callable[[Learned], None]) -> None:
@@ -83,9 +108,12 @@ async def _journal_after(log: LogReader, version: int, last_version: int | None)
     """The steps ``version`` + 1, + 2, … as the journal holds them, each once."""
     decoder = msgspec.msgpack.Decoder(JournalRecord)
     found: list[JournalRecord] = []
+    beyond = 0  # the first version after a hole
     async for record in log.read(JOURNAL, 0):
         journal = decoder.decode(record.value)
-        if journal.version == version + len(found) + 1 and (last_version is None or journal.version <= last_version):
+        if last_version is not None and journal.version > last_version:
+            continue
+        if journal.version == version + len(found) + 1:
             found.append(journal)
         elif journal.version > version + len(found) + 1 and not found:
             oldest = await log.oldest(JOURNAL, 0)
@@ -94,7 +122,14 @@ async def _journal_after(log: LogReader, version: int, last_version: int | None)
                 f"{version + 1} on: how the versions between were learned is no longer known. Start from a snapshot of "
                 f"version {journal.version - 1} or later, or keep the topic for longer (retention.ms)."
             )
+        elif journal.version > version + len(found) + 1:
+            beyond = beyond or journal.version
     reached = version + len(found)
+    if beyond and (last_version is None or last_version > reached):
+        raise RelearnError(
+            f"the journal leads from version {version} to {reached} and goes on with {beyond}: version {beyond - 1} is "
+            "a base, made by training. Start from its snapshot or a later one; if that is lost, train a new base."
+        )
     if last_version is not None and reached < last_version:
         raise RelearnError(
             f"the journal ({JOURNAL}) leads from version {version} to {reached}, not to {last_version}: that version "

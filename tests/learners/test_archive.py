@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import fsspec  # type: ignore[import-untyped]  # it ships no types
@@ -11,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from learners.archive import (
     SCALARS,
@@ -18,6 +22,7 @@ from learners.archive import (
     Examples,
     LogStretch,
     archived_up_to,
+    log_reach,
     read_examples,
     write_examples,
     write_part,
@@ -159,13 +164,34 @@ def test_an_archive_can_lie_behind_a_url(tmp_path: Path) -> None:
         store.rm("/archive-test", recursive=True)
 
 
-def test_the_next_offset_is_after_the_last_record(tmp_path: Path) -> None:
+def test_the_reach_is_after_the_last_record(tmp_path: Path) -> None:
     """Of each partition; examples of no topic have none."""
     for partition, first, stop in [(0, 0, 4), (0, 2, 6), (3, 7, 8)]:
         part(tmp_path, partition, first, stop)
-    assert read_examples(tmp_path).next_offsets() == {0: 6, 3: 8}
+    assert log_reach(tmp_path) == {0: 6, 3: 8}
+    assert len(read_examples(tmp_path).before({0: 6, 3: 8})) == len(read_examples(tmp_path))
     write_examples(tmp_path / "e", encoded(3, id_columns=1, dense=1), SPEC)
-    assert read_examples(tmp_path / "e").next_offsets() == {}
+    assert log_reach(tmp_path / "e") == {}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=20), st.integers(0, 30), st.integers(1, 20))
+def test_up_to_a_time_the_reach_divides_the_log(known: list[int], until: int, cut: int) -> None:
+    """Before it is nothing known then or later, and at it the first such example: none is left out, none held twice."""
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        for first, stop in pairwise(sorted({0, min(cut, len(known)), len(known)})):
+            made = encoded(stop - first, id_columns=1, dense=1)
+            made.known_ms = np.array(known[first:stop], np.int64)
+            ordinal = np.zeros(stop - first, np.int32)
+            stretch = LogStretch(2, first, stop)
+            write_part(root, DAY, stretch, made, SPEC, offset=np.arange(first, stop), ordinal=ordinal)
+        reach = log_reach(root, until_ms=until)
+        expected = next((at for at, when in enumerate(known) if when >= until), len(known))
+        assert reach == {2: expected}
+        held = read_examples(root, known_ms=(0, until)).before(reach)
+        assert held.columns["offset"].tolist() == list(range(expected))
+        assert len(read_examples(root).before({})) == 0
 
 
 def test_an_archiver_goes_on_where_its_parts_end(tmp_path: Path) -> None:

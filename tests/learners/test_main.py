@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from learners.__main__ import app
 from learners.archive import LogStretch, write_examples, write_part
 from learners.hashing import FieldHasher
+from learners.next_base import waiting_base
 from learners.snapshot import load_snapshot
 from learners.spec import load_spec
 from tests.learners.archived import encoded
@@ -146,12 +148,36 @@ def test_inspect_fails_on_what_is_no_snapshot(tmp_path: Path) -> None:
     assert "v000000000001 has no readable manifest.json" in result.stderr
 
 
-def test_base_refuses_a_store_that_already_holds_a_version(archive: Path, trained: dict[str, Any]) -> None:
-    """A base of version 1 would be older than what is there."""
+def test_a_base_beside_other_versions_must_tell_its_offsets(archive: Path, trained: dict[str, Any]) -> None:
+    """Without them the learner that goes over to it would learn examples twice: exit 2, and why."""
     out = str(Path(str(trained["url"])).parent)
     result = run.invoke(app, ["base", "--examples", str(archive), "--out", out])
     assert result.exit_code == 2
-    assert "already holds version 1" in result.stderr
+    assert "holds version 1 of a stream" in result.stderr
+    assert "does not say where in its log they stand" in result.stderr
+
+
+def test_a_base_tells_up_to_where_in_the_log_it_reaches(archive: Path, tmp_path: Path) -> None:
+    """In an empty store as version 1, in one that is in use as one that waits; never for a new log."""
+    made = encoded(700, id_columns=KUAIRAND.id_columns, dense=KUAIRAND.dense_inputs)
+    offset, ordinal = np.arange(700) // 7, (np.arange(700) % 7).astype(np.int32)
+    write_part(tmp_path / "a", date(2026, 1, 5), LogStretch(3, 0, 100), made, KUAIRAND, offset=offset, ordinal=ordinal)
+    out = tmp_path / "s"
+    arguments = ["base", "--examples", str(tmp_path / "a"), "--out", str(out)]
+    first = json.loads(run.invoke(app, [*arguments, "--json"]).stdout)
+    assert (first["url"], first["waits"]) == (str(out / "v000000000001"), False)
+    assert load_snapshot(first["url"]).offsets == {3: 100}
+    second = run.invoke(app, arguments)
+    assert "the learner goes over to it at its next start" in second.stdout
+    waiting = waiting_base(str(out))
+    assert waiting is not None
+    assert (waiting.version, waiting.offsets) == (1, {3: 100})
+    refused = run.invoke(app, [*arguments, "--new-log"])
+    assert refused.exit_code == 2
+    assert "it is to begin a new log" in refused.stderr
+    arguments[-1] = str(tmp_path / "n")
+    assert run.invoke(app, [*arguments, "--new-log"]).exit_code == 0
+    assert load_snapshot(str(tmp_path / "n" / "v000000000001")).offsets == {}
 
 
 @pytest.mark.parametrize(

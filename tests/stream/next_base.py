@@ -1,0 +1,57 @@
+"""A stream that has lived, its archive, and a new base that waits beside its snapshots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from learners.base import BaseConfig
+from learners.base_job import BaseJob, run
+from learners.fitting import FitConfig
+from learners.snapshot import Snapshot, load_snapshot
+from learners.workers import Alone
+from stream.archive_runner import ArchiveRunner
+from stream.archive_store import archive_store_of
+from stream.archiving import ArchiveConfig
+from stream.inbox import Assigned, InputRecord, Place
+from stream.metrics import WorkerMetrics
+from tests.brokers import TestTopics
+from tests.stream.learn_world import FORGETFUL, World
+from tests.stream.rig import SPEC
+
+Committed = dict[Place, int]
+ARCHIVED = 40  # records; the last 24 of the world's are not in the base
+
+
+async def archive(world: World, folder: Path, records: list[InputRecord]) -> None:
+    """The archiver over some records."""
+    metrics = WorkerMetrics(CollectorRegistry())
+    runner = ArchiveRunner(world.broker, SPEC, ArchiveConfig(), archive_store_of(str(folder)), metrics)
+    await runner.work([Assigned(frozenset(range(world.broker.partitions))), *records])
+    await runner.give_up()
+
+
+def train(archive: Path, snapshots: Path, **options: Any) -> Snapshot:
+    """What `python -m learners base` does; the base as it was written."""
+    job = BaseJob(
+        examples=str(archive),
+        out=str(snapshots),
+        config=BaseConfig(fit=FitConfig(batch_rows=64)),
+        model_config=FORGETFUL,
+        **options,
+    )
+    trained = run(job, Alone(), lambda done, total: None)
+    assert trained is not None
+    return load_snapshot(trained.written.url)
+
+
+async def lived(topics: TestTopics, folder: Path) -> tuple[World, Committed]:
+    """A learner of an untrained base that has learned all, and a trained one that waits beside its snapshots."""
+    world = await World.make(topics.settings(), folder / "snapshots")
+    killed, committed = await world.learn()
+    assert not killed
+    await archive(world, folder / "archive", world.records[:ARCHIVED])
+    train(folder / "archive", folder / "snapshots")
+    return world, committed

@@ -1,0 +1,185 @@
+"""A stream goes over to a new base: every example is learned once by its line, versions ascend, serving follows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from learners.next_base import waiting_base
+from learners.snapshot import Snapshot, load_snapshot, newest_snapshot, versions, write_snapshot
+from stream.learning import LearningLoop
+from stream.log_reader import LogEndsEarlierError, LogReader
+from stream.published import last_published
+from stream.rebasing import as_they_came
+from stream.rebuild import RebuildError, rebuild
+from stream.records import DeltaPart, JournalRecord, SnapshotNotice
+from stream.relearning import RelearnError
+from stream.topics import JOURNAL, WEIGHTS
+from tests.brokers import TestTopics
+from tests.stream.learn_world import CONFIG, Moment, World
+from tests.stream.next_base import ARCHIVED, archive, lived, train
+from tests.stream.rig import SPEC, values
+
+
+async def check_line(world: World, base: Snapshot, old: list[JournalRecord]) -> None:
+    """The new line learned what stands behind the base's offsets, each row once, and published it all.
+
+    Its versions follow the base's without a hole, its newest snapshot holds the weights of a run never killed.
+    """
+    journal = await world.journal()
+    assert journal[: len(old)] == old, "the old line's steps stay as they were"
+    steps = journal[len(old) :]
+    assert [one.version for one in steps] == list(range(base.version + 1, base.version + 1 + len(steps)))
+    behind = {place: rows for place, rows in world.rows.items() if place[1] >= base.offsets.get(place[0], 0)}
+    assert 0 < sum(map(len, behind.values())) < sum(map(len, world.rows.values()))
+    loop = LearningLoop(base.model(), CONFIG, world.broker.partitions, version=base.version)
+    seen: list[int] = []
+    for step in steps:
+        rows = world._fetched(step)
+        seen += rows.impression_id.tolist()
+        loop.relearn(step, rows)
+    expected = [one for rows in behind.values() for one in rows.impression_id.tolist()]
+    assert sorted(seen) == sorted(expected), "none twice, none skipped"
+    found = newest_snapshot(str(world.root), spec_hash=SPEC.hash)
+    assert found is not None
+    assert found[1].version == loop.version > base.version
+    assert found[1].weights_sha256() == loop.model.weights_sha256()
+    async with LogReader(world.broker) as log:
+        assert await last_published(log) == loop.version
+
+
+async def taken_base(world: World) -> Snapshot:
+    """The base of the newest line, as it is kept."""
+    held = [load_snapshot(f"{world.root}/v{version:012d}") for version in versions(str(world.root))]
+    return next(one for one in held if one.created_from == "base" and one.version)
+
+
+async def test_a_learner_goes_over_to_the_base_that_waits(kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """It gets the next number; what came since its offsets is learned before anything is published of it."""
+    world, committed = await lived(kafka_topics, tmp_path)
+    old, parts = await world.journal(), len(await values(world.broker, WEIGHTS))
+    waiting = waiting_base(str(world.root))
+    assert waiting is not None
+    await world.learn(committed=committed)
+    assert waiting_base(str(world.root)) is None
+    base = await taken_base(world)
+    assert base.version == old[-1].version + 1
+    assert (base.offsets, base.weights_sha256()) == (waiting.offsets, waiting.weights_sha256())
+    await check_line(world, base, old)
+    decoder = msgspec.msgpack.Decoder(DeltaPart | SnapshotNotice)
+    news = [decoder.decode(value) for value in (await values(world.broker, WEIGHTS))[parts:]]
+    assert isinstance(news[0], SnapshotNotice), "serving that cannot follow must find the whole line in the store"
+    assert next(one.parent for one in news if isinstance(one, DeltaPart)) == base.version
+    assert min(one.version for one in news) == news[0].version > base.version
+
+
+async def test_versions_of_the_new_line_are_made_again(kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """From the base, equal to what was published; the base itself is its own beginning; nothing leads over to it."""
+    world, committed = await lived(kafka_topics, tmp_path)
+    last_old = (await world.journal())[-1].version
+    await world.learn(committed=committed)
+    base = await taken_base(world)
+    newest = versions(str(world.root))[0]
+    rebuilt = await rebuild(world.broker, str(world.root), lambda _: SPEC)
+    assert (rebuilt.version, rebuilt.start_version) == (newest, base.version)
+    assert rebuilt.sha256 == rebuilt.published_sha256 == rebuilt.snapshot_sha256
+    assert rebuilt.equal
+    itself = await rebuild(world.broker, str(world.root), lambda _: SPEC, version=base.version)
+    assert (itself.start_version, itself.batches, itself.equal) == (base.version, 0, True)
+    assert itself.sha256 == base.weights_sha256()
+    assert "it is a base, made by training: there is no journal of it" in itself.notes
+    before = await rebuild(world.broker, str(world.root), lambda _: SPEC, version=last_old)
+    assert before.equal
+    older = versions(str(world.root))[-1]
+    assert older < last_old
+    with pytest.raises(RelearnError, match=rf"goes on with {base.version + 1}: version {base.version} is a base"):
+        await rebuild(world.broker, str(world.root), lambda _: SPEC, version=newest, start_version=older)
+    with pytest.raises(RebuildError, match=f"no snapshot {base.version}"):
+        await rebuild(world.broker, str(world.root), lambda _: SPEC, version=last_old, start_version=base.version)
+
+
+DEATHS: dict[str, Moment] = {
+    "before the first step is journalled": lambda topic, record, when: topic == JOURNAL and when == "before",
+    "after the first step is journalled": lambda topic, record, when: topic == JOURNAL and when == "after",
+    "snapshot written, not announced": lambda topic, record, when: topic == WEIGHTS and when == "before",
+    "snapshot announced, no delta": lambda topic, record, when: topic == WEIGHTS and when == "after",
+}
+
+
+@pytest.mark.parametrize("moment", DEATHS.values(), ids=DEATHS.keys())
+async def test_killed_on_the_way_to_a_new_base(moment: Moment, kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """The next life goes on with the base: no second number for it, no example twice, none left out."""
+    world, committed = await lived(kafka_topics, tmp_path)
+    old = await world.journal()
+    killed, later = await world.learn(moment, committed)
+    assert killed
+    await world.learn(committed=committed | later)
+    base = await taken_base(world)
+    assert base.version == old[-1].version + 1
+    await check_line(world, base, old)
+
+
+async def test_killed_between_the_bases_number_and_the_end_of_its_wait(
+    kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a version already and still waits: the next life finds it done."""
+    world, committed = await lived(kafka_topics, tmp_path)
+    old = await world.journal()
+
+    def dies(root: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("learners.next_base.forget_waiting_base", dies)
+        with pytest.raises(KeyboardInterrupt):
+            await world.learn(committed=committed)
+    assert versions(str(world.root))[0] == old[-1].version + 1
+    assert waiting_base(str(world.root)) is not None
+    await world.learn(committed=committed)
+    assert waiting_base(str(world.root)) is None
+    base = await taken_base(world)
+    assert base.version == old[-1].version + 1
+    await check_line(world, base, old)
+
+
+async def test_a_stream_that_begins_with_a_base_goes_on_behind_its_offsets(
+    kafka_topics: TestTopics, tmp_path: Path
+) -> None:
+    """Version 1, trained on the head of the log: the learner learns the rest of it, each row once."""
+    world = await World.make(kafka_topics.settings(), tmp_path / "other")
+    await archive(world, tmp_path / "archive", world.records[:ARCHIVED])
+    base = train(tmp_path / "archive", tmp_path / "snapshots")
+    assert base.version == 1
+    assert base.offsets
+    world.root = tmp_path / "snapshots"
+    await world.learn()
+    await check_line(world, base, [])
+
+
+async def test_a_base_of_another_log_is_refused(kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """One that reaches beyond the log's end, and one in the place of the snapshot that the journal began from."""
+    world, _ = await lived(kafka_topics, tmp_path)
+    base = waiting_base(str(world.root))
+    assert base is not None
+    world.root = tmp_path / "beyond"
+    write_snapshot(str(world.root), replace(base, offsets=dict.fromkeys(base.offsets, 10**6)))
+    with pytest.raises(LogEndsEarlierError, match="ends before offset 1000000"):
+        await world.learn()
+    world.root = tmp_path / "instead"
+    write_snapshot(str(world.root), replace(base, version=0))
+    with pytest.raises(RelearnError, match="the journal is of a stream that started from another snapshot"):
+        await world.learn()
+
+
+async def test_records_come_by_the_time_at_which_they_were_written(kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """Of all partitions, from their starts on, each record once; however few are read at once."""
+    world = await World.make(kafka_topics.settings(), tmp_path)
+    starts = {partition: min(3, partition) for partition in range(world.broker.partitions)}
+    async with LogReader(world.broker) as log:
+        found = [(one.timestamp, one.partition, one.offset) async for one in as_they_came(log, starts)]
+    assert found == sorted(found)
+    expected = [(one.partition, one.offset) for one in world.records if one.offset >= starts[one.partition]]
+    assert sorted((partition, offset) for _, partition, offset in found) == sorted(expected)
