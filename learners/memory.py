@@ -7,13 +7,17 @@ import math
 import mmap
 import os
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from learners.pages import touch
+
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # named by Python 3.13; the value is Linux's
 _HEADROOM = 1.25  # of spare memory: the next array may be larger by so much
+_LOOSEST = 3  # times what an array needs: it must not take the memory of a much larger one
 
 
 def physical_bytes() -> int:
@@ -68,13 +72,21 @@ class Spare:
     def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An uninitialised array. Raises MemoryError as ``reserved``."""
         size, free = math.prod(shape) * np.dtype(dtype).itemsize, self._free
-        fitting = min((pages for pages in free if len(pages) >= size), key=len, default=None)
-        if free:
-            free.remove(fitting or max(free, key=len))  # where the largest is too small, it is given up
+        least, most = max(1, size), max(1, _LOOSEST * size)
+        fitting = min((pages for pages in free if least <= len(pages) <= most), key=len, default=None)
+        outgrown = max((pages for pages in free if len(pages) < size), key=len, default=None)
+        if (gone := fitting or outgrown) is not None:  # what has become too small is given up
+            free.remove(gone)
         pages = fitting or _pages(shape, dtype, _HEADROOM)
         whole = np.frombuffer(pages, np.uint8)  # every view of an array has this one as its base
         weakref.finalize(whole, free.append, pages).atexit = False
         return whole[:size].view(dtype).reshape(shape)
+
+    def provide(self, arrays: Iterable[NDArray[Any]]) -> None:
+        """Have the pages of these arrays provided and give up all memory but theirs; fit for a thread."""
+        self._free.clear()
+        for array in arrays:
+            touch(array.reshape(-1).view(np.uint8), 0, array.nbytes)
 
 
 def aligned(shape: tuple[int, int]) -> NDArray[np.float32]:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from learners.kernel import kernel, prefetch
 from learners.table_store import CHANGED, LIVE, Store
 
-_LOW, _THIRTY_TWO = np.uint64(0xFFFFFFFF), np.uint64(32)
+_LOW, _COLUMN = np.uint64(0xFFFFFFFF), np.uint64(0xFFFF)
+_SIXTEEN, _THIRTY_TWO = np.uint64(16), np.uint64(32)
 
 
 @kernel
@@ -77,24 +78,18 @@ def save_rows(
 
 
 @kernel
-def held(
-    heads: NDArray[np.uint64],
-    horizon: int,
-    rows: NDArray[np.int32],
-    keys: NDArray[np.uint64],
-    gone: NDArray[np.uint64],
-) -> tuple[int, int]:
-    """List rows and keys of the live heads, and keys of those last seen before ``horizon``; how many of each."""
+def held(heads: NDArray[np.uint64], horizon: int, keys: NDArray[np.uint64], rows: NDArray[np.int32]) -> tuple[int, int]:
+    """List keys and rows of the live heads, and from the end back the keys last seen before ``horizon``; how many."""
     count = expired = 0
     for row in range(len(heads)):
         head = heads[row, 1]
         if head & LIVE:
             if np.int64(head >> _THIRTY_TWO) >= horizon:
-                rows[count], keys[count] = row, heads[row, 0]
+                keys[count], rows[count] = heads[row, 0], row
                 count += 1
             else:
-                gone[expired] = heads[row, 0]
                 expired += 1
+                keys[len(keys) - expired] = heads[row, 0]
     return count, expired
 
 
@@ -105,10 +100,15 @@ def export(
     rows: NDArray[np.int32],
     values: NDArray[np.float32],
     accumulators: NDArray[np.float32],
-    flags: NDArray[np.uint64],
-) -> None:
-    """Copy rows (n,) to values (n, dim + 1), accumulators (n, 2) and the second words of their heads (n,)."""
-    width, count = numbers.shape[1], values.shape[1]
+    seen: NDArray[np.uint32],
+    column: NDArray[np.uint16],
+    changed: NDArray[np.uint64],
+) -> int:
+    """Copy rows (n,) to values (n, dim + 1), accumulators (n, 2), last seen epochs and columns (n,).
+
+    The keys of those marked as changed are listed; how many.
+    """
+    width, count, changes = numbers.shape[1], values.shape[1], 0
     for i in range(len(rows)):
         if i + 16 < len(rows):
             ahead = np.int64(rows[i + 16])
@@ -119,7 +119,12 @@ def export(
         for d in range(count):
             values[i, d] = numbers[row, d]
         accumulators[i, 0], accumulators[i, 1] = numbers[row, count], numbers[row, count + 1]
-        flags[i] = heads[row, 1]
+        head = heads[row, 1]
+        seen[i], column[i] = np.uint32(head >> _THIRTY_TWO), np.uint16((head >> _SIXTEEN) & _COLUMN)
+        if head & CHANGED:
+            changed[changes] = heads[row, 0]
+            changes += 1
+    return changes
 
 
 @kernel

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -113,36 +113,39 @@ def write_snapshot(root: str, snapshot: Snapshot, *, keep: int = KEPT, keep_days
     A snapshot of the same version is replaced. Fit for a thread beside the learning: what takes long (hashing, writing)
     does not hold the interpreter.
     """
-    files: dict[str, _Content] = {_MODEL: _Content(lambda: pieces_of(snapshot.state))}
-    if (calibration := snapshot.calibration) is not None:
-        files[_CALIBRATION] = _Content(lambda: [calibration])
-    manifest = msgspec.json.format(msgspec.json.encode(_manifest_of(snapshot, files)))
+    files = {_MODEL: _Hashed(pieces_of(snapshot.state))}
+    if snapshot.calibration is not None:
+        files[_CALIBRATION] = _Hashed([snapshot.calibration])
+    manifest = _Hashed(_manifest_of(snapshot, snapshot.weights_sha256(), files))
     store = store_of(root)
     name = f"v{snapshot.version:012d}"
-    contents = {name: content.pieces() for name, content in files.items()}
-    store.write_folder(name, {**contents, _MANIFEST: [manifest]})  # the manifest last
+    store.write_folder(name, {**files, _MANIFEST: manifest})  # the manifest last, when the others' hashes are known
     for old in _superfluous(store, keep, keep_days):
         if old != snapshot.version:
             store.remove_folder(f"v{old:012d}")
-    return Written(store.url(name), hashlib.sha256(manifest).hexdigest())
+    return Written(store.url(name), manifest.described().sha256)
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """A file to be written: its pieces are made once to be hashed and once to be written."""
+class _Hashed:
+    """The pieces of a file, hashed as they pass on their way to the disk."""
 
-    pieces: Callable[[], Pieces]
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces, self._digest, self._size = pieces, hashlib.sha256(), 0
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        for piece in self._pieces:
+            self._digest.update(piece)
+            self._size += len(piece)
+            yield piece
 
     def described(self) -> _File:
-        digest, size = hashlib.sha256(), 0
-        for piece in self.pieces():
-            digest.update(piece)
-            size += len(piece)
-        return _File(size, digest.hexdigest())
+        """What has passed."""
+        return _File(self._size, self._digest.hexdigest())
 
 
-def _manifest_of(snapshot: Snapshot, files: Mapping[str, _Content]) -> Manifest:
-    return Manifest(
+def _manifest_of(snapshot: Snapshot, weights_sha256: str, files: Mapping[str, _Hashed]) -> Iterator[bytes]:
+    """The manifest in one piece, made when it is asked for: after the files have passed."""
+    manifest = Manifest(
         format=_FORMAT,
         version=snapshot.version,
         created_from=snapshot.created_from,
@@ -151,9 +154,10 @@ def _manifest_of(snapshot: Snapshot, files: Mapping[str, _Content]) -> Manifest:
         offsets=dict(snapshot.offsets),
         shape=snapshot.shape,
         config=snapshot.config,
-        weights_sha256=snapshot.weights_sha256(),
-        files={name: content.described() for name, content in files.items()},
+        weights_sha256=weights_sha256,
+        files={name: file.described() for name, file in files.items()},
     )
+    yield msgspec.json.format(msgspec.json.encode(manifest))
 
 
 def _superfluous(store: Store, keep: int, keep_days: int) -> list[int]:

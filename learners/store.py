@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import fsspec  # type: ignore[import-untyped]  # it ships no types
 
+from learners.disk import write_synced
+
 Pieces = Iterable[bytes | memoryview]
 """A file's content, to be written one after the other."""
 
@@ -75,7 +77,7 @@ class DirectoryStore:
                 shutil.rmtree(self.root / name, ignore_errors=True)
         unfinished.mkdir(parents=True)
         for name, pieces in files.items():
-            _write_synced(unfinished / name, pieces)
+            write_synced(unfinished / name, pieces)
         _sync_directory(unfinished)
         final = self.root / folder
         if final.exists():  # a directory cannot be renamed over another that holds files
@@ -127,14 +129,6 @@ class UrlStore:
     def remove_folder(self, folder: str) -> None:
         """Remove it."""
         self._files.rm(f"{self._path}/{folder}", recursive=True)
-
-
-def _write_synced(path: Path, pieces: Pieces) -> None:
-    with path.open("wb") as file:
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_directory(path: Path) -> None:

@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from learners import row_kernels, sketch
 from learners import table_kernels as kernels
 from learners.memory import Spare, aligned, physical_bytes
+from learners.pages import Ahead
 from learners.table_config import TableConfig
-from learners.table_copy import TableArrays, TableCopy
+from learners.table_copy import TableArrays, TableCopy, prepare
 from learners.table_restore import check_state, fill
 from learners.table_store import (
     ALWAYS,
@@ -41,6 +42,8 @@ __all__ = ["Changed", "ColumnStatistics", "EmbeddingTable", "Lookup", "TableArra
 _SWEPT_ROWS = 1 << 15  # rows looked at for expiry by one call of advance
 _EVICTED_SHARE = 32  # a full table frees one in so many rows
 _FIRST_SLOTS = 64
+_PREPARED_GROWTH = 1.1  # rows that a prepared snapshot has memory for, to rows there are
+_GROWS_SOON = 0.78  # load of the index, which grows at 0.80
 _REMOVALS = 256  # lists of removed keys before they are made one, without repetition
 
 
@@ -139,6 +142,7 @@ class EmbeddingTable:
         columns = len(self.default_keys)
         self._store = Store.empty(self._capacity, self.dim, self.default_keys, self.config)
         self._spare = Spare()
+        self._ahead = {name: Ahead(getattr(self._store, name)) for name in ("heads", "numbers", "slots")}
         self._copy: TableCopy | None = None
         self._met, self._before = np.empty(0, np.int32), np.empty(0, np.uint64)
         self._expired, self._evicted = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
@@ -207,7 +211,16 @@ class EmbeddingTable:
             row_kernels.restore_heads(self._store, unique, before)
             self._copy.save(unique)
         row_kernels.stamp(self._store, unique, before, self._epoch, len(self.default_keys))
+        self._provide_ahead()
         return Lookup(unique, inverse)
+
+    def _provide_ahead(self) -> None:
+        """Have the memory that rows and index grow into next at hand."""
+        used, held, slots = (int(self._store.counters[place]) for place in (USED, HELD, NEW))
+        self._ahead["heads"].reach(16 * used, used // 2)
+        self._ahead["numbers"].reach(4 * (self.dim + 3) * used, (self.dim + 3) * used // 4)
+        if held > _GROWS_SOON * slots:
+            self._ahead["slots"].reach(8 * slots, slots + 4096)  # it grows by an eighth
 
     def _make_room(self, keys: NDArray[np.uint64]) -> None:
         held, most = int(self._store.counters[HELD]) - len(self.default_keys), self.config.max_rows
@@ -405,6 +418,20 @@ class EmbeddingTable:
             Another copy is being made.
         """
         return self._begin(self._spare)
+
+    def prepare_snapshot(self) -> None:
+        """Have the memory of the next snapshot at hand, with room for growth; fit for a thread beside the learning.
+
+        Without it the first snapshot, and each after much growth, waits for the system at every step. Call it while no
+        copy and no state of one is held: their memory is what the next one gets.
+        """
+        trial = EmbeddingTable(self.dim, self.default_keys)  # loads the kernels
+        trial.begin_snapshot()
+        trial.admit(self.default_keys[None, :])
+        trial.end_snapshot()
+        trial.state()
+        rows = int(self._store.counters[USED] * _PREPARED_GROWTH)
+        prepare(self._spare, rows, self.dim + 3, self._store.sketch.shape)
 
     def _begin(self, spare: Spare) -> TableCopy:
         if self._copy is not None and not self._copy.done:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from learners import row_kernels
 from learners.memory import Spare
-from learners.table_store import CHANGED, Store, column_of, seen_of
+from learners.table_store import Store
 
 TableArrays = dict[str, NDArray[Any]]
 
@@ -40,8 +40,7 @@ class TableCopy:
         self._store, self._horizon, self._removed, self._rest, self._spare = store, horizon, removed, rest, spare
         self._rows = len(store.saved)
         self._done = 0
-        self._heads = spare.array((self._rows, 2), np.uint64)
-        self._numbers = spare.array((self._rows, store.numbers.shape[1]), np.float32)
+        self._heads, self._numbers = _image(spare, self._rows, store.numbers.shape[1])
 
     @property
     def done(self) -> bool:
@@ -73,21 +72,40 @@ class TableCopy:
                 f"{self._done} of {self._rows} rows are copied, all must be: the state would hold rows of two times. "
                 "Call step() until it returns True."
             )
-        empty = self._spare.array
-        rows, keys, gone = (empty((self._rows,), kind) for kind in (np.int32, np.uint64, np.uint64))
-        held, expired = row_kernels.held(self._heads, self._horizon, rows, keys, gone)
+        keys, sorted_keys, rows, values, accumulators, seen, column = _export(self._spare, *self._numbers.shape)
+        held, expired = row_kernels.held(self._heads, self._horizon, keys, rows)
+        gone = np.concatenate((*self._removed, keys[len(keys) - expired :]))
         order = np.argsort(keys[:held])
-        keys, values = keys[:held][order], empty((held, self._numbers.shape[1] - 2), np.float32)
-        accumulators, flags = empty((held, 2), np.float32), empty((held,), np.uint64)
-        row_kernels.export(self._heads, self._numbers, rows[:held][order], values, accumulators, flags)
-        removed = np.unique(np.concatenate((*self._removed, gone[:expired])))
+        keys, pending = sorted_keys[:held], keys
+        np.take(pending, order, out=keys, mode="clip")  # another mode would buffer
+        values, accumulators, seen, column = values[:held], accumulators[:held], seen[:held], column[:held]
+        rows = rows[:held][order]
+        changes = row_kernels.export(self._heads, self._numbers, rows, values, accumulators, seen, column, pending)
+        removed = np.unique(gone)
         return {
             **self._rest,
             "keys": keys,
             "values": values,
             "accumulators": accumulators,
-            "seen": seen_of(flags),
-            "column": column_of(flags),
-            "pending": keys[(flags & CHANGED).astype(np.bool_)],
+            "seen": seen,
+            "column": column,
+            "pending": pending[:changes],
             "removed": removed[keys[np.searchsorted(keys, removed) % held] != removed],  # default rows stay: held > 0
         }
+
+
+def prepare(spare: Spare, rows: int, width: int, rest: tuple[int, ...]) -> None:
+    """Have the memory of a copy of so many rows, its state and ``rest`` bytes beside them provided."""
+    spare.provide((*_image(spare, rows, width), *_export(spare, rows, width), spare.array(rest, np.uint8)))
+
+
+def _image(spare: Spare, rows: int, width: int) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+    """Heads and numbers as they lie in the table."""
+    return spare.array((rows, 2), np.uint64), spare.array((rows, width), np.float32)
+
+
+def _export(spare: Spare, rows: int, width: int) -> tuple[NDArray[Any], ...]:
+    """Keys twice and rows, then values, accumulators, last seen epochs and columns."""
+    shapes = ((rows,), np.uint64), ((rows,), np.uint64), ((rows,), np.int32), ((rows, width - 2), np.float32)
+    others = ((rows, 2), np.float32), ((rows,), np.uint32), ((rows,), np.uint16)
+    return tuple(spare.array(shape, dtype) for shape, dtype in (*shapes, *others))

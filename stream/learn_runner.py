@@ -20,9 +20,9 @@ from learners.deepfm import DeepFM
 from learners.delta import Delta
 from learners.drift import DriftWatch
 from learners.kinds import SETTLED
-from learners.model_state import ModelCopy
+from learners.model_state import ModelCopy, State
 from learners.progressive import ProgressiveMetrics
-from learners.snapshot import Snapshot, Written, newest_snapshot, write_snapshot
+from learners.snapshot import Snapshot, newest_snapshot
 from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.deltas import to_parts
@@ -36,10 +36,10 @@ from stream.published import last_published
 from stream.rebasing import as_they_came, take_base
 from stream.records import RecordError, SnapshotNotice
 from stream.relearning import LOOP_STATE, loop_state, relearn
+from stream.snapshot_writing import write_beside
 from stream.topics import EXAMPLES, JOURNAL, WEIGHTS
 
 MAX_PART_BYTES = 4 << 20  # half of the topic's limit
-_COPY_BYTES = 4 << 20  # of a snapshot between two learning steps: some 2 ms
 _JOURNALED_AT_ONCE = 64  # learned batches that are sent to the broker together while nothing is published
 _QUALITY_INTERVAL_S = 1.0  # ranking the window for its AUC takes milliseconds
 
@@ -60,6 +60,20 @@ def first_snapshot(root: str, spec: FeatureSpec) -> Snapshot:
             f"--spec {spec.name} --examples FILE.parquet --out {root}"
         )
     return found[1]
+
+
+def _snapshot(model: DeepFM, at: LoopState, held: State) -> Snapshot:
+    """The model's state as it was, with that of the loop."""
+    return Snapshot(
+        version=at.version,
+        created_from="stream",
+        watermark_ms=at.watermark_ms,
+        newest_event_ms=at.newest_event_ms,
+        shape=model.shape,
+        config=model.config,
+        state={**held, LOOP_STATE: np.frombuffer(at.encode(), np.uint8)},
+        offsets={partition: place[0] for partition, place in at.positions.items()},
+    )
 
 
 class LearnRunner:
@@ -175,8 +189,7 @@ class LearnRunner:
                     f"version {published} was published, but snapshot and journal lead to {loop.version} only: its "
                     f"weights cannot be made again. Give --snapshots the folder of this stream, not {self._snapshots}."
                 )
-            loop.model.begin_snapshot().step(1)  # loads the kernel: not in the first snapshot, while batches wait
-            loop.model.table.end_snapshot()
+            await asyncio.to_thread(loop.model.table.prepare_snapshot)
             if 0 < published < snapshot.version:  # a new base's, of which nothing was published yet
                 loop.resume_after(published)
                 await self._begin_line(log, loop, snapshot.version)
@@ -273,7 +286,8 @@ class LearnRunner:
             "the model diverged: nothing is learned or published any more, serving keeps the last version",
             version=loop.published_version,
             detail=detail,
-            remedy="look at the newest examples; start anew from a base, with lower learning rates if they were sound",
+            remedy="look at the newest examples; train a base on those before them (python -m learners base --until), "
+            "with lower learning rates if they were sound, and start the worker again: it goes over to it",
         )
 
     async def _dead_letter(self, partition: int, offset: int, reason: str, detail: str, payload: bytes) -> None:
@@ -308,34 +322,21 @@ class LearnRunner:
             await task
 
     async def _write_snapshot(self, model: DeepFM, copy: ModelCopy, state: LoopState) -> None:
-        """Copy a piece between two learning steps; sort, hash and write in a thread; then say so and commit."""
-        while not copy.step(_COPY_BYTES):
-            await asyncio.sleep(0)
-        written, snapshot = await asyncio.to_thread(self._written, model, copy, state)
+        """Copy and write beside the learning; then say so, commit, and have the next one's memory at hand."""
+        written = await write_beside(copy, self._snapshots, lambda held: _snapshot(model, state, held))
+        del copy  # its memory is the next one's
         notice = SnapshotNotice(
             spec_hash=self._spec.hash,
-            version=snapshot.version,
+            version=state.version,
             url=written.url,
             sha256=written.sha256,
-            watermark_ms=snapshot.watermark_ms,
+            watermark_ms=state.watermark_ms,
         )
         await stored([await self._producer.send(WEIGHTS, _encode(notice), key=b"model")])
         self._committable = {(EXAMPLES, partition): at[0] for partition, at in state.positions.items()}
         self._metrics.counter("snapshots_total").inc()
-        _log.info("snapshot written", version=snapshot.version, url=written.url)
-
-    def _written(self, model: DeepFM, copy: ModelCopy, state: LoopState) -> tuple[Written, Snapshot]:
-        snapshot = Snapshot(
-            version=state.version,
-            created_from="stream",
-            watermark_ms=state.watermark_ms,
-            newest_event_ms=state.newest_event_ms,
-            shape=model.shape,
-            config=model.config,
-            state={**copy.state(), LOOP_STATE: np.frombuffer(state.encode(), np.uint8)},
-            offsets={partition: at[0] for partition, at in state.positions.items()},
-        )
-        return write_snapshot(self._snapshots, snapshot), snapshot
+        _log.info("snapshot written", version=state.version, url=written.url)
+        await asyncio.to_thread(model.table.prepare_snapshot)
 
     # ------------------------------------------------------------------------------------------------- measure
 

@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from learners import store
+from learners.disk import write_synced
 from learners.snapshot import versions
 from stream.records import DeltaPart, SnapshotNotice
 from stream.topics import JOURNAL, WEIGHTS
@@ -81,7 +82,7 @@ async def test_killed_while_a_snapshot_is_written(
 ) -> None:
     """A snapshot that is not whole is none; the next life starts from the one before it."""
     world = await World.make(kafka_topics.settings(), tmp_path)
-    write, sync = store._write_synced, store._sync_directory
+    write, sync = write_synced, store._sync_directory
 
     def dying_write(path: Path, pieces: Any) -> None:
         if (stage, path.name) == ("half of the weights", "model.safetensors"):
@@ -96,7 +97,7 @@ async def test_killed_while_a_snapshot_is_written(
         sync(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_write_synced", dying_write)
+        patch.setattr(store, "write_synced", dying_write)
         patch.setattr(store, "_sync_directory", dying_sync)
         killed, committed = await world.learn()
     assert killed

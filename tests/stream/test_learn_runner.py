@@ -54,7 +54,7 @@ async def test_a_snapshot_that_cannot_be_written_stops_the_learner(
         return [InputRecord(EXAMPLES, p, offset, record, START_MS) for p in range(broker.partitions)]
 
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr("stream.learn_runner.write_snapshot", full)
+    monkeypatch.setattr("stream.snapshot_writing.write_snapshot", full)
     try:
         await runner.work([Assigned(frozenset(range(broker.partitions))), *records(0)])
         await runner.work(records(1))
@@ -70,7 +70,7 @@ async def test_a_snapshot_is_of_the_moment_at_which_it_began(
     kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copied a few rows at a time while batches are learned, it holds the weights of its version and no later ones."""
-    monkeypatch.setattr("stream.learn_runner._COPY_BYTES", 2_000)
+    monkeypatch.setattr("stream.snapshot_writing._COPY_BYTES", 2_000)
     world = await World.make(kafka_topics.settings(), tmp_path)
     await world.learn(in_step=False)
     taken = [version for version in versions(str(tmp_path)) if version]
