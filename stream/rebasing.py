@@ -57,11 +57,10 @@ async def take_base(log: LogReader, root: str, spec: FeatureSpec, *, new_log: bo
     if base is None:
         return False
     held = await asyncio.to_thread(versions, root)
-    is_taken = await asyncio.to_thread(_is_version, root, held[0], base) if held else False
-    if is_taken:
+    newest = max(await last_published(log), await last_journaled(log), *held, 0)
+    if newest in held and await asyncio.to_thread(_is_version, root, newest, base):
         await asyncio.to_thread(forget_waiting_base, root)
         return False
-    newest = max(await last_published(log), await last_journaled(log), *held, 0)
     taken = replace(base, version=newest + 1, offsets={} if new_log else base.offsets)
     written = await asyncio.to_thread(take_waiting_base, root, taken)
     _log.info("going over to a new base", version=taken.version, url=written.url, offsets=dict(taken.offsets))

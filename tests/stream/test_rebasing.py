@@ -12,6 +12,7 @@ from learners.next_base import waiting_base
 from learners.snapshot import Snapshot, load_snapshot, newest_snapshot, versions, write_snapshot
 from stream.learning import LearningLoop
 from stream.log_reader import LogEndsEarlierError, LogReader
+from stream.loss_watch import BatchLoss, LossWatch
 from stream.published import last_published
 from stream.rebasing import as_they_came
 from stream.rebuild import RebuildError, rebuild
@@ -143,6 +144,53 @@ async def test_killed_between_the_bases_number_and_the_end_of_its_wait(
     base = await taken_base(world)
     assert base.version == old[-1].version + 1
     await check_line(world, base, old)
+
+
+async def test_a_new_base_ends_a_divergence(
+    kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line that went astray stays as it is in the journal; the next one learns and publishes what came since."""
+    world = await World.make(kafka_topics.settings(), tmp_path / "snapshots")
+    seen: list[BatchLoss] = []
+
+    def astray(watch: LossWatch, batch: BatchLoss) -> str | None:
+        seen.append(batch)
+        return "beyond all bounds" if len(seen) > 9 else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LossWatch, "update", astray)
+        await world.learn()
+    old = await world.journal()
+    assert len(old) == 10, "it stopped there"
+    await archive(world, tmp_path / "archive", world.records[:ARCHIVED])
+    train(tmp_path / "archive", world.root)
+    await world.learn()
+    base = await taken_base(world)
+    assert base.version == 11
+    await check_line(world, base, old)
+
+
+async def test_a_line_that_goes_astray_on_its_way_is_not_published(
+    kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serving keeps the old one, whose version the heartbeats repeat; another base is the way out."""
+    world, committed = await lived(kafka_topics, tmp_path)
+    old, parts = await world.journal(), len(await values(world.broker, WEIGHTS))
+    with monkeypatch.context() as patch:
+        patch.setattr(LossWatch, "update", lambda watch, batch: "beyond all bounds")
+        for _ in range(2):  # a restart finds it so
+            await world.learn(committed=committed)
+    assert len(await world.journal()) == len(old) + 1
+    decoder = msgspec.msgpack.Decoder(DeltaPart | SnapshotNotice)
+    news = [decoder.decode(value) for value in (await values(world.broker, WEIGHTS))[parts:]]
+    assert {(one.version, one.parent) for one in news if isinstance(one, DeltaPart)} <= {(old[-1].version,) * 2}
+    assert not any(isinstance(one, SnapshotNotice) for one in news)
+    astray = await world.journal()
+    train(tmp_path / "archive", world.root)
+    await world.learn(committed=committed)
+    base = await taken_base(world)
+    assert base.version == astray[-1].version + 1
+    await check_line(world, base, astray)
 
 
 async def test_a_stream_that_begins_with_a_base_goes_on_behind_its_offsets(
