@@ -8,6 +8,9 @@ h · capacity >> 32, which keeps that order, so the index is one sorted list wit
 old one; every insertion moves some more slots, from the end of the list backwards, and no key is ever moved at once
 with all others.
 
+Kernels called for every key take arrays, not ``Store``: to count the references to eight of them at each call takes
+longer than the work itself.
+
 **Head** of a row: its key, and ``last seen epoch << 32 | column << 16 | flags``. Free rows are chained through the key.
 """
 
@@ -140,17 +143,16 @@ def _move(slots: NDArray[np.uint64], counters: NDArray[np.int64], count: int) ->
 
 
 @kernel
-def _new_row(store: Store) -> Integer:
+def _new_row(heads: NDArray[np.uint64], counters: NDArray[np.int64], saved: NDArray[np.uint8]) -> Integer:
     """A free row, or the next one never used."""
-    counters = store.counters
     row: Integer = counters[FREE]
     if row:
-        counters[FREE] = np.int64(store.heads[row, 0])
+        counters[FREE] = np.int64(heads[row, 0])
     else:
         row = counters[USED]
         counters[USED] += 1
-    if row < len(store.saved):
-        store.saved[row] = 1  # a running snapshot began when this row was free: it must not copy what comes now
+    if row < len(saved):
+        saved[row] = 1  # a running snapshot began when this row was free: it must not copy what comes now
     counters[HELD] += 1
     return row
 
@@ -198,59 +200,53 @@ def start_row(
 
 
 @kernel
-def _sighted(store: Store, rules: Rules, key: np.uint64) -> Integer:
+def _sighted(sketch: NDArray[np.uint8], counters: NDArray[np.int64], rotate_after: int, key: np.uint64) -> Integer:
     """Count a sighting of a key; the sightings known of it, this one included, never too few within a generation."""
-    counters, sketch = store.counters, store.sketch
-    if counters[SIGHTED] >= rules.rotate_after:
+    if counters[SIGHTED] >= rotate_after:
         counters[TURN] = 1 - counters[TURN]
         counters[SIGHTED_BEFORE], counters[SIGHTED] = counters[SIGHTED], 0
         sketch[counters[TURN]] = 0
     counters[SIGHTED] += 1
-    now, before = sketch[counters[TURN]], sketch[1 - counters[TURN]]
-    mask = np.uint64(len(now) - 1)
+    now, before = counters[TURN], 1 - counters[TURN]
+    mask = np.uint64(sketch.shape[1] - 1)
     first = mixed(key ^ _SKETCH_SALT)
     step = (first >> _THIRTY_TWO) | _ONE
     fewest, known = np.int64(255), np.int64(255)
     cell = first
     for _ in range(_PROBES):
         at = np.int64(cell & mask)
-        fewest = min(fewest, np.int64(now[at]))
-        known = min(known, np.int64(now[at]) + np.int64(before[at]))
+        fewest = min(fewest, np.int64(sketch[now, at]))
+        known = min(known, np.int64(sketch[now, at]) + np.int64(sketch[before, at]))
         cell += step
     cell = first
     for _ in range(_PROBES):  # conservative update: no cell of this generation rises above what its key can have
         at = np.int64(cell & mask)
-        now[at] = max(np.int64(now[at]), min(fewest + 1, np.int64(255)))
+        sketch[now, at] = max(np.int64(sketch[now, at]), min(fewest + 1, np.int64(255)))
         cell += step
     counted: Integer = min(known + 1, np.int64(255))
     return counted
 
 
 @kernel
-def _admitted(store: Store, rules: Rules, key: np.uint64, column: Integer) -> Integer:
-    """The row of a key that has none: a new one where the key has been sighted enough, else its column's default."""
-    default = 1 + column
-    if rules.admit_after > 1 and _sighted(store, rules, key) < rules.admit_after:
-        return default
-    if store.counters[HELD] - rules.columns >= rules.max_rows:
-        return default
-    store.admitted[column] += 1
-    row = _insert(store, rules, key, column)
-    _note(store.heads, store.noted, store.counters, row)
-    return row
-
-
-@kernel
-def _insert(store: Store, rules: Rules, key: np.uint64, column: Integer) -> Integer:
+def _insert(
+    slots: NDArray[np.uint64],
+    heads: NDArray[np.uint64],
+    numbers: NDArray[np.float32],
+    counters: NDArray[np.int64],
+    saved: NDArray[np.uint8],
+    rules: Rules,
+    key: np.uint64,
+    column: Integer,
+) -> Integer:
     """A new row for a key that has none, with its start values."""
-    _, place = _locate(store.slots, store.heads, store.counters, key)
-    row = _new_row(store)
-    store.heads[row, 0] = key
-    store.heads[row, 1] = LIVE | (np.uint64(column) << _SIXTEEN)
-    _put(store.slots, place, (mixed(key) & ~_LOW) | np.uint64(row))
+    _, place = _locate(slots, heads, counters, key)
+    row = _new_row(heads, counters, saved)
+    heads[row, 0] = key
+    heads[row, 1] = LIVE | (np.uint64(column) << _SIXTEEN)
+    _put(slots, place, (mixed(key) & ~_LOW) | np.uint64(row))
     base = 1 + column if rules.from_default and column != NO_COLUMN else 0
-    start_row(store.numbers, row, key, rules.seed, rules.scale, base)
-    _spread(store.slots, store.counters)
+    start_row(numbers, row, key, rules.seed, rules.scale, base)
+    _spread(slots, counters)
     return row
 
 
@@ -323,6 +319,7 @@ def admit(
     ``before`` keeps that. ``stamp`` undoes it.
     """
     slots, heads, counters, columns = store.slots, store.heads, store.counters, keys.shape[1]
+    numbers, saved, sketch, noted, admitted = store.numbers, store.saved, store.sketch, store.noted, store.admitted
     flat, out = keys.reshape(-1), inverse.reshape(-1)
     bounds, block, count = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64), 0
     for start in range(0, len(flat), _BLOCK):
@@ -336,7 +333,15 @@ def admit(
             if row == 0 or heads[row, 0] != key or not heads[row, 1] & LIVE:
                 row, _ = _locate(slots, heads, counters, key)
                 if row == 0:
-                    row = _admitted(store, rules, key, (start + i) % columns)
+                    column = (start + i) % columns
+                    row = 1 + column  # the default one, until the key has been sighted enough and there is room
+                    known = rules.admit_after == 1
+                    if not known:
+                        known = _sighted(sketch, counters, rules.rotate_after, key) >= rules.admit_after
+                    if known and counters[HELD] - rules.columns < rules.max_rows:
+                        row = _insert(slots, heads, numbers, counters, saved, rules, key, column)
+                        _note(heads, noted, counters, row)
+                        admitted[column] += 1
             head = heads[row, 1]
             if head & IN_BATCH:
                 out[start + i] = np.int64(head >> _THIRTY_TWO)
@@ -350,11 +355,14 @@ def admit(
 @kernel
 def assign(store: Store, rules: Rules, keys: NDArray[np.uint64], epoch: int, rows: NDArray[np.int32]) -> None:
     """The rows of keys (n,), made where there is none, seen now."""
+    slots, heads, numbers, counters, saved = store.slots, store.heads, store.numbers, store.counters, store.saved
     for i in range(len(keys)):
-        row, _ = _locate(store.slots, store.heads, store.counters, keys[i])
-        rows[i] = row if row else _insert(store, rules, keys[i], NO_COLUMN)
-        if rows[i] > rules.columns:
-            store.heads[rows[i], 1] = (store.heads[rows[i], 1] & _LOW) | (np.uint64(epoch) << _THIRTY_TWO)
+        row, _ = _locate(slots, heads, counters, keys[i])
+        if row == 0:
+            row = _insert(slots, heads, numbers, counters, saved, rules, keys[i], NO_COLUMN)
+        rows[i] = row
+        if row > rules.columns:
+            heads[row, 1] = (heads[row, 1] & _LOW) | (np.uint64(epoch) << _THIRTY_TWO)
 
 
 @kernel
