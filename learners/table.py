@@ -8,7 +8,7 @@ until the next ``admit``, ``advance``, ``assign``, ``remove`` or ``take_changed`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,11 +17,12 @@ from learners import row_kernels, sketch
 from learners import table_kernels as kernels
 from learners.memory import Spare, aligned, physical_bytes
 from learners.pages import Ahead
+from learners.table_answers import Changed, ColumnStatistics, Lookup, TableMemory
 from learners.table_config import TableConfig
 from learners.table_copy import TableArrays, TableCopy, prepare
+from learners.table_expiry import Expiry, Removed, oldest
 from learners.table_restore import check_state, fill
 from learners.table_store import (
-    ALWAYS,
     HELD,
     NEW,
     NO_COLUMN,
@@ -37,46 +38,22 @@ from learners.table_store import (
     seen_of,
 )
 
-__all__ = ["Changed", "ColumnStatistics", "EmbeddingTable", "Lookup", "TableArrays", "TableConfig", "TableCopy"]
+__all__ = [
+    "Changed",
+    "ColumnStatistics",
+    "EmbeddingTable",
+    "Lookup",
+    "TableArrays",
+    "TableConfig",
+    "TableCopy",
+    "TableMemory",
+]
 
 _SWEPT_ROWS = 1 << 15  # rows looked at for expiry by one call of advance
 _EVICTED_SHARE = 32  # a full table frees one in so many rows
 _FIRST_SLOTS = 64
 _PREPARED_GROWTH = 1.1  # rows that a prepared snapshot has memory for, to rows there are
 _GROWS_SOON = 0.78  # load of the index, which grows at 0.80
-_REMOVALS = 256  # lists of removed keys before they are made one, without repetition
-
-
-class Lookup(NamedTuple):
-    """The rows of a batch.
-
-    unique : (U,) int32, each row met once, in the order of its first occurrence; without row 0.
-    inverse : (B, E) int32, the place of each key's row in ``unique``; −1 for the missing key 0.
-    """
-
-    unique: NDArray[np.int32]
-    inverse: NDArray[np.int32]
-
-
-class Changed(NamedTuple):
-    """What happened since the last ``take_changed``.
-
-    keys : (n,) u64 ascending · values : (n, dim + 1) float32 · removed : (m,) u64 ascending, keys without a row now.
-    """
-
-    keys: NDArray[np.uint64]
-    values: NDArray[np.float32]
-    removed: NDArray[np.uint64]
-
-
-class ColumnStatistics(NamedTuple):
-    """Vocabulary of one embedded column: rows held now, and rows ever admitted, expired and evicted."""
-
-    column: int
-    rows: int
-    admitted_total: int
-    expired_total: int
-    evicted_total: int
 
 
 class EmbeddingTable:
@@ -146,9 +123,7 @@ class EmbeddingTable:
         self._copy: TableCopy | None = None
         self._met, self._before = np.empty(0, np.int32), np.empty(0, np.uint64)
         self._expired, self._evicted = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
-        self._removed: list[NDArray[np.uint64]] = []
-        self._epoch = self._horizon = 0
-        self._sweep_next = self._sweep_left = 0
+        self._removed, self._expiry = Removed(), Expiry(self.config)
         self._index()
 
     def _index(self) -> None:
@@ -167,18 +142,30 @@ class EmbeddingTable:
         """The storage, (capacity, dim + 3): vector, weight, two accumulators. For kernels that read rows in place."""
         return self._store.numbers
 
+    def memory(self) -> TableMemory:
+        """Memory in use, by what for."""
+        store, used, slots = self._store, int(self._store.counters[USED]), 8 * int(self._store.counters[NEW])
+        numbers, heads = 4 * (self.dim + 3) * used, 16 * used
+        provided = (self._ahead["numbers"].provided, numbers), (self._ahead["heads"].provided, heads)
+        return TableMemory(
+            numbers=numbers,
+            last_seen=4 * used,
+            keys=12 * used,
+            index=max(slots, self._ahead["slots"].provided),
+            ahead=sum(max(0, there - needed) for there, needed in provided),
+            fixed=store.sketch.nbytes + store.noted.nbytes + store.saved.nbytes,
+            snapshot=self._spare.bytes,
+        )
+
     def memory_bytes(self) -> int:
-        """Memory in use, from the arrays' fill; with what is kept for the next snapshot."""
-        counters, store = self._store.counters, self._store
-        index = 8 * int(counters[NEW])
-        fixed = store.sketch.nbytes + store.noted.nbytes + store.saved.nbytes
-        return int(counters[USED]) * (16 + 4 * (self.dim + 3)) + index + fixed + self._spare.bytes
+        """Memory in use, with what is kept for the next snapshot."""
+        return self.memory().total
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Keys (B, E) → rows (B, E) int32; changes nothing. A key without a row gets its column's default row."""
         keys = self._checked(keys)
         rows = np.empty(keys.shape, np.int32)
-        kernels.find(self._store, keys, self._horizon, rows)
+        kernels.find(self._store, keys, self._expiry.horizon, rows)
         return rows
 
     def _checked(self, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -199,7 +186,7 @@ class EmbeddingTable:
         """
         keys = self._checked(keys)
         self._make_room(keys)
-        if self._sweep_left:
+        if self._expiry.looking:
             self._expire_met(keys)
         if len(self._met) < keys.size:  # kept: fresh memory costs more than filling it
             self._met, self._before = np.empty(keys.size, np.int32), np.empty(keys.size, np.uint64)
@@ -210,7 +197,7 @@ class EmbeddingTable:
         if self._copy is not None:
             row_kernels.restore_heads(self._store, unique, before)
             self._copy.save(unique)
-        row_kernels.stamp(self._store, unique, before, self._epoch, len(self.default_keys))
+        row_kernels.stamp(self._store, unique, before, self._expiry.epoch, len(self.default_keys))
         self._provide_ahead()
         return Lookup(unique, inverse)
 
@@ -229,7 +216,8 @@ class EmbeddingTable:
         elif held + keys.size >= most:  # what has expired must not count as held when the table is full
             self._finish_sweep()
             if self._store.counters[HELD] - len(self.default_keys) >= most:
-                self._evict(max(1, most // _EVICTED_SHARE))
+                rows = oldest(self._store, 1 + len(self.default_keys), max(1, most // _EVICTED_SHARE))
+                self._drop(rows, self._evicted)
 
     def _check_capacity(self, more: int) -> None:
         held = int(self._store.counters[HELD])
@@ -239,23 +227,10 @@ class EmbeddingTable:
                 "allow: nothing was done with these keys. Set expire_after_s or a max_rows that fits."
             )
 
-    def _evict(self, count: int) -> None:
-        """Free ``count`` rows, by last seen epoch and then by hash."""
-        first = 1 + len(self.default_keys)
-        heads = self._store.heads[first : self._store.counters[USED]]
-        held = np.flatnonzero(live(heads[:, 1]))
-        seen = seen_of(heads[held, 1])
-        cut = np.partition(seen, count - 1)[count - 1]
-        older, edge = held[seen < cut], held[seen == cut]
-        hashes = np.empty(len(edge), np.uint64)
-        kernels.mixed_all(heads[edge, 0], hashes)
-        order = np.argsort(hashes)
-        self._drop(first + np.concatenate((older, edge[order[: count - len(older)]])), self._evicted)
-
     def _expire_met(self, keys: NDArray[np.uint64]) -> None:
         """Take out expired rows of these keys now: they are about to be sighted as strangers."""
         rows = np.unique(self._rows_of(keys.reshape(-1)))
-        rows = rows[seen_of(self._store.heads[rows, 1]) < self._horizon]
+        rows = rows[seen_of(self._store.heads[rows, 1]) < self._expiry.horizon]
         self._drop(rows[rows > 0], self._expired)
 
     def _rows_of(self, keys: NDArray[np.uint64]) -> NDArray[np.int32]:
@@ -268,9 +243,7 @@ class EmbeddingTable:
             return
         gone = rows.astype(np.int32)
         self._before_change(gone)
-        self._removed.append(self._store.heads[gone, 0])
-        if len(self._removed) > _REMOVALS:
-            self._removed = [self._removed_keys()]
+        self._removed.add(self._store.heads[gone, 0])
         kernels.remove(self._store, gone, counts)
 
     def _before_change(self, rows: NDArray[np.int32]) -> None:
@@ -322,36 +295,13 @@ class EmbeddingTable:
         ValueError
             A time that is negative or beyond the year 2106.
         """
-        epoch = event_ms // self.config.epoch_ms
-        if not 0 <= epoch < int(ALWAYS):
-            raise ValueError(
-                f"event time {event_ms} ms must lie between 1970 and 2106: every row would expire at once. Reject "
-                "events with such times."
-            )
-        if epoch > self._epoch:
-            self._epoch, self._horizon = epoch, self._horizon_at(epoch)
-            self._sweep_left = int(self._store.counters[USED]) if self._horizon else 0
-        self._sweep(_SWEPT_ROWS)
-
-    def _horizon_at(self, epoch: int) -> int:
-        kept = self.config.epochs_kept
-        return 0 if kept is None else max(0, epoch - kept)
-
-    def _sweep(self, count: int) -> None:
-        """Look for expired rows where the last call stopped: all have gone, for whoever asks, these go in memory."""
-        while count > 0 and self._sweep_left > 0:
-            used = int(self._store.counters[USED])
-            first = self._sweep_next if self._sweep_next < used else 0
-            last = min(used, first + min(count, self._sweep_left))
-            rows = np.empty(last - first, np.int32)
-            found = row_kernels.expired(self._store, first, last, self._horizon, rows)
-            self._drop(rows[:found], self._expired)
-            self._sweep_next = last
-            self._sweep_left -= last - first
-            count -= last - first
+        self._expiry.advance(event_ms, self._store)
+        for rows in self._expiry.found(self._store, _SWEPT_ROWS):
+            self._drop(rows, self._expired)
 
     def _finish_sweep(self) -> None:
-        self._sweep(self._sweep_left)
+        for rows in self._expiry.found(self._store):
+            self._drop(rows, self._expired)
 
     def take_changed(self) -> Changed:
         """Keys whose rows were made or updated, and keys removed, since the last call."""
@@ -367,13 +317,10 @@ class EmbeddingTable:
         counters[NOTED] = 0
         keys = self._store.heads[rows, 0]
         order = np.argsort(keys)
-        removed = self._removed_keys()
+        removed = self._removed.keys()
         removed = removed[self._rows_of(removed) == 0]
-        self._removed = []
+        self._removed = Removed()
         return Changed(keys[order], self.gather(rows[order]), removed)
-
-    def _removed_keys(self) -> NDArray[np.uint64]:
-        return np.unique(np.concatenate([np.empty(0, np.uint64), *self._removed]))
 
     def assign(self, keys: NDArray[np.uint64], values: NDArray[np.float32]) -> None:
         """Overwrite or make the rows of keys (n,) with values (n, dim + 1), as a reader of deltas does.
@@ -396,7 +343,7 @@ class EmbeddingTable:
         if self._copy is not None:
             self._copy.save(self._rows_of(keys))
         rows = np.empty(len(keys), np.int32)
-        kernels.assign(self._store, self._rules, keys, self._epoch, rows)
+        kernels.assign(self._store, self._rules, keys, self._expiry.epoch, rows)
         self._store.numbers[rows, : self.dim + 1] = values
 
     def remove(self, keys: NDArray[np.uint64]) -> None:
@@ -440,8 +387,8 @@ class EmbeddingTable:
                 "Call its step() until done, or end_snapshot()."
             )
         self._store = self._store._replace(saved=np.zeros(int(self._store.counters[USED]), np.uint8))
-        removed = [np.empty(0, np.uint64), *self._removed]
-        self._copy = TableCopy(self._store, self._horizon, removed, self._rest(spare), spare)
+        horizon, removed = self._expiry.horizon, self._removed.lists()
+        self._copy = TableCopy(self._store, horizon, removed, self._rest(spare), spare)
         return self._copy
 
     def end_snapshot(self) -> None:
@@ -467,7 +414,7 @@ class EmbeddingTable:
             "admitted": self._store.admitted.copy(),
             "expired": self._expired.copy(),
             "evicted": self._evicted.copy(),
-            "clock": np.array([self._epoch], np.int64),
+            "clock": np.array([self._expiry.epoch], np.int64),
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -484,9 +431,8 @@ class EmbeddingTable:
         self._index()
         kernels.note(self._store, self._rows_of(state["pending"]))
         self._expired, self._evicted = state["expired"].copy(), state["evicted"].copy()
-        self._removed = [state["removed"].copy()]
-        self._epoch = int(state["clock"][0])
-        self._horizon = self._horizon_at(self._epoch)
+        self._removed = Removed(state["removed"].copy())
+        self._expiry.set(int(state["clock"][0]))
 
     def vocabulary(self) -> list[ColumnStatistics]:
         """Statistics of each embedded column; default rows count among its rows."""

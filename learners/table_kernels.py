@@ -335,10 +335,10 @@ def admit(
                 if row == 0:
                     column = (start + i) % columns
                     row = 1 + column  # the default one, until the key has been sighted enough and there is room
-                    known = rules.admit_after == 1
-                    if not known:
-                        known = _sighted(sketch, counters, rules.rotate_after, key) >= rules.admit_after
-                    if known and counters[HELD] - rules.columns < rules.max_rows:
+                    sightings: Integer = 1
+                    if rules.admit_after > 1:
+                        sightings = _sighted(sketch, counters, rules.rotate_after, key)
+                    if sightings >= rules.admit_after and counters[HELD] - rules.columns < rules.max_rows:
                         row = _insert(slots, heads, numbers, counters, saved, rules, key, column)
                         _note(heads, noted, counters, row)
                         admitted[column] += 1

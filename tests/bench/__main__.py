@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
-from tests.bench import embedding_table, learner
+from tests.bench import learner, table
 from tests.bench.harness import Measure, all_hold, as_json, as_table, machine, progress
 
 
 def _learner(*, quick: bool) -> list[Measure]:
-    return [*learner.measures(quick=quick), *embedding_table.measures(quick=quick)]
+    return [*learner.measures(quick=quick), *table.measures(quick=quick)]
 
 
 BENCHMARKS: dict[str, tuple[str, Callable[..., list[Measure]]]] = {
     "learner": ("DeepFM against deepctr-torch and FuxiCTR, then all of `table`; about eight minutes", _learner),
-    "table": ("the embedding table alone: look-ups, memory, growth, snapshots", embedding_table.measures),
-    "churn": ("100 million distinct ids through admission and expiry", embedding_table.churn),
+    "table": ("the embedding table alone: look-ups, memory, growth, snapshots", table.measures),
+    "churn": ("100 million distinct ids through admission and expiry", table.churn),
 }
 
 

@@ -1,27 +1,59 @@
-"""Figures of the embedding table: ``python -m tests.bench.table [--ids 100000000]``."""
+"""The embedding table's own measures, each in a fresh process on one core; snapshots: `tests.bench.snapshots`."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-import tempfile
+import resource
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
 
 from learners.table import EmbeddingTable, TableConfig
-from learners.table_store import NEW
+from tests.bench import snapshots
+from tests.bench.harness import Bound, Child, Measure, progress
+from tests.bench.turns import serve
 
 COLUMNS = 20
 BATCH_ROWS = 4096
+STEP_ROWS = 256
 DIM = 16
-RATES = (0.005, 0.05)
-EPOCH_MS = 1000
+MOST_KEPT = 1.05  # resident memory while ids churn: the largest, to that after a tenth of them
+
+
+def measures(*, quick: bool = False) -> list[Measure]:
+    """Look-ups, memory, growth and snapshots; ``quick`` takes fewer snapshots."""
+    inserting, size, growth = _measured("look_ups"), _measured("bytes_per_key"), _measured("growth")
+    found = [
+        Measure(name=f"table look-up or insert, {draw}, keys/s", ours=value, target=Bound("ours", least=30e6))
+        for draw, value in inserting.items()
+    ]
+    return [
+        *found,
+        Measure(name="table: key, column and index, B/key", ours=size["value"], target=Bound("ours", most=24)),
+        Measure(name="the same with the last seen time", ours=size["with_last_seen"]),
+        Measure(
+            name="table growing at 10 M keys, longest step, ms", ours=growth["value"], target=Bound("ours", most=10)
+        ),
+        *snapshots.measures(quick=quick),
+    ]
+
+
+def churn(*, quick: bool = False) -> list[Measure]:
+    """Resident memory while distinct ids come and go, as a ratio to that after the first tenth of them."""
+    found = _measured("churn", ids=10_000_000 if quick else 100_000_000)
+    name = "resident memory, largest after the first tenth of the ids / then"
+    return [Measure(name=name, ours=found["value"], target=Bound("ours", most=MOST_KEPT))]
+
+
+def _measured(turn: str, **arguments: int) -> dict[str, float]:
+    core = min(os.sched_getaffinity(0))
+    with Child("tests.bench.table", cores=[core]) as child:
+        found = child.turn(turn, **arguments)
+    progress(f"{turn}: " + ", ".join(f"{name} {value:,.4g}" for name, value in found.items()))
+    return found
 
 
 def _table(config: TableConfig | None = None) -> EmbeddingTable:
@@ -41,99 +73,70 @@ def _filled(keys: int, generator: np.random.Generator) -> tuple[EmbeddingTable, 
     return table, np.concatenate(known).reshape(-1)
 
 
-def lookup_keys_per_second(
-    draw: Literal["uniform", "zipf"] = "uniform",
-    path: Literal["find", "admit"] = "admit",
-    *,
-    keys: int = 2_000_000,
-    batches: int = 60,
-) -> float:
-    """Keys looked up a second of processor time at ``keys`` keys, the median of batches; Zipf of exponent 1.1."""
+def look_ups(keys: int = 2_000_000, batches: int = 60) -> dict[str, float]:
+    """Keys admitted a second of processor time at ``keys`` keys, medians of batches; uniform, and Zipf of 1.1."""
     generator = np.random.default_rng(0)
     table, known = _filled(keys, generator)
-    look_up, seconds = getattr(table, path), []
-    weight = 1 / np.arange(1, len(known) + 1) ** 1.1
-    share = weight.cumsum() / weight.sum()
-    for _ in range(batches):
-        size = BATCH_ROWS * COLUMNS
-        drawn = (
-            generator.integers(0, len(known), size)
-            if draw == "uniform"
-            else np.searchsorted(share, generator.random(size))
-        )
-        batch = known[drawn].reshape(-1, COLUMNS)
+    share = (1 / np.arange(1, len(known) + 1) ** 1.1).cumsum()
+    size = BATCH_ROWS * COLUMNS
+
+    def drawn(how: Literal["uniform", "zipf"]) -> NDArray[np.uint64]:
+        if how == "uniform":
+            places = generator.integers(0, len(known), size)
+        else:
+            places = np.searchsorted(share, share[-1] * generator.random(size))
+        return known[places].reshape(-1, COLUMNS)
+
+    def seconds(keys: NDArray[np.uint64]) -> float:
         began = time.process_time()
-        look_up(batch)
-        seconds.append(time.process_time() - began)
-    return BATCH_ROWS * COLUMNS / float(np.median(seconds))
+        table.admit(keys)
+        return time.process_time() - began
+
+    return {how: size / float(np.median([seconds(drawn(how)) for _ in range(batches)])) for how in ("uniform", "zipf")}
 
 
-def memory_figures(keys: int = 2_000_000) -> dict[str, float]:
-    """Memory a key beside its row (vector, weight, accumulators, last seen): now, at the worst moment of growth."""
-    table, _ = _filled(keys, np.random.default_rng(0))
-    held, worst = len(table), 0.0
-    generator = np.random.default_rng(1)
-    for _ in range(keys // (BATCH_ROWS * COLUMNS) + 1):
-        table.admit(_new_keys(generator))
-        worst = max(worst, 8 * int(table._store.counters[NEW]) / len(table))
-    index = 8 * int(table._store.counters[NEW]) / len(table)
-    return {"value": 12.0 + worst, "keys": held, "head": 12.0, "index": index, "index_worst": worst}
+def bytes_per_key(keys: int = 2_000_000) -> dict[str, float]:
+    """Memory a key beside its row (vector, weight, accumulators) at the worst moment while ``keys`` keys double.
 
-
-def growth_figures(keys: int = 10_000_000, rows: int = 256) -> dict[str, float]:
-    """Processor time of one ``admit`` of rows x 20 new keys each, while a table grows from ``keys`` by a half."""
+    What is provided for growth counts by the part that keys and index have in it.
+    """
     generator = np.random.default_rng(0)
     table, _ = _filled(keys, generator)
-    spent, began_at = [], len(table)
-    while len(table) < 1.5 * began_at:
-        batch = _new_keys(generator, rows)
-        began = time.process_time()
+    worst = with_last_seen = 0.0
+    while len(table) < 2 * keys:
+        table.admit(_new_keys(generator, STEP_ROWS))
+        memory, held = table.memory(), len(table)
+        worst = max(worst, (memory.keys + memory.index) / held)
+        with_last_seen = max(with_last_seen, (memory.keys + memory.last_seen + memory.index) / held)
+    return {"value": worst, "with_last_seen": with_last_seen, "keys": len(table)}
+
+
+def growth(keys: int = 10_000_000) -> dict[str, float]:
+    """Milliseconds of one ``admit`` of 256 x 20 new keys each, while a table grows from ``keys`` by a half.
+
+    Of the learning thread's processor time: others use the core too. It would see every page that it has to wait for;
+    those are counted beside.
+    """
+    generator = np.random.default_rng(0)
+    table, _ = _filled(keys, generator)
+    spent, faults, held = [], 0, len(table)
+    while len(table) < 1.5 * held:
+        batch = _new_keys(generator, STEP_ROWS)
+        began, faults_before = time.thread_time(), _faults()
         table.admit(batch)
-        spent.append(1000 * (time.process_time() - began))
+        spent.append(1000 * (time.thread_time() - began))
+        faults += _faults() - faults_before
     return {
         "value": max(spent),
-        "keys": began_at,
-        "keys_a_step": rows * COLUMNS,
         "median_ms": float(np.median(spent)),
         "p999_ms": float(np.quantile(spent, 0.999)),
+        "page_faults": faults,
+        "steps": len(spent),
     }
 
 
-def snapshot_figures(keys: int = 2_000_000, folder: Path | None = None) -> dict[str, float]:
-    """A snapshot between learning steps: the longest pause it made, and the time its copies, state and writing took."""
-    generator = np.random.default_rng(0)
-    table, known = _filled(keys, generator)
-    gradients = np.zeros((BATCH_ROWS * COLUMNS, DIM + 1), np.float32)
-    began = time.perf_counter()
-    copy = table.begin_snapshot()
-    pauses = [time.perf_counter() - began]
-    while not copy.done:
-        began = time.perf_counter()
-        copy.step()
-        pauses.append(time.perf_counter() - began)
-        rows = table.admit(known[generator.integers(0, len(known), (256, COLUMNS))]).unique
-        table.update(rows, gradients[: len(rows)], rates=RATES, epsilon=1e-8)
-    table.end_snapshot()
-    began = time.perf_counter()
-    state = copy.state()
-    made = time.perf_counter() - began
-    with tempfile.TemporaryDirectory(dir=folder) as where, Path(where, "table").open("wb", buffering=0) as file:
-        began = time.perf_counter()
-        for array in state.values():
-            file.write(array.data)
-        written = time.perf_counter() - began
-        os.fsync(file.fileno())
-        synced = time.perf_counter() - began
-    return {
-        "seconds": sum(pauses) + made + written,
-        "pause_ms": 1000 * max(pauses),
-        "rows": len(state["keys"]),
-        "begin_ms": 1000 * pauses[0],
-        "copy_s": sum(pauses),
-        "state_s": made,
-        "write_s": written,
-        "write_and_fsync_s": synced,
-    }
+def _faults() -> int:
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
 
 
 def resident_bytes() -> int:
@@ -160,7 +163,7 @@ def churn_figures(ids: int = 100_000_000, *, live: int = 2_000_000) -> dict[str,
                 first = max(first, resident)
             largest = max(largest, resident)
             if step % 200 == 0:
-                print(f"churn: {done} ids, {len(table)} rows, {resident >> 20} MiB", file=sys.stderr)  # noqa: T201
+                progress(f"churn: {done} ids, {len(table)} rows, {resident >> 20} MiB")
     totals = table.vocabulary()
     return {
         "value": largest / first,
@@ -174,41 +177,5 @@ def churn_figures(ids: int = 100_000_000, *, live: int = 2_000_000) -> dict[str,
     }
 
 
-def bytes_per_key() -> float:
-    """Memory a key beside its row, at the worst moment of growth."""
-    return memory_figures()["value"]
-
-
-def growth_stall_ms() -> float:
-    """The longest step of a growing table."""
-    return growth_figures()["value"]
-
-
-def snapshot_seconds_and_pause() -> tuple[float, float]:
-    """Seconds that a snapshot of two million rows took in all, and the longest pause in ms."""
-    figures = snapshot_figures()
-    return figures["seconds"], figures["pause_ms"]
-
-
-def churn_resident(ids: int = 100_000_000) -> float:
-    """Largest resident memory over that after a tenth of the ids."""
-    return churn_figures(ids)["value"]
-
-
-def main(ids: Annotated[int, typer.Option(help="Distinct ids of the churn; 0: no churn.")] = 100_000_000) -> None:
-    """Measure all and print one JSON object."""
-    report: dict[str, object] = {
-        f"{path}_{draw}_keys_per_second": lookup_keys_per_second(draw, path)
-        for path in ("find", "admit")
-        for draw in ("uniform", "zipf")
-    }
-    report["bytes_per_key"] = memory_figures()
-    report["growth"] = growth_figures()
-    report["snapshot"] = snapshot_figures()
-    if ids:
-        report["churn"] = churn_figures(ids)
-    print(json.dumps(report, indent=1))  # noqa: T201
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    serve({"look_ups": look_ups, "bytes_per_key": bytes_per_key, "growth": growth, "churn": churn_figures})
