@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from learners.examples import MATRICES, SCALARS, Examples
+from learners.kinds import CONVERSION
 from learners.rows import Rows
 
 __all__ = [
@@ -198,7 +199,8 @@ def read_examples(
     Raises
     ------
     ArchiveError
-        No parquet files of examples, or of another feature spec than ``spec_hash``, or of several specs.
+        No parquet files of examples, or of another feature spec than ``spec_hash``, or of several specs; a label beyond
+        1, an unknown kind.
     """
     parts: list[Examples] = []
     for file in _files(path):
@@ -281,11 +283,18 @@ def _read_file(file: _File, spec_hash: str | None, known_ms: tuple[int, int] | N
     # partitioning=None: the day in a folder's name is no column
     read = partial(pq.read_table, filters=within, partitioning=None)
     table = _of_parquet(file, read)
+    columns = {name: table[name].to_numpy() for name in SCALARS}
+    for name, largest, meaning in (("label", 1, "a click or none"), ("kind", CONVERSION, "a kind of example")):
+        if len(wrong := np.flatnonzero(columns[name] > largest)):
+            raise ArchiveError(
+                f"{file.path} holds {name} {columns[name][wrong[0]]}, {len(wrong)} rows have none of 0 to {largest}: "
+                f"that is not {meaning}, and would be learned as one. Leave such rows out."
+            )
     return Examples(
         spec_name=metadata[b"spec_name"].decode(),
         spec_hash=found,
         rows=Rows(_matrix(table, "ids"), _matrix(table, "dense")),
-        columns={name: table[name].to_numpy() for name in SCALARS},
+        columns=columns,
     )
 
 

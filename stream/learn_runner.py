@@ -26,6 +26,7 @@ from learners.snapshot import Snapshot, newest_snapshot
 from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.deltas import to_parts
+from stream.examples import ExampleRows
 from stream.examples_log import decode_examples
 from stream.inbox import Assigned, Inbox, InputRecord, Place
 from stream.learning import Learned, LearningConfig, LearningLoop, LearnOutcome, LoopState, Rejected
@@ -263,7 +264,7 @@ class LearnRunner:
             rows, watermark_ms = decode_examples(value, self._spec)
         except RecordError as error:
             await self._dead_letter(partition, offset, error.reason, error.detail, value or b"")
-            return []
+            rows, watermark_ms = ExampleRows.empty(self._spec.id_columns, self._spec.dense_inputs), 0  # it was read
         return loop.step(rows, partition, offset, watermark_ms)
 
     async def _store(self, loop: LearningLoop, outcomes: list[LearnOutcome]) -> None:

@@ -233,3 +233,30 @@ def test_a_base_that_diverges_is_a_failure(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "must be finite" in result.stderr
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("label", 2, "holds label 2"),
+        ("kind", 3, "holds kind 3"),
+        ("dense", np.nan, "dense inputs hold nan"),
+        ("weight", np.nan, "weights hold nan"),
+        ("weight", -1.0, "must not be negative"),
+        ("weight", 1e7, "must not exceed"),
+    ],
+)
+@pytest.mark.parametrize("row", [10, 690])
+def test_examples_that_cannot_be_learned_are_bad_usage(
+    column: str, value: float, message: str, row: int, tmp_path: Path
+) -> None:
+    """Among the oldest and among the newest: exit 2, the value on stderr, no snapshot."""
+    made = encoded(700, id_columns=KUAIRAND.id_columns, dense=KUAIRAND.dense_inputs)
+    made.weight = np.ones(700, np.float32)
+    getattr(made, column)[np.argsort(made.known_ms, kind="stable")[row]] = value
+    write_examples(tmp_path / "e.parquet", made, KUAIRAND)
+    out = tmp_path / "out"
+    result = run.invoke(app, ["base", "--examples", str(tmp_path / "e.parquet"), "--out", str(out)])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not out.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,20 @@ from prometheus_client import CollectorRegistry
 
 from learners.deepfm import DeepFM
 from learners.rows import Rows
-from learners.snapshot import versions
+from learners.snapshot import SnapshotSpecError, newest_snapshot, versions
+from learners.spec import load_spec
 from stream.broker import find_broker
 from stream.examples import ExampleRows
 from stream.examples_log import decode_examples
 from stream.inbox import Assigned, InputRecord
-from stream.learn_runner import LearnRunner
-from stream.learning import LearningConfig
+from stream.learn_runner import LearnRunner, NoSnapshotError, first_snapshot
+from stream.learning import LearningConfig, LearningLoop
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.producer import RecordProducer, stored
 from stream.published import last_published
 from stream.rebuild import rebuild
-from stream.records import DeadLetter
+from stream.records import DeadLetter, JournalRecord
 from stream.topics import DEADLETTER, EXAMPLES, JOURNAL
 from tests.brokers import TestTopics
 from tests.stream.learn_world import World
@@ -95,6 +97,50 @@ async def test_what_cannot_be_learned_is_put_aside_and_counted(kafka_topics: Tes
     assert metrics.counter("learned_rows_total")._value.get() == 10
 
 
+async def test_records_that_are_none_are_put_aside_and_an_empty_one_is_no_batch(
+    kafka_topics: TestTopics, tmp_path: Path
+) -> None:
+    """Bytes, another spec, columns of other lengths: each a dead letter with its bytes; the weights are the others'."""
+    good = [example_rows(8, seed=at) for at in range(3)]
+    foreign = good[0].to_record("0" * 16, START_MS).encode()
+    short = msgspec.structs.replace(good[0].to_record(SPEC.hash, START_MS), label=b"\0").encode()
+    empty = example_rows(0, seed=9)
+    await learned(kafka_topics, tmp_path / "mixed", [good[0], b"\xc1", foreign, good[1], short, b"", empty, good[2]])
+    broker = await find_broker(kafka_topics.settings())
+    letters = [msgspec.msgpack.decode(value, type=DeadLetter) for value in await values(broker, DEADLETTER)]
+    assert [(one.offset, one.reason, one.payload) for one in letters] == [
+        (1, "malformed", b"\xc1"),
+        (2, "spec", foreign),
+        (4, "schema", short),
+        (5, "malformed", b""),
+    ]
+    steps = [msgspec.msgpack.decode(value, type=JournalRecord) for value in await values(broker, JOURNAL)]
+    assert [step.rows for step in steps] == [8, 8, 8]
+    loop = LearningLoop(base_snapshot(tmp_path / "apart").model(), LearningConfig(), broker.partitions)
+    for step, rows in zip(steps, good, strict=True):
+        loop.relearn(step, rows)
+    found = newest_snapshot(str(tmp_path / "mixed"))
+    assert found is not None
+    assert found[1].weights_sha256() == loop.model.weights_sha256()
+
+
+def test_where_every_snapshot_is_torn_there_is_none(tmp_path: Path) -> None:
+    """Each is named in a warning, the error says what to do."""
+    base_snapshot(tmp_path, version=3)
+    base_snapshot(tmp_path, version=4)
+    for version in (3, 4):
+        (tmp_path / f"v{version:012d}" / "model.safetensors").write_bytes(b"torn")
+    with (
+        structlog.testing.capture_logs() as logs,
+        pytest.raises(NoSnapshotError, match=r"holds no snapshot.*Train a base first"),
+    ):
+        first_snapshot(str(tmp_path), SPEC)
+    assert [entry["url"][-1] for entry in logs] == ["4", "3"]
+    base_snapshot(tmp_path, version=5)
+    with pytest.raises(SnapshotSpecError, match=SPEC.hash):
+        first_snapshot(str(tmp_path), load_spec("kuairand"))
+
+
 async def test_a_loss_out_of_bounds_stops_the_publishing_and_not_the_process(
     kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +170,9 @@ async def test_a_loss_out_of_bounds_stops_the_publishing_and_not_the_process(
     assert again.gauge("model_version")._value.get() == published
 
 
-async def learned(topics: TestTopics, root: Path, batches: list[ExampleRows], **options: Any) -> WorkerMetrics:
+async def learned(
+    topics: TestTopics, root: Path, batches: Sequence[ExampleRows | bytes], **options: Any
+) -> WorkerMetrics:
     """A learner's metrics after records of partition 0, which are written when the topic is empty."""
     broker = await find_broker(topics.settings())
     if not versions(str(root)):
@@ -135,7 +183,10 @@ async def learned(topics: TestTopics, root: Path, batches: list[ExampleRows], **
     metrics = WorkerMetrics(CollectorRegistry())
     runner = LearnRunner(broker, producer, SPEC, config, str(root), metrics)
     marks = [START_MS + 2_000 * at for at in range(len(batches))]
-    records = [rows.to_record(SPEC.hash, mark).encode() for rows, mark in zip(batches, marks, strict=True)]
+    records = [
+        given if isinstance(given, bytes) else given.to_record(SPEC.hash, mark).encode()
+        for given, mark in zip(batches, marks, strict=True)
+    ]
     if not await values(broker, EXAMPLES):
         await stored([await producer.send(EXAMPLES, value, partition=0) for value in records])
     others = range(1, broker.partitions)
