@@ -15,17 +15,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from learners import row_kernels, sketch
 from learners import table_kernels as kernels
-from learners.memory import Spare, aligned, physical_bytes
-from learners.pages import Ahead
+from learners.memory import Spare, aligned
 from learners.table_answers import Changed, ColumnStatistics, Lookup, TableMemory
+from learners.table_checks import check_assigned, check_columns, check_gradients, check_keys, check_room
 from learners.table_config import TableConfig
 from learners.table_copy import TableArrays, TableCopy, prepare
 from learners.table_expiry import Expiry, Removed, oldest
+from learners.table_growth import Growth, most_rows
 from learners.table_restore import check_state, fill
 from learners.table_store import (
     HELD,
     NEW,
-    NO_COLUMN,
     NOTED,
     SIGHTED,
     SIGHTED_BEFORE,
@@ -53,7 +53,6 @@ _SWEPT_ROWS = 1 << 15  # rows looked at for expiry by one call of advance
 _EVICTED_SHARE = 32  # a full table frees one in so many rows
 _FIRST_SLOTS = 64
 _PREPARED_GROWTH = 1.1  # rows that a prepared snapshot has memory for, to rows there are
-_GROWS_SOON = 0.78  # load of the index, which grows at 0.80
 
 
 class EmbeddingTable:
@@ -87,13 +86,7 @@ class EmbeddingTable:
         self.config = config = config or TableConfig()
         self.default_keys = np.array(default_keys, np.uint64)
         columns = len(self.default_keys)
-        if dim < 1:
-            raise ValueError(f"dim={dim} must be at least 1: rows would hold no vector. Raise it.")
-        if not 0 < len(np.unique(self.default_keys)) == columns < NO_COLUMN or not self.default_keys.all():
-            raise ValueError(
-                f"default keys {self.default_keys} must be 1 to {NO_COLUMN - 1} different keys other than 0: two "
-                "columns would share a default row. Hash the fields' names."
-            )
+        check_columns(dim, self.default_keys)
         self.dim = dim
         self._rules = Rules(
             admit_after=config.admit_after,
@@ -104,22 +97,15 @@ class EmbeddingTable:
             scale=config.init_scale,
             from_default=config.start_from_default,
         )
-        self._capacity = self._most_rows()
+        self._capacity = most_rows(dim, columns, config.max_rows)
         self._clear()
-
-    def _most_rows(self) -> int:
-        """Rows of address space: what max_rows allows, or what would fill the machine."""
-        bounded = physical_bytes() // (4 * (self.dim + 3) + 16)
-        if self.config.max_rows is not None:
-            bounded = min(bounded, 2 * self.config.max_rows)  # a reader may assign before it removes
-        return min(bounded, (1 << 31) - (1 << 17)) + 1 + len(self.default_keys)
 
     def _clear(self) -> None:
         """An empty table: only the default rows."""
         columns = len(self.default_keys)
         self._store = Store.empty(self._capacity, self.dim, self.default_keys, self.config)
         self._spare = Spare()
-        self._ahead = {name: Ahead(getattr(self._store, name)) for name in ("heads", "numbers", "slots")}
+        self._growth = Growth(self._store)
         self._copy: TableCopy | None = None
         self._met, self._before = np.empty(0, np.int32), np.empty(0, np.uint64)
         self._expired, self._evicted = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
@@ -144,18 +130,7 @@ class EmbeddingTable:
 
     def memory(self) -> TableMemory:
         """Memory in use, by what for."""
-        store, used, slots = self._store, int(self._store.counters[USED]), 8 * int(self._store.counters[NEW])
-        numbers, heads = 4 * (self.dim + 3) * used, 16 * used
-        provided = (self._ahead["numbers"].provided, numbers), (self._ahead["heads"].provided, heads)
-        return TableMemory(
-            numbers=numbers,
-            last_seen=4 * used,
-            keys=12 * used,
-            index=max(slots, self._ahead["slots"].provided),
-            ahead=sum(max(0, there - needed) for there, needed in provided),
-            fixed=store.sketch.nbytes + store.noted.nbytes + store.saved.nbytes,
-            snapshot=self._spare.bytes,
-        )
+        return self._growth.memory(self._store, self._spare.bytes)
 
     def memory_bytes(self) -> int:
         """Memory in use, with what is kept for the next snapshot."""
@@ -169,11 +144,7 @@ class EmbeddingTable:
         return rows
 
     def _checked(self, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        if keys.ndim != 2 or keys.shape[1] != len(self.default_keys) or keys.dtype != np.uint64:
-            raise ValueError(
-                f"keys {keys.shape} of {keys.dtype} must be (rows, {len(self.default_keys)}) of uint64: the column of "
-                "a key decides its default row. Pass the embedded columns of the ids."
-            )
+        check_keys(keys, len(self.default_keys))
         return np.ascontiguousarray(keys)
 
     def admit(self, keys: NDArray[np.uint64]) -> Lookup:
@@ -198,34 +169,18 @@ class EmbeddingTable:
             row_kernels.restore_heads(self._store, unique, before)
             self._copy.save(unique)
         row_kernels.stamp(self._store, unique, before, self._expiry.epoch, len(self.default_keys))
-        self._provide_ahead()
+        self._growth.reach(self._store)
         return Lookup(unique, inverse)
-
-    def _provide_ahead(self) -> None:
-        """Have the memory that rows and index grow into next at hand."""
-        used, held, slots = (int(self._store.counters[place]) for place in (USED, HELD, NEW))
-        self._ahead["heads"].reach(16 * used, used // 2)
-        self._ahead["numbers"].reach(4 * (self.dim + 3) * used, (self.dim + 3) * used // 4)
-        if held > _GROWS_SOON * slots:
-            self._ahead["slots"].reach(8 * slots, slots + 4096)  # it grows by an eighth
 
     def _make_room(self, keys: NDArray[np.uint64]) -> None:
         held, most = int(self._store.counters[HELD]) - len(self.default_keys), self.config.max_rows
         if most is None:
-            self._check_capacity(keys.size)
+            check_room(self._store, keys.size)
         elif held + keys.size >= most:  # what has expired must not count as held when the table is full
             self._finish_sweep()
             if self._store.counters[HELD] - len(self.default_keys) >= most:
                 rows = oldest(self._store, 1 + len(self.default_keys), max(1, most // _EVICTED_SHARE))
                 self._drop(rows, self._evicted)
-
-    def _check_capacity(self, more: int) -> None:
-        held = int(self._store.counters[HELD])
-        if held + more >= self._capacity:
-            raise MemoryError(
-                f"{held} rows and up to {more} more exceed {self._capacity}, what max_rows or this machine's memory "
-                "allow: nothing was done with these keys. Set expire_after_s or a max_rows that fits."
-            )
 
     def _expire_met(self, keys: NDArray[np.uint64]) -> None:
         """Take out expired rows of these keys now: they are about to be sighted as strangers."""
@@ -278,11 +233,7 @@ class EmbeddingTable:
         ValueError
             Gradients that are not (U, dim + 1). The table is untouched.
         """
-        if gradients.shape != (len(rows), self.dim + 1):
-            raise ValueError(
-                f"gradients {gradients.shape} must be ({len(rows)}, {self.dim + 1}), one for each row: others would "
-                "move the wrong rows. Pass the sums in the order of Lookup.unique."
-            )
+        check_gradients(gradients, len(rows), self.dim)
         self._before_change(rows)
         vector_rate, weight_rate, smallest = np.array((*rates, epsilon), np.float32)
         kernels.update(self._store, rows, np.ascontiguousarray(gradients), vector_rate, weight_rate, smallest)
@@ -333,13 +284,9 @@ class EmbeddingTable:
             Key 0, or values that are not (n, dim + 1). The table is untouched.
         """
         keys = np.ascontiguousarray(keys, np.uint64)
-        if values.shape != (len(keys), self.dim + 1) or keys.ndim != 1 or not keys.all():
-            raise ValueError(
-                f"{len(keys)} keys and values {values.shape} must be as many rows of {self.dim} + 1 numbers, and no "
-                "key 0: a missing id has no row. Reload a snapshot."
-            )
+        check_assigned(keys, values, self.dim)
         self._finish_sweep()
-        self._check_capacity(len(keys))
+        check_room(self._store, len(keys))
         if self._copy is not None:
             self._copy.save(self._rows_of(keys))
         rows = np.empty(len(keys), np.int32)
