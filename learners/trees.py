@@ -51,8 +51,8 @@ class TreesConfig:
 class LeafTrees:
     """Learns leaf weights with every batch, and trees when `advance` crosses the end of a refit period.
 
-    Rows of weight 0 are not remembered. A refit takes seconds, in which the caller waits: 200 trees of 31 leaves on
-    300 000 rows. Memory is bounded by the buffer and the trees.
+    Rows of weight 0 are not remembered. A refit takes tens of seconds, in which the caller waits: 600 trees of 31
+    leaves on 300 000 rows. Memory is bounded by the buffer and the trees.
     """
 
     def __init__(self, config: TreesConfig, shape: ModelShape) -> None:

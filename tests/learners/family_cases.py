@@ -63,7 +63,7 @@ def _network(**settings: Any) -> Case:
 
 _FTRL = FtrlConfig(table_rows=256)
 _TREES = TreesConfig(
-    boosting=BoostingConfig(trees=8, leaves=5, smallest_leaf=5, rate=0.3, tree_share=0.8, node_share=1.0),
+    boosting=BoostingConfig(forests=2, trees=8, leaves=5, smallest_leaf=5, rate=0.3, tree_share=0.8, node_share=1.0),
     buffer_rows=300,
     first_fit_rows=60,
 )

@@ -17,7 +17,7 @@ from learners.trees import LeafTrees, TreesConfig
 from tests.learners.family_cases import DAY_MS, SHAPE, batch
 
 CONFIG = TreesConfig(
-    boosting=BoostingConfig(trees=10, leaves=6, smallest_leaf=5, rate=0.3, tree_share=1.0, node_share=1.0),
+    boosting=BoostingConfig(forests=2, trees=10, leaves=6, smallest_leaf=5, rate=0.3, tree_share=0.8, node_share=1.0),
     buffer_rows=500,
     first_fit_rows=100,
 )
@@ -36,11 +36,14 @@ def log_loss(logits: NDArray[Any], target: NDArray[Any]) -> float:
 
 
 def test_leaf_values_add_up_to_what_lightgbm_says() -> None:
-    """The sum of a row's leaves is the ensemble's raw score."""
+    """The sum of a row's leaves is the mean of the ensembles' raw scores."""
     rows = remembered()
     forest = Forest.fit(CONFIG.boosting, rows)
     inputs = np.concatenate((rows.dense, Categories.of(rows.codes, 64).numbers(rows.codes)), axis=1)
-    raw = forest._booster.predict(inputs, raw_score=True)
+    raws = [np.asarray(booster.predict(inputs, raw_score=True)) for booster in forest._boosters]
+    assert len(raws) == 2
+    assert not np.array_equal(raws[0], raws[1])  # another seed draws other inputs
+    raw = np.mean(raws, axis=0)
     np.testing.assert_allclose(forest.leaf_values[forest.leaves(rows.codes, rows.dense)].sum(axis=1), raw, atol=1e-9)
     assert log_loss(np.asarray(raw), rows.target) < 0.2
 
