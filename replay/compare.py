@@ -71,8 +71,8 @@ class Compared:
 
 
 def chosen(names: Sequence[str] | None) -> dict[str, Member]:
-    """The named learners, or all whose libraries are installed. Raises ValueError for a name that is not known."""
-    return dict(FAMILY) if names is None else {name: member(name) for name in names}
+    """The named learners, or all of them if there are none named. Raises ValueError for a name that is not known."""
+    return dict(FAMILY) if names is None else {name.strip(): member(name.strip()) for name in names}
 
 
 def compare(

@@ -127,7 +127,7 @@ def test_the_deepfm_of_the_comparison_is_that_of_the_backtest(folder: Path, stre
 
 def test_the_program_prints_one_table_sorted_by_auc(folder: Path) -> None:
     """JSON holds every learner with its days, its frozen figures and its speed; the table names them all."""
-    options = ["--dataset", "kuairand", "--data", str(folder), "--base-days", "2", "--learners", "ftrl,deepfm"]
+    options = ["--dataset", "kuairand", "--data", str(folder), "--base-days", "2", "--learners", "ftrl, deepfm"]
     done = CliRunner().invoke(app, ["compare", *options, "--json"])
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
