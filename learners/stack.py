@@ -3,8 +3,8 @@
 D. H. Wolpert, "Stacked Generalization", Neural Networks 5, 1992, with the learning of He et al. 2014 in time. The trees
 bring what is known of numbers and their thresholds over days, the DeepFM what is known of ids up to the last batch. On
 KuaiRand their mean is ahead of either; the trees' logit as one more dense input of the DeepFM is no better than the
-DeepFM alone, which follows it instead of adding to it. A third logit, of FTRL or DCN-v2, changes nothing: on the same inputs
-these err as the DeepFM does.
+DeepFM alone, which follows it instead of adding to it. A third logit, of FTRL or DCN-v2, changes nothing: from the same
+inputs these err as the DeepFM does.
 
 The weights learn from the logits that the two give before they learn the row, as they are when it is served, so no
 row's label leaks into its own inputs.
