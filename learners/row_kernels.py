@@ -63,6 +63,8 @@ def copy_rows(store: Store, first: int, last: int, heads: NDArray[np.uint64], nu
         if not store.saved[row]:
             heads[row] = store.heads[row]
             numbers[row] = store.numbers[row]
+        elif store.saved[row] == 2:  # it was free: the memory may hold a row of an earlier snapshot
+            heads[row, 1] = 0
 
 
 @kernel

@@ -151,8 +151,8 @@ def _new_row(heads: NDArray[np.uint64], counters: NDArray[np.int64], saved: NDAr
     else:
         row = counters[USED]
         counters[USED] += 1
-    if row < len(saved):
-        saved[row] = 1  # a running snapshot began when this row was free: it must not copy what comes now
+    if row < len(saved) and not saved[row]:
+        saved[row] = 2  # a running snapshot began when this row was free: it must not copy what comes now
     counters[HELD] += 1
     return row
 

@@ -29,7 +29,7 @@ class Store(NamedTuple):
 
     slots : (.,) u64 · heads : (rows, 2) u64 · numbers : (rows, dim + 3) f32, vector, weight and two accumulators ·
     counters : (10,) i64 · noted : (.,) i32 rows that changed · saved : (rows,) u8, rows that a running snapshot
-    has (or must never have) · sketch : (2, cells) u8, two generations · admitted : (columns,) i64.
+    has (1) or must never have (2) · sketch : (2, cells) u8, two generations · admitted : (columns,) i64.
     """
 
     slots: NDArray[np.uint64]
