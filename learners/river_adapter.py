@@ -77,11 +77,9 @@ def _fm(config: RiverConfig) -> Any:
 
 
 def _hoeffding_adaptive_tree(config: RiverConfig) -> Any:
-    from river import tree
+    from learners.river_trees import CountedAdaptiveTree
 
-    return tree.HoeffdingAdaptiveTreeClassifier(
-        max_size=config.trees_mib, memory_estimate_period=1000, seed=config.seed
-    )
+    return CountedAdaptiveTree(max_size=config.trees_mib, memory_estimate_period=1000, seed=config.seed)
 
 
 def _adaptive_random_forest(config: RiverConfig) -> Any:

@@ -67,3 +67,14 @@ def test_a_state_of_another_kind_is_refused() -> None:
     state = RiverClassifier(RiverConfig(kind="fm"), SHAPE).state()
     with pytest.raises(ValueError, match="FMClassifier must be of AdPredictor"):
         RiverClassifier.from_state(RiverConfig(kind="ad_predictor"), SHAPE, state)
+
+
+def test_the_leaves_of_an_adaptive_tree_are_counted_anew() -> None:
+    """River loses count where a subtree takes another's place; a count of none must not end the learning."""
+    learner = RiverClassifier(RiverConfig(kind="hoeffding_adaptive_tree"), SHAPE)
+    generator = np.random.default_rng(0)
+    learner.learn_many(*batch(generator, 990))
+    learner._model._n_active_leaves = 0
+    learner.learn_many(*batch(generator, 20))
+    assert learner._model._n_active_leaves >= 1
+    assert learner._model._n_inactive_leaves == 0
