@@ -2,93 +2,47 @@
 
 A batch is worked off in chunks of a fixed number of rows, each with one-threaded GEMMs and buffers of its own, and the
 chunks' gradients are added in their order. So the bits do not depend on how many threads share the chunks, and what a
-chunk needs stays in the cache. Shapes: B rows, E embedded columns, D = dim, K dense inputs, H heads, U table rows.
+chunk needs stays in the cache. When a large batch is learned, columns with few different ids are looked up by id, see
+`learners.look_ups`. Shapes: B rows, E embedded columns, D = dim, K dense inputs, H heads, U table rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from learners.chunk import Chunk, Floats, Inputs, Targets
 from learners.deepfm_config import DeepFMConfig
 from learners.dense import DenseParameters
+from learners.few_values import FewValues
 from learners.fm_kernels import expand, less_own_vector, scatter
 from learners.heads import Heads
+from learners.look_ups import LookUps
 from learners.mlp import Mlp
 from learners.regularised import RegularisedMlp
 
+__all__ = ["CHUNK_ROWS", "Floats", "Inputs", "Network", "Targets"]
+
 CHUNK_ROWS = 512
 """Rows of a chunk; the bits depend on it. GEMMs reach 97 % of their peak from 256 rows on."""
-
-Floats = NDArray[np.float32]
-
-
-class Inputs(NamedTuple):
-    """Rows of a batch: values (U, D + 1), inverse (B, E) int32 into them (negative: missing), dense (B, K)."""
-
-    values: Floats
-    inverse: NDArray[np.int32]
-    dense: Floats
-
-    def cut(self, rows: slice) -> Inputs:
-        """Some of the rows."""
-        return Inputs(self.values, self.inverse[rows], self.dense[rows])
-
-
-class Targets(NamedTuple):
-    """Of rows of a batch: labels and weight, (B, H)."""
-
-    labels: Floats
-    weight: Floats
-
-    def cut(self, rows: slice) -> Targets:
-        """Some of the rows."""
-        return Targets(self.labels[rows], self.weight[rows])
-
-
-class _Chunk:
-    """Buffers of n rows; ``first`` gives a view of them for fewer."""
-
-    def __init__(self, rows: int, columns: int, dim: int, dense: int, mlps: Sequence[Mlp]) -> None:
-        width, heads = columns * dim + dense, len(mlps)
-        self.rows = rows
-        self.x, self.flow = torch.empty((rows, width)), torch.empty((rows, width))
-        self.sums = np.empty((rows, dim), np.float32)
-        self.logits, self.errors = torch.empty((heads, rows)), torch.empty((heads, rows))
-        self.buffers = [mlp.buffers(rows) for mlp in mlps]
-
-    def first(self, rows: int) -> _Chunk:
-        """The same memory for the first ``rows`` rows."""
-        if rows == self.rows:
-            return self
-        part = copy(self)
-        heads = len(self.logits)
-        part.rows = rows
-        part.x, part.flow, part.sums = self.x[:rows], self.flow[:rows], self.sums[:rows]
-        part.logits = self.logits.view(-1)[: heads * rows].view(heads, rows)
-        part.errors = self.errors.view(-1)[: heads * rows].view(heads, rows)
-        part.buffers = [buffers.first(rows) for buffers in self.buffers]
-        return part
 
 
 class Network:
     """First order + FM + MLP for the first head, an MLP of its own for each further one; all over the same inputs."""
 
     def __init__(self, config: DeepFMConfig, *, columns: int, dense: int) -> None:
-        self._columns, self._dim, self._dense = columns, config.dim, dense
+        self._dim, self._dense = config.dim, dense
         self._width = columns * config.dim + dense
         self.heads = Heads(config.heads)
         self._regularised = config.regularised
         self.parameters, self.mlps = self._made(config)
         for place, mlp in enumerate(self.mlps):
             mlp.start(np.random.default_rng((config.seed, 1, place)))  # not the table's stream
+        self._halves = False
         self._threads = 1 if config.regularised else config.threads
         # torch counts its own threads per thread: without this each of ours would start some, and change the bits.
         self._pool = (
@@ -96,7 +50,8 @@ class Network:
             if self._threads > 1
             else None
         )
-        self._chunks: list[_Chunk | None] = [None] * self._threads
+        self._chunks: list[Chunk | None] = [None] * self._threads
+        self._look_ups = LookUps(config, self.mlps, self.parameters)
         self._total = self.parameters.like()  # the gradients of the chunks so far
         self._sums = [self.parameters.like() for _ in range(self._threads)]  # and each thread's of the next one
 
@@ -128,6 +83,7 @@ class Network:
 
     def use_halves(self, on: bool) -> None:
         """From now on, learn with bf16 copies of the weights as they are at this moment (or with fp32 again)."""
+        self._halves = on
         for mlp in self.mlps:
             mlp.use_halves(on)
 
@@ -160,6 +116,7 @@ class Network:
         The second is a buffer that the next call overwrites. ``step`` and ``first_row`` seed the dropout.
         """
         gradients = np.zeros(inputs.values.shape, np.float32)
+        inputs = self._set_apart(inputs)
         places = _shares(len(gradients), self._threads)
         if not len(inputs.inverse):
             self._total.flat.zero_()
@@ -173,15 +130,40 @@ class Network:
         for slices in self._rounds(len(inputs.inverse)):
             self._each(learn, slices)
 
-            def add_rows(thread: int, share: slice, slices: Sequence[slice] = slices) -> None:
+            def add_rows(part: int, share: slice, slices: Sequence[slice] = slices) -> None:
                 self._scatter(inputs, slices, share, gradients)
+                self._scatter_few(inputs, slices, part)
 
             self._each(add_rows, places)
             for thread, rows in enumerate(slices):
                 if rows.start > 0:
-                    self._total.flat.add_(self._sums[thread].flat)
+                    self._add_to_total(self._sums[thread], inputs)
+        if inputs.few is not None:
+            self._add_few(inputs.few, gradients)
         less_own_vector(gradients, inputs.values)
         return gradients, self._total.flat.numpy()
+
+    def _set_apart(self, inputs: Inputs) -> Inputs:
+        """Columns of few values, if there are some and it pays, with their products made."""
+        inputs = inputs if self._halves else self._look_ups.set_apart(inputs)
+        if inputs.few is not None:
+            shares = _shares(len(inputs.few.columns), self._threads)
+            self._each(lambda _, columns: self._look_ups.multiply(columns), shares)
+        return inputs
+
+    def _add_to_total(self, sums: DenseParameters, inputs: Inputs) -> None:
+        """Another chunk's gradients of the parameters."""
+        if inputs.few is None:
+            self._total.flat.add_(sums.flat)
+        else:
+            self._look_ups.add_rest(self._total, sums)
+
+    def _add_few(self, few: FewValues, gradients: Floats) -> None:
+        """Complete the gradients of the first layers' weights, and of the table rows behind the few values."""
+        self._look_ups.spread(self._total)
+        shares = _shares(len(few.columns), self._threads)
+        self._each(lambda _, columns: self._look_ups.finish(columns, self._total), shares)
+        self._look_ups.end(gradients)
 
     def _rounds(self, rows: int) -> Iterator[list[slice]]:
         """The chunks of a batch, as many at once as there are threads."""
@@ -197,15 +179,22 @@ class Network:
         else:
             list(self._pool.map(work, range(len(slices)), slices))
 
-    def _chunk(self, thread: int, rows: int) -> _Chunk:
+    def _chunk(self, thread: int, inputs: Inputs) -> Chunk:
+        """Of a thread, for these rows."""
+        rows, columns = inputs.inverse.shape
         chunk = self._chunks[thread]
         if chunk is None or chunk.rows < rows:
             room = rows if self._regularised else min(CHUNK_ROWS, 1 << (rows - 1).bit_length())
-            chunk = self._chunks[thread] = _Chunk(room, self._columns, self._dim, self._dense, self.mlps)
-        return chunk.first(rows)
+            chunk = self._chunks[thread] = Chunk(room, self._width, self._dim, self.mlps)
+        return chunk.first(rows, columns * self._dim + self._dense)
 
-    def _forward(self, thread: int, inputs: Inputs, *, learning: bool) -> _Chunk:
-        chunk = self._chunk(thread, len(inputs.inverse))
+    def _forward(self, thread: int, inputs: Inputs, *, learning: bool) -> Chunk:
+        chunk = self._chunk(thread, inputs)
+        if inputs.few is None:
+            chunk.sums[...] = 0
+            chunk.logits[0].zero_()
+        else:
+            self._look_ups.start(chunk, inputs.few)
         expand(inputs.values, inputs.inverse, chunk.x.numpy(), chunk.sums, chunk.logits[0].numpy())
         if self._dense:
             numbers = chunk.x[:, -self._dense :]
@@ -225,13 +214,23 @@ class Network:
             torch.mv(chunk.x[:, -self._dense :].T, chunk.errors[0], out=gradient["linear.weight"])
         for place, (mlp, buffers) in enumerate(zip(self.mlps, chunk.buffers, strict=True)):
             mlp.backward(chunk.x, chunk.errors[place], buffers, gradient, chunk.flow, add=place > 0)
+        if inputs.few is not None:
+            self._look_ups.flow_back(thread, chunk, inputs.few)
 
     def _scatter(self, inputs: Inputs, slices: Sequence[slice], share: slice, gradients: Floats) -> None:
         """Add the table gradients of the chunks just learned, in the order of their rows."""
         for thread, rows in enumerate(slices):
-            chunk = self._chunk(thread, rows.stop - rows.start)
+            chunk, inverse = self._chunk(thread, inputs.cut(rows)), inputs.inverse[rows]
             flow, error = chunk.flow.numpy(), chunk.errors[0].numpy()
-            scatter(flow, inputs.inverse[rows], chunk.sums, error, share.start, share.stop, gradients)
+            scatter(flow, inverse, chunk.sums, error, share.start, share.stop, gradients)
+
+    def _scatter_few(self, inputs: Inputs, slices: Sequence[slice], part: int) -> None:
+        """Add what flowed back to the first layers to a thread's share of the few values, in the same order."""
+        if inputs.few is None:
+            return
+        columns = _shares(len(inputs.few.columns), self._threads)[part]
+        for thread, rows in enumerate(slices):
+            self._look_ups.add(thread, self._chunk(thread, inputs.cut(rows)), columns)
 
 
 def _shares(places: int, parts: int) -> list[slice]:
