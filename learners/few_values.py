@@ -122,9 +122,9 @@ def sum_products(products: Floats, slots: Places, out: Floats) -> None:
 
 
 @kernel
-def add_flows(flow: Floats, starts: Places, rows: Places, low: int, high: int, sums: Floats) -> None:
-    """Add to ``sums`` (N, W) of the slots low..high−1 the rows of ``flow`` (n, W) that hold them, see ``groups``."""
-    for slot in range(low, high):
+def add_flows(flow: Floats, starts: Places, rows: Places, sums: Floats) -> None:
+    """Add to ``sums`` (N or more, W) of each slot the rows of ``flow`` (n, W) that hold it, see ``groups``."""
+    for slot in range(len(starts) - 2):
         at, stop = starts[slot], starts[slot + 1]
         while at + 4 <= stop:
             a, b, c, d = rows[at], rows[at + 1], rows[at + 2], rows[at + 3]

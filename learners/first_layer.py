@@ -42,10 +42,9 @@ class LookUp:
         """``out`` (n, W) = what the values of a chunk's rows give together."""
         sum_products(self.products.numpy(), slots, out.numpy())
 
-    def add(self, flow: torch.Tensor, groups: Groups, columns: slice) -> None:
-        """∂loss/∂out (n, W) of a chunk, to the sums of these of the F columns."""
-        low, high = self._few.starts[columns.start], self._few.starts[columns.stop]
-        add_flows(flow.numpy(), *groups, low, high, self.sums.numpy())
+    def add(self, flow: torch.Tensor, groups: Groups) -> None:
+        """∂loss/∂out (n, W) of a chunk, to the sums."""
+        add_flows(flow.numpy(), *groups, self.sums.numpy())
 
 
 class Factors(LookUp):
@@ -67,8 +66,7 @@ class Factors(LookUp):
 class FirstLayer(LookUp):
     """The products with the weights of an MLP's first layer.
 
-    A batch is: ``begin``, ``multiply`` all columns, ``look_up``, ``add_rest`` and ``add`` for each chunk, ``spread``,
-    ``finish`` all columns, ``add_to``. What is done by columns may be done by several threads.
+    A batch is: ``begin``, ``multiply``, ``look_up``, ``add_rest`` and ``add`` for each chunk, ``finish``, ``add_to``.
     """
 
     def __init__(self, dim: int) -> None:
@@ -88,10 +86,10 @@ class FirstLayer(LookUp):
         np.take(all_inputs[0], few.rest, axis=1, out=ours[0], mode="clip")
         ours[1][...] = all_inputs[1]
 
-    def multiply(self, columns: slice) -> None:
-        """The products of the ids of these of the F columns."""
+    def multiply(self) -> None:
+        """The products of all ids."""
         parts = zip(self._by_id(self._vectors), self._by_column(self._weight), self._by_id(self.products), strict=True)
-        for vectors, weight, products in list(parts)[columns]:
+        for vectors, weight, products in parts:
             torch.mm(vectors, weight.T, out=products)
 
     def add_rest(self, x: torch.Tensor, output: torch.Tensor) -> None:
@@ -104,14 +102,14 @@ class FirstLayer(LookUp):
         inputs -= len(self._few.columns) * self._dim
         return gradient.view(-1)[: units * inputs].view(units, inputs)
 
-    def spread(self, gradient: torch.Tensor) -> None:
-        """Put what is in ``rest_gradient`` where it belongs in the weight's gradient (W, all inputs)."""
+    def finish(self, gradient: torch.Tensor) -> None:
+        """Put what is in ``rest_gradient`` where it belongs in the weight's gradient (W, all inputs); make the others.
+
+        The gradients of the vectors come with them.
+        """
         rest, all_inputs = self._blocks(self.rest_gradient(gradient).clone()), self._blocks(gradient)
         all_inputs[0][:, self._few.rest] = rest[0]
         all_inputs[1][...] = rest[1]
-
-    def finish(self, columns: slice, gradient: torch.Tensor) -> None:
-        """After ``spread``: the gradients of these columns' weights, and of their vectors."""
         parts = zip(
             self._by_id(self.sums),
             self._by_id(self._vectors),
@@ -120,7 +118,7 @@ class FirstLayer(LookUp):
             self._by_id(self._flows),
             strict=True,
         )
-        for sums, vectors, weight, of_weight, flows in list(parts)[columns]:
+        for sums, vectors, weight, of_weight, flows in parts:
             torch.mm(sums.T, vectors, out=of_weight)
             torch.mm(sums, weight, out=flows)
 

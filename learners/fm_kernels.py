@@ -48,10 +48,8 @@ def expand(values: Floats, inverse: NDArray[np.int32], x: Floats, sums: Floats, 
 
 
 @kernel
-def scatter(
-    flow: Floats, inverse: NDArray[np.int32], sums: Floats, error: Floats, low: int, high: int, gradients: Floats
-) -> None:
-    """Add a chunk's gradients to those of the places low..high−1, in the order of the rows.
+def scatter(flow: Floats, inverse: NDArray[np.int32], sums: Floats, error: Floats, gradients: Floats) -> None:
+    """Add a chunk's gradients to those of the places, in the order of the rows.
 
     flow : (n, W) ∂loss/∂x of the MLPs. error : (n,) ∂loss/∂(first order + FM). gradients : (U, D + 1), to which FM adds
     only error · (sum of the row's vectors); ``less_own_vector`` takes away the rest.
@@ -63,7 +61,7 @@ def scatter(
             pull[d] = error[row] * sums[row, d]
         for column in range(inverse.shape[1]):
             place, start = inverse[row, column], column * dim
-            if low <= place < high:
+            if place >= 0:
                 gradients[place, dim] += error[row]
                 for d in range(dim):
                     gradients[place, d] += flow[row, start + d] + pull[d]

@@ -25,10 +25,7 @@ same, and 2048 x 64 5 % more, because what is done once per column is too much f
 
 
 class LookUps:
-    """For a batch: ``set_apart``, ``multiply`` all columns; for a chunk: ``start``, ``flow_back``, ``add`` all columns.
-
-    Then ``spread``, ``finish`` all columns, ``end``. What is done by columns may be done by several threads.
-    """
+    """For a batch: ``set_apart``; for each chunk: ``start``, ``flow_back``, ``add``; then ``finish``."""
 
     def __init__(self, config: DeepFMConfig, mlps: Sequence[Mlp], parameters: DenseParameters) -> None:
         self._mlps, self._parameters = mlps, parameters
@@ -52,12 +49,8 @@ class LookUps:
         self._factors.begin(few, vectors, looked_up[:, -1])
         for name, first in self._firsts.items():
             first.begin(few, vectors, self._parameters.value[name])
+            first.multiply()
         return inputs._replace(inverse=inputs.inverse.take(few.rest, axis=1), few=few)
-
-    def multiply(self, columns: slice) -> None:
-        """The products of these columns' ids with all first layers' weights."""
-        for first in self._firsts.values():
-            first.multiply(columns)
 
     def start(self, chunk: Chunk, few: FewValues) -> None:
         """Begin the sums of a chunk with what is looked up."""
@@ -74,12 +67,12 @@ class LookUps:
         np.multiply(chunk.sums, error[:, None], out=pulls[:, :-1])
         pulls[:, -1] = error
 
-    def add(self, thread: int, chunk: Chunk, columns: slice) -> None:
-        """What flowed back in a thread's chunk, to the ids of these columns."""
+    def add(self, thread: int, chunk: Chunk) -> None:
+        """What flowed back in a thread's chunk."""
         groups = self._groups[thread]
-        self._factors.add(chunk.looked_up, groups, columns)
+        self._factors.add(chunk.looked_up, groups)
         for first, buffers in zip(self._firsts.values(), chunk.buffers, strict=True):
-            first.add(buffers.flows[0], groups, columns)
+            first.add(buffers.flows[0], groups)
 
     def add_rest(self, total: DenseParameters, sums: DenseParameters) -> None:
         """Add gradients of parameters to others; of a first layer's weight there is only the rest."""
@@ -90,19 +83,13 @@ class LookUps:
             else:
                 first.rest_gradient(of_all).add_(first.rest_gradient(more))
 
-    def spread(self, total: DenseParameters) -> None:
-        """Put the rest of the first layers' gradients where it belongs."""
-        for name, first in self._firsts.items():
-            first.spread(total.value[name])
+    def finish(self, total: DenseParameters, gradients: Floats) -> None:
+        """Complete the first layers' gradients, and add what flowed back to the table's, (U, D + 1).
 
-    def finish(self, columns: slice, total: DenseParameters) -> None:
-        """These columns of the first layers' gradients."""
-        for name, first in self._firsts.items():
-            first.finish(columns, total.value[name])
-
-    def end(self, gradients: Floats) -> None:
-        """Add what flowed back to the table's gradients (U, D + 1), which still lack ``less_own_vector``."""
+        The table's still lack ``less_own_vector``.
+        """
         self._factors.add_to(gradients)
-        for mlp, first in zip(self._mlps, self._firsts.values(), strict=True):
+        for mlp, (name, first) in zip(self._mlps, self._firsts.items(), strict=True):
+            first.finish(total.value[name])
             first.add_to(gradients)
             mlp.use_first(None)

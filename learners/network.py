@@ -8,17 +8,13 @@ chunk needs stays in the cache. When a large batch is learned, columns with few 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-
 import numpy as np
 import torch
 
 from learners.chunk import Chunk, Floats, Inputs, Targets
+from learners.chunk_threads import ChunkThreads
 from learners.deepfm_config import DeepFMConfig
 from learners.dense import DenseParameters
-from learners.few_values import FewValues
 from learners.fm_kernels import expand, less_own_vector, scatter
 from learners.heads import Heads
 from learners.look_ups import LookUps
@@ -43,17 +39,11 @@ class Network:
         for place, mlp in enumerate(self.mlps):
             mlp.start(np.random.default_rng((config.seed, 1, place)))  # not the table's stream
         self._halves = False
-        self._threads = 1 if config.regularised else config.threads
-        # torch counts its own threads per thread: without this each of ours would start some, and change the bits.
-        self._pool = (
-            ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
-            if self._threads > 1
-            else None
-        )
-        self._chunks: list[Chunk | None] = [None] * self._threads
+        self._threads = ChunkThreads(1 if config.regularised else config.threads)
+        self._chunks: list[Chunk | None] = [None] * self._threads.threads
         self._look_ups = LookUps(config, self.mlps, self.parameters)
         self._total = self.parameters.like()  # the gradients of the chunks so far
-        self._sums = [self.parameters.like() for _ in range(self._threads)]  # and each thread's of the next one
+        self._sums = [self.parameters.like() for _ in range(self._threads.threads)]  # and each thread's of the next one
 
     def _made(self, config: DeepFMConfig) -> tuple[DenseParameters, list[Mlp]]:
         learned: dict[str, tuple[int, ...]] = {"linear.weight": (self._dense,)}
@@ -95,17 +85,15 @@ class Network:
             chunk = self._forward(thread, inputs.cut(rows), learning=False)
             logits[:, rows] = chunk.logits.numpy()
 
-        for slices in self._rounds(len(inputs.inverse)):
-            self._each(predict, slices)
+        self._threads.each(self._cuts(len(inputs.inverse)), predict)
         return logits
 
     def loss(self, inputs: Inputs, targets: Targets) -> float:
         """The summed log loss of all rows, as learning sees it."""
         total = 0.0
-        for slices in self._rounds(len(inputs.inverse)):
-            for rows in slices:
-                chunk, cut = self._forward(0, inputs.cut(rows), learning=True), targets.cut(rows)
-                total += self.heads.loss(chunk.logits.numpy(), cut.labels, cut.weight)
+        for rows in self._cuts(len(inputs.inverse)):
+            chunk, cut = self._forward(0, inputs.cut(rows), learning=True), targets.cut(rows)
+            total += self.heads.loss(chunk.logits.numpy(), cut.labels, cut.weight)
         return total
 
     def gradients(
@@ -117,7 +105,6 @@ class Network:
         """
         gradients = np.zeros(inputs.values.shape, np.float32)
         inputs = self._set_apart(inputs)
-        places = _shares(len(gradients), self._threads)
         if not len(inputs.inverse):
             self._total.flat.zero_()
         for mlp in self.mlps:
@@ -127,29 +114,20 @@ class Network:
             into = self._total if rows.start == 0 else self._sums[thread]
             self._learn(thread, inputs.cut(rows), targets.cut(rows), into)
 
-        for slices in self._rounds(len(inputs.inverse)):
-            self._each(learn, slices)
+        def add(thread: int, rows: slice) -> None:
+            self._scatter(thread, inputs.cut(rows), gradients)
+            if rows.start > 0:
+                self._add_to_total(self._sums[thread], inputs)
 
-            def add_rows(part: int, share: slice, slices: Sequence[slice] = slices) -> None:
-                self._scatter(inputs, slices, share, gradients)
-                self._scatter_few(inputs, slices, part)
-
-            self._each(add_rows, places)
-            for thread, rows in enumerate(slices):
-                if rows.start > 0:
-                    self._add_to_total(self._sums[thread], inputs)
+        self._threads.each(self._cuts(len(inputs.inverse)), learn, add)
         if inputs.few is not None:
-            self._add_few(inputs.few, gradients)
+            self._look_ups.finish(self._total, gradients)
         less_own_vector(gradients, inputs.values)
         return gradients, self._total.flat.numpy()
 
     def _set_apart(self, inputs: Inputs) -> Inputs:
         """Columns of few values, if there are some and it pays, with their products made."""
-        inputs = inputs if self._halves else self._look_ups.set_apart(inputs)
-        if inputs.few is not None:
-            shares = _shares(len(inputs.few.columns), self._threads)
-            self._each(lambda _, columns: self._look_ups.multiply(columns), shares)
-        return inputs
+        return inputs if self._halves else self._look_ups.set_apart(inputs)
 
     def _add_to_total(self, sums: DenseParameters, inputs: Inputs) -> None:
         """Another chunk's gradients of the parameters."""
@@ -158,26 +136,10 @@ class Network:
         else:
             self._look_ups.add_rest(self._total, sums)
 
-    def _add_few(self, few: FewValues, gradients: Floats) -> None:
-        """Complete the gradients of the first layers' weights, and of the table rows behind the few values."""
-        self._look_ups.spread(self._total)
-        shares = _shares(len(few.columns), self._threads)
-        self._each(lambda _, columns: self._look_ups.finish(columns, self._total), shares)
-        self._look_ups.end(gradients)
-
-    def _rounds(self, rows: int) -> Iterator[list[slice]]:
-        """The chunks of a batch, as many at once as there are threads."""
+    def _cuts(self, rows: int) -> list[slice]:
+        """The chunks of a batch."""
         size = max(rows, 1) if self._regularised else CHUNK_ROWS  # batch norm needs the whole batch
-        cuts = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-        return (cuts[start : start + self._threads] for start in range(0, len(cuts), self._threads))
-
-    def _each(self, work: Callable[[int, slice], None], slices: Sequence[slice]) -> None:
-        """``work(thread, slice)`` for each of them, side by side."""
-        if self._pool is None or len(slices) == 1:
-            for thread, part in enumerate(slices):
-                work(thread, part)
-        else:
-            list(self._pool.map(work, range(len(slices)), slices))
+        return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
     def _chunk(self, thread: int, inputs: Inputs) -> Chunk:
         """Of a thread, for these rows."""
@@ -217,23 +179,9 @@ class Network:
         if inputs.few is not None:
             self._look_ups.flow_back(thread, chunk, inputs.few)
 
-    def _scatter(self, inputs: Inputs, slices: Sequence[slice], share: slice, gradients: Floats) -> None:
-        """Add the table gradients of the chunks just learned, in the order of their rows."""
-        for thread, rows in enumerate(slices):
-            chunk, inverse = self._chunk(thread, inputs.cut(rows)), inputs.inverse[rows]
-            flow, error = chunk.flow.numpy(), chunk.errors[0].numpy()
-            scatter(flow, inverse, chunk.sums, error, share.start, share.stop, gradients)
-
-    def _scatter_few(self, inputs: Inputs, slices: Sequence[slice], part: int) -> None:
-        """Add what flowed back to the first layers to a thread's share of the few values, in the same order."""
-        if inputs.few is None:
-            return
-        columns = _shares(len(inputs.few.columns), self._threads)[part]
-        for thread, rows in enumerate(slices):
-            self._look_ups.add(thread, self._chunk(thread, inputs.cut(rows)), columns)
-
-
-def _shares(places: int, parts: int) -> list[slice]:
-    """0..places−1 in equal parts."""
-    cuts = [places * part // parts for part in range(parts + 1)]
-    return [slice(start, stop) for start, stop in pairwise(cuts)]
+    def _scatter(self, thread: int, inputs: Inputs, gradients: Floats) -> None:
+        """Add the table gradients of the chunk that a thread has just learned."""
+        chunk = self._chunk(thread, inputs)
+        scatter(chunk.flow.numpy(), inputs.inverse, chunk.sums, chunk.errors[0].numpy(), gradients)
+        if inputs.few is not None:
+            self._look_ups.add(thread, chunk)
