@@ -5,6 +5,7 @@ In a virtual machine the cache's memory may have to be found first, at ten times
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -35,7 +36,7 @@ def write_synced(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
                     filled = 0
         whole = filled // _BLOCK * _BLOCK
         _write(descriptor, buffer[:whole])
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~_DIRECT)
+        _use_cache(descriptor)
         _write(descriptor, buffer[whole:filled])
         os.fsync(descriptor)
     finally:
@@ -50,6 +51,15 @@ def _opened(path: Path) -> int:
         return os.open(path, flags, 0o666)
 
 
+def _use_cache(descriptor: int) -> None:
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~_DIRECT)
+
+
 def _write(descriptor: int, content: NDArray[np.uint8]) -> None:
     while len(content):  # the system may take less than all
-        content = content[os.write(descriptor, content.data) :]
+        try:
+            content = content[os.write(descriptor, content.data) :]
+        except OSError as error:
+            if error.errno != errno.EINVAL or not fcntl.fcntl(descriptor, fcntl.F_GETFL) & _DIRECT:
+                raise
+            _use_cache(descriptor)  # a file system, or a rest of a block, that goes no other way

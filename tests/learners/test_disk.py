@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -38,6 +40,27 @@ def test_a_file_system_without_direct_writing_is_written_through_its_cache(
     monkeypatch.setattr(os, "open", refusing)
     write_synced(tmp_path / "file", [b"a" * 5000])
     assert (tmp_path / "file").read_bytes() == b"a" * 5000
+
+
+def test_one_that_takes_the_flag_and_refuses_the_write_is_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or that takes half a block, so that the rest is none; what is written through the cache and fails, fails."""
+    real = os.write
+
+    def refusing(descriptor: int, content: memoryview) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(descriptor, content[:1000])
+
+    monkeypatch.setattr(os, "write", refusing)
+    write_synced(tmp_path / "file", [b"ab" * 5000])
+    assert (tmp_path / "file").read_bytes() == b"ab" * 5000
+
+    def full(descriptor: int, content: memoryview) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_synced(tmp_path / "other", [b"ab" * 5000])
 
 
 def test_an_older_file_is_replaced(tmp_path: Path) -> None:
