@@ -25,6 +25,7 @@ from learners.network import Inputs, Network, Targets
 from learners.precision import Precision
 from learners.rows import Rows
 from learners.shape import ModelShape
+from learners.state_names import prefixed, under
 from learners.table import EmbeddingTable, Lookup, TableConfig
 
 __all__ = ["DeepFM", "DeepFMConfig", "DivergenceError", "Gradients"]
@@ -266,7 +267,7 @@ class DeepFM:
 
     def _dense_state(self) -> dict[str, NDArray[Any]]:
         return {
-            **{f"dense.{name}": array for name, array in self.dense.arrays().items()},
+            **prefixed("dense.", self.dense.arrays()),
             "adam.first": self._adam.first.copy(),
             "adam.second": self._adam.second.copy(),
             "adam.steps": np.array([self._adam.steps], np.int64),
@@ -290,8 +291,8 @@ class DeepFM:
             raise ValueError(
                 f"a model state without {error} cannot be continued: take it from DeepFM.state()."
             ) from error
-        model.dense.load({name.removeprefix("dense."): a for name, a in state.items() if name.startswith("dense.")})
-        model.table.restore({name.removeprefix("table."): a for name, a in state.items() if name.startswith("table.")})
+        model.dense.load(under("dense.", state))
+        model.table.restore(under("table.", state))
         model._adam.first[...] = first
         model._adam.second[...] = second
         model._adam.steps = int(steps[0])

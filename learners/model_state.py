@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.state_names import prefixed
 from learners.table import EmbeddingTable
 
 State = dict[str, NDArray[Any]]
@@ -16,7 +17,7 @@ State = dict[str, NDArray[Any]]
 
 def to_state(table: Mapping[str, NDArray[Any]], rest: State) -> State:
     """The table's arrays under ``table.`` and the rest beside them."""
-    return {**{f"table.{name}": array for name, array in table.items()}, **rest}
+    return {**prefixed("table.", table), **rest}
 
 
 def sha256_of(state: Mapping[str, NDArray[Any]]) -> str:

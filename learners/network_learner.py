@@ -21,6 +21,7 @@ from learners.hashing import salt_of
 from learners.networks import NETWORKS, Gathered, Network, NetworkConfig
 from learners.rows import Rows
 from learners.shape import ModelShape
+from learners.state_names import prefixed, under
 from learners.table import EmbeddingTable
 
 _FORGET_STEPS = 64
@@ -159,8 +160,8 @@ class NetworkLearner:
     def state(self) -> dict[str, NDArray[Any]]:
         """Arrays under ``table.``, ``dense.`` and ``adam.``."""
         return {
-            **{f"table.{name}": array for name, array in self.table.state().items()},
-            **{f"dense.{name}": array for name, array in self.dense.arrays().items()},
+            **prefixed("table.", self.table.state()),
+            **prefixed("dense.", self.dense.arrays()),
             "adam.first": self._adam.first.copy(),
             "adam.second": self._adam.second.copy(),
             "adam.steps": np.array([self._adam.steps], np.int64),
@@ -174,12 +175,8 @@ class NetworkLearner:
             first, second, steps = state["adam.first"], state["adam.second"], state["adam.steps"]
         except KeyError as error:
             raise ValueError(f"a state without {error} is none of NetworkLearner: it cannot be continued.") from error
-        learner.dense.load(_under("dense.", state))
-        learner.table.restore(_under("table.", state))
+        learner.dense.load(under("dense.", state))
+        learner.table.restore(under("table.", state))
         learner._adam.first[...], learner._adam.second[...] = first, second
         learner._adam.steps = int(steps[0])
         return learner
-
-
-def _under(prefix: str, state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}

@@ -24,6 +24,7 @@ from learners.batch import check_widths, checked_batch
 from learners.deepfm import DeepFM, DeepFMConfig
 from learners.rows import Rows
 from learners.shape import ModelShape
+from learners.state_names import prefixed, under
 from learners.trees import LeafTrees, TreesConfig
 
 _BOUND = np.float32(8.0)  # a logit beyond it is a leaf without clicks, not knowledge
@@ -97,7 +98,7 @@ class Stack:
         """Arrays under ``trees.``, ``deepfm.`` and ``stack.``."""
         return {
             **self.trees.state(),
-            **{f"deepfm.{name}": array for name, array in self.model.state().items()},
+            **prefixed("deepfm.", self.model.state()),
             "stack.weights": self._weights.copy(),
             "stack.squares": self._squares.copy(),
         }
@@ -110,8 +111,7 @@ class Stack:
             weights, squares = state["stack.weights"], state["stack.squares"]
         except KeyError as error:
             raise ValueError(f"a state without {error} is none of Stack: it cannot be continued.") from error
-        inner = {name.removeprefix("deepfm."): array for name, array in state.items() if name.startswith("deepfm.")}
         stack.trees = LeafTrees.from_state(config.trees, shape, state)
-        stack.model = DeepFM.from_state(config.deepfm, shape, inner)
+        stack.model = DeepFM.from_state(config.deepfm, shape, under("deepfm.", state))
         stack._weights, stack._squares = weights.copy(), squares.copy()
         return stack

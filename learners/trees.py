@@ -20,6 +20,7 @@ from learners.boosting import BoostingConfig, Forest
 from learners.row_buffer import Remembered, RowBuffer, codes_of
 from learners.rows import Rows
 from learners.shape import ModelShape
+from learners.state_names import prefixed, under
 
 _NEVER = -1
 _DAY_S = 86_400.0
@@ -126,8 +127,8 @@ class LeafTrees:
             "trees.period": np.array([self._period], np.int64),
             "trees.weights": self._weights.copy(),
             "trees.squares": self._squares.copy(),
-            **{f"trees.buffer.{name}": array for name, array in self._buffer.state().items()},
-            **{f"trees.forest.{name}": array for name, array in forest.items()},
+            **prefixed("trees.buffer.", self._buffer.state()),
+            **prefixed("trees.forest.", forest),
         }
 
     @classmethod
@@ -135,8 +136,8 @@ class LeafTrees:
         """The learner that ``state`` was taken from. Raises ValueError for one of another size or without arrays."""
         learner = cls(config, shape)
         try:
-            learner._buffer.restore(_under("trees.buffer.", state))
-            forest = _under("trees.forest.", state)
+            learner._buffer.restore(under("trees.buffer.", state))
+            forest = under("trees.forest.", state)
             if forest:
                 learner._forest = Forest.from_state(config.boosting, forest)
             learner._start()
@@ -150,7 +151,3 @@ class LeafTrees:
             )
         learner._weights, learner._squares, learner._period = weights.copy(), squares.copy(), int(period[0])
         return learner
-
-
-def _under(prefix: str, state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
