@@ -38,10 +38,11 @@ from stream.calibrating import PartitionCalibrator
 from stream.deltas import to_parts
 from stream.examples import ExampleRows, concat
 from stream.inputs import served_rows
-from stream.join import JoinConfig, JoinCore
+from stream.join import JoinConfig, JoinCore, Records
+from stream.join_memory import MemoryJoin
 from stream.learning import LearningConfig, LearningLoop
 from stream.session_memory import MemorySessionStore
-from stream.sessions import Displays, SessionFold
+from stream.sessions import SessionFold
 from stream.topics import CLICKS, IMPRESSIONS, SERVED
 
 PARTITION = 0
@@ -232,13 +233,13 @@ class _Loop:
     order: Callable[[Scored, NDArray[np.intp], Request], Sequence[int]] = _by_value
     on_examples: Callable[[ExampleRows | None, int], None] = lambda rows, watermark_ms: None
     _queue: EventQueue = field(default_factory=EventQueue)
-    _join: JoinCore = field(init=False)
+    _join: MemoryJoin = field(init=False)
     _fold: SessionFold = field(init=False)
     _offset: int = 0
 
     def __post_init__(self) -> None:
         config = JoinConfig(click_window_s=self.scenario.click_window_s)
-        self._join = JoinCore(config, self.spec, PARTITION)
+        self._join = MemoryJoin(JoinCore(config, PARTITION), self.spec.id_columns, self.spec.dense_inputs)
         self._fold = SessionFold(self.spec)
 
     def run(self, span_ms: tuple[int, int], advance: Callable[[int], None]) -> None:
@@ -258,7 +259,8 @@ class _Loop:
         ids = self.ranker.encoder.ids(tick.requests)
         scored = self.ranker.score(ids, self.store.read(self.ranker.encoder, ids))
         for _, record in served_records(scored, self.spec, partitions=1):
-            self._join.served(served_rows(record, self.spec), self._next_offset())
+            rows = served_rows(record, self.spec)
+            self._join.core.served(rows, self._next_record(len(rows)))
         starts = scored.starts()
         for at, request in enumerate(tick.requests):
             rows = np.arange(starts[at], starts[at + 1])
@@ -269,22 +271,17 @@ class _Loop:
 
     def _pass_time(self, now_ms: int) -> None:
         """Everything that happens before ``now_ms`` happens, and what settles by then reaches the learners."""
-        events = self._queue.pop_until(now_ms)
-        displays = None
-        if len(events.impressions):
-            self._join.impressions(events.impressions, self._next_offset())
-            displays = Displays(events.impressions.user_key, events.impressions.ts_ms)
-        if len(events.clicks):
-            self._join.clicks(events.clicks, self._next_offset())
-        if len(events.conversions):
-            self._join.conversions(events.conversions, self._next_offset())
+        events, core = self._queue.pop_until(now_ms), self._join.core
+        for rows, take in ((events.impressions, core.impressions), (events.clicks, core.clicks), (events.conversions, core.conversions)):
+            if len(rows):
+                take(rows, self._next_record(len(rows)))
         for topic in (SERVED, IMPRESSIONS, CLICKS):
-            self._join.watermark(topic, now_ms)
+            core.watermark(topic, now_ms)
         output = self._join.poll()
-        if displays is not None or output.examples is not None:
-            self.store.step(self._fold, displays, output.examples)
+        if output.displays is not None or output.examples is not None:
+            self.store.step(self._fold, output.displays, output.examples)
         self.on_examples(output.examples, output.watermark_ms)
 
-    def _next_offset(self) -> int:
+    def _next_record(self, rows: int) -> Records:
         self._offset += 1
-        return self._offset
+        return Records.one(self._offset, rows)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from stream.examples import ExampleRows
+from stream.examples import Displays, ExampleRows
 from stream.records import ExamplesRecord, RecordError
 
 _decoder = msgspec.msgpack.Decoder(ExamplesRecord)
@@ -23,8 +23,22 @@ class SpecShape(Protocol):
     def dense_inputs(self) -> int: ...  # noqa: D102
 
 
+class Decoded(NamedTuple):
+    """What one record holds."""
+
+    rows: ExampleRows
+    watermark_ms: int
+    displays: Displays | None
+
+
 def decode_examples(value: bytes | None, spec: SpecShape) -> tuple[ExampleRows, int]:
-    """The rows and the watermark of one record; RecordError for bytes or columns that are not those of ``spec``."""
+    """The rows and the watermark of one record; RecordError as `decode_record`."""
+    decoded = decode_record(value, spec)
+    return decoded.rows, decoded.watermark_ms
+
+
+def decode_record(value: bytes | None, spec: SpecShape) -> Decoded:
+    """Everything in one record; RecordError for bytes or columns that are not those of ``spec``."""
     try:
         record = _decoder.decode(value or b"")
     except msgspec.ValidationError as error:
@@ -41,4 +55,5 @@ def decode_examples(value: bytes | None, spec: SpecShape) -> tuple[ExampleRows, 
             f"{record.fields} id columns and {record.dense_inputs} dense inputs, the spec has {spec.id_columns} and "
             f"{spec.dense_inputs}",
         )
-    return ExampleRows.from_record(record), record.watermark_ms
+    displays = None if record.displays is None else Displays.from_columns(record.displays)
+    return Decoded(ExampleRows.from_record(record), record.watermark_ms, displays)

@@ -8,7 +8,7 @@ event has). A single bad row inside a good batch does not: it is left out and na
 from __future__ import annotations
 
 from collections.abc import Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -23,6 +23,7 @@ from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 EARLIEST_MS = 946_684_800_000  # 2000-01-01: anything earlier is seconds, or a clock that was never set
 LATEST_MS = 4_102_444_800_000  # 2100-01-01: anything later is microseconds
 _U64_MAX = 2**64 - 1
+_BY_ROW = ("impression_id", "row_request", "logit", "p", "propensity", "ad_ids", "ad_dense")  # columns of `ServedRows`
 _JSON_TYPES = {"application/json"}
 _COLUMNAR_TYPES = {"application/msgpack", "application/x-msgpack", "application/vnd.msgpack"}
 
@@ -115,36 +116,31 @@ class EventRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ServedRows:
-    """B served rows, request and ad columns side by side; `data` is a (B,) array of `served_dtype`."""
+    """B served rows of R requests; what belongs to a request is there once, ``row_request`` says whose a row is."""
 
-    data: NDArray[np.void]
+    impression_id: NDArray[np.uint64]  # (B,)
+    row_request: NDArray[np.uint32]  # (B,)
+    logit: NDArray[np.float32]  # (B,)
+    p: NDArray[np.float32]  # (B,)
+    propensity: NDArray[np.float32]  # (B,)
+    ad_ids: NDArray[np.uint64]  # (B, ad fields)
+    ad_dense: NDArray[np.float32]  # (B, ad dense inputs)
+    ts_ms: NDArray[np.int64]  # (R,)
+    user_key: NDArray[np.uint64]  # (R,)
+    model_version: NDArray[np.int64]  # (R,)
+    request_ids: NDArray[np.uint64]  # (R, request fields)
+    request_dense: NDArray[np.float32]  # (R, request dense inputs)
     watermark_ms: int = 0
     rejected: list[RejectedRow] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.impression_id)
 
-
-def served_dtype(n_fields: int, n_dense: int) -> np.dtype[np.void]:
-    """Return the dtype of one served row of F id columns and K dense columns (request columns first)."""
-    return np.dtype(
-        [
-            ("impression_id", "<u8"),
-            ("user_key", "<u8"),
-            ("ts_ms", "<i8"),
-            ("model_version", "<i8"),
-            ("logit", "<f4"),
-            ("p", "<f4"),
-            ("propensity", "<f4"),
-            ("ids", "<u8", (n_fields,)),
-            ("dense", "<f4", (n_dense,)),
-        ]
-    )
-
-
-def spec_dtype(spec: SpecWidths) -> np.dtype[np.void]:
-    """Return the dtype of one served row under `spec`."""
-    return served_dtype(len(spec.request_fields) + len(spec.ad_fields), len(spec.request_dense) + len(spec.ad_dense))
+    @property
+    def served_ms(self) -> NDArray[np.int64]:
+        """When each row was served, (B,)."""
+        served_ms: NDArray[np.int64] = self.ts_ms[self.row_request]
+        return served_ms
 
 
 def event_json(topic: str, impression_id: int, ts_ms: int, user_key: int, position: int, value: float) -> bytes:
@@ -193,30 +189,22 @@ def decode_served(value: bytes | None, spec: SpecWidths) -> ServedRows:
 
 
 def served_rows(record: ServedRecord, spec: SpecWidths) -> ServedRows:
-    """Return the rows of a served batch: requests spread over their rows, bad rows left out. Raises RecordError."""
+    """Return the rows of a served batch, bad ones left out. Raises RecordError."""
     check_watermark(record.watermark_ms)
-    dtype = spec_dtype(spec)
-    if record.rows == 0 and record.requests == 0:
-        return ServedRows(data=np.empty(0, dtype), watermark_ms=record.watermark_ms)
-    _check_spec(record, spec)
+    if record.rows or record.requests:
+        _check_spec(record, spec)
     columns = _arrays(record)
     request = columns["row_request"]
     if len(request) and int(request.max()) >= record.requests:
         raise RecordError("schema", f"row_request holds {int(request.max())}, but there are {record.requests} requests")
-    data = np.empty(record.rows, dtype)
-    for name in ("impression_id", "logit", "p", "propensity"):
-        data[name] = columns[name]
-    data["user_key"], data["ts_ms"] = columns["user_key"][request], columns["ts_ms"][request]
-    data["model_version"] = record.model_version
-    data["ids"][:, : record.request_fields] = columns["request_ids"][request]
-    data["ids"][:, record.request_fields :] = columns["ad_ids"]
-    data["dense"][:, : record.request_dense_inputs] = columns["request_dense"][request]
-    data["dense"][:, record.request_dense_inputs :] = columns["ad_dense"]
-    bad = _bad_rows(data["impression_id"], data["ts_ms"])
-    if not bad.any():
-        return ServedRows(data=data, watermark_ms=record.watermark_ms)
-    rejected = [_rejected_served(data[at], record.rows, at) for at in np.flatnonzero(bad).tolist()]
-    return ServedRows(data=data[~bad], watermark_ms=record.watermark_ms, rejected=rejected)
+    del columns["request_id"]
+    versions = np.full(record.requests, record.model_version, np.int64)
+    rows = ServedRows(**columns, model_version=versions, watermark_ms=record.watermark_ms)
+    if not (bad := _bad_rows(rows.impression_id, rows.served_ms)).any():
+        return rows
+    rejected = [_rejected_served(rows, at) for at in np.flatnonzero(bad).tolist()]
+    kept: dict[str, Any] = {name: getattr(rows, name)[~bad] for name in _BY_ROW}
+    return replace(rows, **kept, rejected=rejected)
 
 
 def check_watermark(watermark_ms: int) -> None:
@@ -322,10 +310,16 @@ def _why(row: dict[str, Any], rows: int, at: int) -> tuple[str, str]:
     return "schema", f"{where}value={row['value']} is not a finite number"
 
 
-def _rejected_served(row: np.void, rows: int, at: int) -> RejectedRow:
-    names = ("impression_id", "ts_ms", "user_key", "model_version", "logit", "p", "propensity")
-    values = {name: row[name].item() for name in names}
-    values["impression_id"], values["user_key"] = str(values["impression_id"]), str(values["user_key"])
-    payload = values | {"ids": [str(i) for i in row["ids"].tolist()], "dense": row["dense"].tolist()}
-    why = _why({"impression_id": int(row["impression_id"]), "ts_ms": values["ts_ms"]}, rows, at)
-    return RejectedRow(*why, orjson.dumps(payload))
+def _rejected_served(rows: ServedRows, at: int) -> RejectedRow:
+    request = int(rows.row_request[at])
+    ts_ms, impression_id = int(rows.ts_ms[request]), int(rows.impression_id[at])
+    payload = {
+        "impression_id": str(impression_id),
+        "ts_ms": ts_ms,
+        "user_key": str(int(rows.user_key[request])),
+        "model_version": int(rows.model_version[request]),
+        **{name: float(getattr(rows, name)[at]) for name in ("logit", "p", "propensity")},
+        "ids": [*map(str, rows.request_ids[request].tolist()), *map(str, rows.ad_ids[at].tolist())],
+        "dense": [*rows.request_dense[request].tolist(), *rows.ad_dense[at].tolist()],
+    }
+    return RejectedRow(*_why({"impression_id": impression_id, "ts_ms": ts_ms}, len(rows), at), orjson.dumps(payload))

@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.join_kernels import Open
+
+_FIRST_RECORDS = 256
+_NUMBERS = 1 << 32  # of records; they wrap round
+
+
+class Mark(NamedTuple):
+    """The first record to read again, and the offset of the first example that it or a later record led to.
+
+    That is at least where the examples topic ended when the record was read, unless an earlier life had read it.
+    """
+
+    offset: int
+    examples_end: int
 
 
 class LowWater:
@@ -13,36 +31,115 @@ class LowWater:
     """
 
     def __init__(self) -> None:
-        self._open: dict[int, int] = {}
-        self._order: deque[int] = deque()
-        self._anchor: int | None = None
-        self._next: int | None = None
+        self._base = 0  # number of the oldest record kept
+        self._count = 0  # records kept
+        self._finished = 0  # of them, before the first that was not finished when it was asked for
+        self._open = np.zeros(_FIRST_RECORDS, np.int32)
+        self._offsets = np.zeros(_FIRST_RECORDS, np.int64)
+        self._ends = np.zeros(_FIRST_RECORDS, np.int64)
+        self._anchor: Mark | None = None
+        self._earlier: Mark | None = None  # the last record that led to examples in an earlier life, the first of those
+        self.next_offset: int | None = None
 
-    def start(self, offset: int, rows: int) -> bool:
-        """Note a record of `rows` rows; return False when its offset was seen before (a redelivery)."""
-        if self._next is not None and offset < self._next:
-            return False
-        self._next = offset + 1
-        if rows:
-            self._open[offset] = rows
-            self._order.append(offset)
-        return True
+    def __len__(self) -> int:
+        return self._count
 
-    def finish(self, offset: int) -> None:
-        """Note that one more row of the record at `offset` is finished."""
-        left = self._open[offset] - 1
-        if left:
-            self._open[offset] = left
-        else:
-            del self._open[offset]
+    @property
+    def open(self) -> Open:
+        """The counts, for the kernels that finish rows; the first record's number is the base."""
+        return Open(self._open, self._base)
 
-    def anchor(self, offset: int) -> None:
-        """Note that the record at `offset` moved the topic's watermark."""
-        self._anchor = offset
+    @property
+    def bytes(self) -> int:
+        """Memory taken."""
+        return self._open.nbytes + self._offsets.nbytes + self._ends.nbytes
 
-    def offset(self) -> int | None:
-        """Return the offset to commit (the first to read again), None before any record."""
-        while self._order and self._order[0] not in self._open:
-            self._order.popleft()
-        bounds = [self._next] + [self._anchor] + ([self._order[0]] if self._order else [])
-        return min((bound for bound in bounds if bound is not None), default=None)
+    def start_at(self, offset: int) -> None:
+        """Records before ``offset`` are finished: they are redelivered, if they come."""
+        self.next_offset = offset
+
+    def fresh(self, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these records, in their order, were not seen before, (M,)."""
+        return np.ones(len(offsets), bool) if self.next_offset is None else offsets >= self.next_offset
+
+    def start(
+        self, offsets: NDArray[np.int64], rows: NDArray[np.int64], examples_end: int
+    ) -> NDArray[np.uint32]:
+        """Note fresh records of so many rows each; return the number of each row's record, (rows.sum(),) u32."""
+        count = len(offsets)
+        self._make_room(count)
+        new = slice(self._count, self._count + count)
+        self._open[new], self._offsets[new], self._ends[new] = rows, offsets, examples_end
+        first = self._base + self._count
+        self._count += count
+        self.next_offset = int(offsets[-1]) + 1
+        numbers = (first + np.arange(count)) % _NUMBERS
+        return np.repeat(numbers.astype(np.uint32), rows)
+
+    def finish(self, records: NDArray[np.uint32]) -> None:
+        """Note that rows are finished, by the numbers of their records."""
+        np.subtract.at(self._open, self._at(records), 1)
+
+    def offsets_of(self, records: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """The offsets of records that had unfinished rows at the last `mark`, or came since."""
+        return self._offsets[self._at(records)]
+
+    def order(self, records: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Numbers that ascend with the records, although their own wrap round."""
+        return self._at(records)
+
+    def anchor(self, offset: int, examples_end: int) -> None:
+        """Note that the record at ``offset`` moved the topic's watermark."""
+        self._anchor = Mark(offset, examples_end)
+
+    def led_to(self, records: NDArray[np.uint32], examples: NDArray[np.int64]) -> None:
+        """Note that records had led, in an earlier life, to the examples at these offsets."""
+        if len(records):
+            earlier = self._earlier or Mark(0, int(examples[0]))
+            offset = max(earlier.offset, int(self.offsets_of(records).max()))
+            self._earlier = Mark(offset, min(earlier.examples_end, int(examples.min())))
+
+    def mark(self, examples_end: int) -> Mark | None:
+        """The place to commit, None before any record. Finished records before it are let go."""
+        if self.next_offset is None:
+            return None
+        first = self._first_open()
+        mark = Mark(self.next_offset, examples_end)
+        if first < self._count:
+            mark = Mark(int(self._offsets[first]), int(self._ends[first]))
+        self._let_go(first)
+        if self._anchor is not None:
+            mark = min(mark, self._anchor)
+        if self._earlier is not None and mark.offset <= self._earlier.offset:
+            return Mark(mark.offset, min(mark.examples_end, self._earlier.examples_end))
+        self._earlier = None
+        return mark
+
+    def _at(self, records: NDArray[np.uint32]) -> NDArray[np.int64]:
+        return (records - np.uint32(self._base)).astype(np.int64)
+
+    def _first_open(self) -> int:
+        """The place of the first record with unfinished rows; the number of records kept when there is none."""
+        at = self._finished
+        while at < self._count:
+            found = np.flatnonzero(self._open[at : min(at + _FIRST_RECORDS, self._count)])
+            if len(found):
+                return at + int(found[0])
+            at = min(at + _FIRST_RECORDS, self._count)
+        return at
+
+    def _let_go(self, count: int) -> None:
+        """Forget the first records, which are finished; move the rest to the front once that is the smaller part."""
+        self._finished = count
+        if count and 2 * count >= self._count:
+            kept = self._count - count
+            for array in (self._open, self._offsets, self._ends):
+                array[:kept] = array[count : self._count].copy()
+            self._base = (self._base + count) % _NUMBERS
+            self._count, self._finished = kept, 0
+
+    def _make_room(self, count: int) -> None:
+        while self._count + count > len(self._open):
+            self._open, self._offsets, self._ends = (
+                np.concatenate((array, np.zeros_like(array))) for array in (self._open, self._offsets, self._ends)
+            )

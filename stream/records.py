@@ -138,6 +138,21 @@ class EventsRecord(Columns, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     }
 
 
+class DisplayColumns(Columns, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """B displayed impressions, in the order in which the join learned of them."""
+
+    rows: int
+    impression_id: bytes
+    user_key: bytes
+    ts_ms: bytes
+
+    LAYOUT: ClassVar[dict[str, tuple[str, str, str]]] = {
+        "impression_id": ("<u8", "rows", ""),
+        "user_key": ("<u8", "rows", ""),
+        "ts_ms": ("<i8", "rows", ""),
+    }
+
+
 class ExamplesRecord(
     Columns, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="record", tag="examples"
 ):
@@ -147,7 +162,8 @@ class ExamplesRecord(
     (or conversion) time − display time, −1 where there is none. ``click_produced_ms`` is the wall-clock time at which
     the broker received the click (0: none), the start of the freshness measurement. ``watermark_ms`` is the join's
     watermark after this record: everything of this partition displayed a click window before it has been settled.
-    A record with ``rows == 0`` only carries the watermark.
+    ``displays`` are the rows that were displayed since the record before, so that the session features are a fold of
+    this one log. A record with ``rows == 0`` carries only those and the watermark.
     """
 
     spec_hash: str
@@ -170,6 +186,7 @@ class ExamplesRecord(
     ids: bytes
     dense: bytes
     watermark_ms: int = 0
+    displays: DisplayColumns | None = None
 
     LAYOUT: ClassVar[dict[str, tuple[str, str, str]]] = {
         "kind": ("u1", "rows", ""),

@@ -24,7 +24,8 @@ class Watermarks:
         self._inputs = {name: _Input() for name in inputs}
         self._allowed_lateness_ms = allowed_lateness_ms
         self._idle_timeout_ms = idle_timeout_ms
-        self._watermark_ms: int | None = None
+        self._holding = [*self._inputs]  # at the last poll
+        self.reached_ms: int | None = None  # by the last poll
 
     def seen(self, name: str, newest_ms: int) -> bool:
         """Note that an event of `newest_ms` came; return whether that moved the input's watermark."""
@@ -50,15 +51,28 @@ class Watermarks:
         With the wall clock `now_ms` an input that said nothing for the idle timeout is left out of the minimum; when
         all are idle the one that came furthest counts.
         """
-        holding = [one for one in self._inputs.values() if not self._idle(one, now_ms)]
-        known = [one.watermark_ms for one in holding if one.watermark_ms is not None]
-        if holding and len(known) == len(holding):
+        self._holding = [name for name, one in self._inputs.items() if not self._idle(one, now_ms)]
+        known = self._known(self._holding)
+        if self._holding and len(known) == len(self._holding):
             self._advance(min(known))
-        elif not holding:
-            self._advance(
-                max((w.watermark_ms for w in self._inputs.values() if w.watermark_ms is not None), default=None)
-            )
-        return self._watermark_ms
+        elif not self._holding:
+            self._advance(max(self._known(self._inputs), default=None))
+        return self.reached_ms
+
+    def ahead(self) -> frozenset[str]:
+        """The inputs that have come further than the slowest of those that held the watermark at the last poll."""
+        known = self._known(self._holding)
+        if len(known) < len(self._holding):
+            return frozenset(name for name in self._holding if self._inputs[name].watermark_ms is not None)
+        slowest = min(known, default=0)
+        return frozenset(name for name in self._holding if (self._inputs[name].watermark_ms or 0) > slowest)
+
+    def hurry(self, watermark_ms: int) -> None:
+        """Move the watermark to ``watermark_ms`` whatever the inputs say; it never goes back."""
+        self._advance(watermark_ms)
+
+    def _known(self, names: Iterable[str]) -> list[int]:
+        return [at for name in names if (at := self._inputs[name].watermark_ms) is not None]
 
     def _idle(self, one: _Input, now_ms: int | None) -> bool:
         if now_ms is None:
@@ -68,5 +82,5 @@ class Watermarks:
         return now_ms - one.active_ms >= self._idle_timeout_ms
 
     def _advance(self, watermark_ms: int | None) -> None:
-        if watermark_ms is not None and (self._watermark_ms is None or watermark_ms > self._watermark_ms):
-            self._watermark_ms = watermark_ms
+        if watermark_ms is not None and (self.reached_ms is None or watermark_ms > self.reached_ms):
+            self.reached_ms = watermark_ms

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import msgspec
 import numpy as np
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from stream.examples import ExampleRows, concat
-from stream.records import ExamplesRecord
+from stream.examples import Displays, ExampleRows, concat
+from stream.examples_log import decode_record
+from stream.records import ExamplesRecord, RecordError
 from stream.schemas import schemas
 from stream.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS
 
@@ -70,3 +73,24 @@ def test_every_schema_is_valid_and_describes_its_fields() -> None:
         assert validator.is_valid(event)
         assert not validator.is_valid(event | {"ts_ms": "soon"})
         assert not validator.is_valid(event | {"colour": "red"})
+
+
+def test_displays_travel_with_the_examples() -> None:
+    """They come back as they were; a record without any says so."""
+    spec = SimpleNamespace(hash="abc", id_columns=3, dense_inputs=2)
+    shown = Displays(np.array([5, 6], np.uint64), np.array([7, 8], np.uint64), np.array([9, 10]))
+    found = decode_record(_rows(2).to_record("abc", 5, shown).encode(), spec)
+    assert found.displays is not None
+    assert [column.tolist() for column in found.displays] == [[5, 6], [7, 8], [9, 10]]
+    assert (len(found.rows), found.watermark_ms) == (2, 5)
+    assert decode_record(_rows(1).to_record("abc", 5).encode(), spec).displays is None
+
+
+def test_displays_of_odd_length_are_refused() -> None:
+    """As any column is."""
+    spec = SimpleNamespace(hash="abc", id_columns=3, dense_inputs=2)
+    record = _rows(1).to_record("abc", 5, Displays(*[np.ones(1, np.uint64)] * 2, np.ones(1, np.int64)))  # type: ignore[misc]
+    assert record.displays is not None
+    short = msgspec.structs.replace(record, displays=msgspec.structs.replace(record.displays, ts_ms=b"\0"))
+    with pytest.raises(RecordError, match="ts_ms holds 1 bytes"):
+        decode_record(short.encode(), spec)

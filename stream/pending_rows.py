@@ -1,0 +1,180 @@
+"""The columns of served rows until they settle: in blocks, in the order in which they came.
+
+Rows served together are due together, so that a block empties as a whole and its memory goes; nothing is ever moved.
+What belongs to a request is kept once for all its rows in a block.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.inputs import ServedRows
+from stream.join_kernels import BLOCK
+
+_FIRST_REQUESTS = 64
+_BY_ROW = ("logit", "p", "propensity", "ad_ids", "ad_dense")
+_BY_REQUEST = ("user_key", "model_version", "request_ids", "request_dense")
+
+
+class _Block:
+    """`BLOCK` rows and their requests."""
+
+    def __init__(self, like: ServedRows) -> None:
+        self.rows = {name: _rows_like(getattr(like, name), BLOCK) for name in _BY_ROW}
+        self.requests = {name: _rows_like(getattr(like, name), _FIRST_REQUESTS) for name in _BY_REQUEST}
+        self.request_of = np.empty(BLOCK, np.uint16)
+        self.request_count = 0
+
+    @property
+    def bytes(self) -> int:
+        arrays = (*self.rows.values(), *self.requests.values(), self.request_of)
+        return sum(array.nbytes for array in arrays)
+
+    def put(self, rows: ServedRows, which: NDArray[np.intp], first: int) -> None:
+        """Take up the rows ``which`` at ``first`` and on."""
+        here = slice(first, first + len(which))
+        for name, column in self.rows.items():
+            column[here] = getattr(rows, name)[which]
+        requests, of = np.unique(rows.row_request[which], return_inverse=True)
+        end = self.request_count + len(requests)
+        self._make_room(end)
+        self.request_of[here] = self.request_count + of
+        for name, column in self.requests.items():
+            column[self.request_count : end] = getattr(rows, name)[requests]
+        self.request_count = end
+
+    def _make_room(self, requests: int) -> None:
+        size = len(self.requests["user_key"])
+        while size < requests:
+            size *= 2
+        if size > len(self.requests["user_key"]):
+            for name, column in self.requests.items():
+                self.requests[name] = _rows_like(column, size)
+                self.requests[name][: self.request_count] = column[: self.request_count]
+
+
+class PendingRows:
+    """Places for served rows, and their columns: a place is the number of its block times `BLOCK`, plus its row."""
+
+    def __init__(self) -> None:
+        self._blocks: list[_Block | None] = []
+        self._free: list[int] = []  # a heap: low numbers first, so that those at the end can be given up
+        self._open: int | None = None  # the block that is being filled
+        self._used = 0  # of its rows
+
+    @property
+    def block_count(self) -> int:
+        """Blocks, those without rows too."""
+        return len(self._blocks)
+
+    @property
+    def bytes(self) -> int:
+        """Memory taken by columns."""
+        return sum(block.bytes for block in self._blocks if block is not None)
+
+    @property
+    def id_bytes(self) -> int:
+        """The part of it that ids and dense inputs take."""
+        held = [block for block in self._blocks if block is not None]
+        rows = sum(block.rows[name].nbytes for block in held for name in ("ad_ids", "ad_dense"))
+        return rows + sum(block.requests[name].nbytes for block in held for name in ("request_ids", "request_dense"))
+
+    def next_places(self, count: int) -> NDArray[np.int64]:
+        """The places of the next ``count`` rows; `put` takes the first of them."""
+        places, missing = [], count
+        block, used = self._open, self._used
+        free = iter([*sorted(self._free), *range(len(self._blocks), len(self._blocks) + count // BLOCK + 1)])
+        while missing:
+            if block is None or used == BLOCK:
+                block, used = next(free), 0
+            taken = min(missing, BLOCK - used)
+            places.append(np.arange(block * BLOCK + used, block * BLOCK + used + taken))
+            used += taken
+            missing -= taken
+        return np.concatenate(places) if places else np.zeros(0, np.int64)
+
+    def put(self, rows: ServedRows, which: NDArray[np.intp]) -> None:
+        """Take up the rows ``which`` at the next places."""
+        at = 0
+        while at < len(which):
+            if self._open is None or self._used == BLOCK:
+                self._begin_block(rows)
+            block = self._blocks[self._open or 0]
+            assert block is not None
+            part = which[at : at + BLOCK - self._used]
+            block.put(rows, part, self._used)
+            self._used += len(part)
+            at += len(part)
+
+    def columns(self, places: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """What was served at these places, in their order: ids and dense inputs of request and ad side by side."""
+        numbers = places // BLOCK
+        order = np.argsort(numbers, kind="stable")
+        cuts = np.flatnonzero(np.diff(numbers[order])) + 1
+        out: dict[str, NDArray[Any]] = {}
+        for part in np.split(order, cuts):
+            block = self._blocks[int(numbers[part[0]])]
+            assert block is not None
+            _copy(block, places[part] % BLOCK, out, part, len(places))
+        return out
+
+    def free(self, live: NDArray[np.int32], places: NDArray[np.int64]) -> None:
+        """Let go of the blocks of these places in which no row is left; ``live`` counts them by block."""
+        for number in np.unique(places // BLOCK).tolist():
+            block = self._blocks[number]
+            if live[number] or block is None:
+                continue
+            if number == self._open and not (self._free and self._free[0] < number):
+                self._used, block.request_count = 0, 0  # it is filled again from its start
+            else:
+                self._blocks[number] = None
+                heapq.heappush(self._free, number)
+                if number == self._open:
+                    self._open = None
+
+    def trim(self) -> None:
+        """Give up the numbers of empty blocks at the end, once they are most of all."""
+        used = max((number for number, block in enumerate(self._blocks) if block is not None), default=-1) + 1
+        if 2 * used < len(self._blocks):
+            del self._blocks[used:]
+            self._free = sorted(number for number in self._free if number < used)
+
+    def _begin_block(self, like: ServedRows) -> None:
+        block = _Block(like)
+        if self._free:
+            self._open = heapq.heappop(self._free)
+            self._blocks[self._open] = block
+        else:
+            self._open = len(self._blocks)
+            self._blocks.append(block)
+        self._used = 0
+
+
+def _copy(
+    block: _Block, rows: NDArray[np.int64], out: dict[str, NDArray[Any]], to: NDArray[np.intp], count: int
+) -> None:
+    """Write what a block holds of ``rows`` to ``out[column][to]``; the columns are made at first."""
+    requests = block.request_of[rows]
+    widths = {name: block.requests[f"request_{name}"].shape[1] for name in ("ids", "dense")}
+    if not out:
+        for name in ("logit", "p", "propensity"):
+            out[name] = np.empty(count, np.float32)
+        out["user_key"], out["model_version"] = np.empty(count, np.uint64), np.empty(count, np.int64)
+        for name, width in widths.items():
+            ad = block.rows[f"ad_{name}"]
+            out[name] = np.empty((count, width + ad.shape[1]), ad.dtype)
+    for name in ("logit", "p", "propensity"):
+        out[name][to] = block.rows[name][rows]
+    for name in ("user_key", "model_version"):
+        out[name][to] = block.requests[name][requests]
+    for name, width in widths.items():
+        out[name][to, :width] = block.requests[f"request_{name}"][requests]
+        out[name][to, width:] = block.rows[f"ad_{name}"][rows]
+
+
+def _rows_like(column: NDArray[Any], rows: int) -> NDArray[Any]:
+    return np.empty((rows, *column.shape[1:]), column.dtype)
