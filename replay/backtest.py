@@ -38,8 +38,10 @@ from stream.calibrating import PartitionCalibrator
 from stream.deltas import to_parts
 from stream.examples import ExampleRows, concat
 from stream.inputs import served_rows
-from stream.join import JoinConfig, JoinCore, Records
+from stream.join import JoinCore
+from stream.join_config import JoinConfig
 from stream.join_memory import MemoryJoin
+from stream.join_output import Records
 from stream.learning import LearningConfig, LearningLoop
 from stream.session_memory import MemorySessionStore
 from stream.sessions import SessionFold
@@ -272,7 +274,11 @@ class _Loop:
     def _pass_time(self, now_ms: int) -> None:
         """Everything that happens before ``now_ms`` happens, and what settles by then reaches the learners."""
         events, core = self._queue.pop_until(now_ms), self._join.core
-        for rows, take in ((events.impressions, core.impressions), (events.clicks, core.clicks), (events.conversions, core.conversions)):
+        for rows, take in (
+            (events.impressions, core.impressions),
+            (events.clicks, core.clicks),
+            (events.conversions, core.conversions),
+        ):
             if len(rows):
                 take(rows, self._next_record(len(rows)))
         for topic in (SERVED, IMPRESSIONS, CLICKS):

@@ -20,7 +20,7 @@ from serving.settings import ServingSettings
 from serving.snapshots import NoSnapshotError
 from stream.admin import BrokerUnreachableError, TopicMismatchError, ensure_topics
 from stream.broker import find_broker
-from stream.settings import StreamSettings
+from stream.settings import StreamSettings, redis_client_options
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -71,7 +71,14 @@ async def _run(spec_name: str, snapshots: str, host: str, port: int, clock: Cloc
     with _listener(host, port) as listener:
         broker = await find_broker(stream)
         await ensure_topics(broker.bootstrap, stream.topics(), broker.options)
-        options = ServingOptions(spec=spec, snapshots=snapshots, broker=broker, redis_url=stream.redis_url, clock=clock)
+        options = ServingOptions(
+            spec=spec,
+            snapshots=snapshots,
+            broker=broker,
+            redis_url=stream.redis_url,
+            redis_options=redis_client_options(stream),
+            clock=clock,
+        )
         server = ServingServer(options, settings, ServingMetrics())
         try:
             await server.start(listener)

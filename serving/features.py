@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import structlog
@@ -33,6 +35,7 @@ class SessionFeatures:
 
     Parameters
     ----------
+    redis_options : security settings, as of `redis_client_options`.
     refresh_s : how old shared counters may become, on the stream's clock.
     event_time : refresh by the event times of requests (a replay), not by the wall clock.
     timeout_s : how long a call may wait for the store.
@@ -45,6 +48,7 @@ class SessionFeatures:
         partitions: int,
         metrics: ServingMetrics,
         *,
+        redis_options: Mapping[str, Any] | None = None,
         refresh_s: float = 1.0,
         event_time: bool = False,
         timeout_s: float = 0.5,
@@ -58,7 +62,11 @@ class SessionFeatures:
         self._event_time = event_time
         self._retry_after_s = retry_after_s
         self._redis: Redis = Redis.from_url(
-            redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
+            redis_url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            **(redis_options or {}),
         )
         self._store = RedisSessionStore(self._redis, encoder.spec, partitions)
         self._feed = SharedCounterFeed(self._store)

@@ -6,8 +6,9 @@ import asyncio
 import random
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import structlog
@@ -49,7 +50,8 @@ class ServingOptions:
     spec: FeatureSpec
     snapshots: str
     broker: Broker
-    redis_url: str
+    redis_url: str = field(repr=False)  # may hold a password
+    redis_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     clock: Clock = "wall"
 
 
@@ -81,6 +83,7 @@ class ServingServer:
             encoder,
             broker.partitions,
             metrics,
+            redis_options=options.redis_options,
             refresh_s=settings.feature_refresh_s,
             event_time=not self._wall,
             timeout_s=settings.feature_timeout_s,

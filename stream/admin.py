@@ -53,8 +53,9 @@ async def _admin(
         await client.close()
         raise BrokerUnreachableError(
             f"no Kafka broker answered at {bootstrap} within {timeout_s:g} s ({type(error).__name__}: {error}): "
-            "topics can be neither read nor created, and no worker can start. Check KAFKA_BOOTSTRAP_SERVERS and "
-            "KAFKA_SECURITY_PROTOCOL and that the broker runs, or unset KAFKA_BOOTSTRAP_SERVERS for the embedded one."
+            "topics can be neither read nor created, and no worker can start. Check KAFKA_BOOTSTRAP_SERVERS, "
+            "KAFKA_SECURITY_PROTOCOL with its user or certificates, and that the broker runs, or unset "
+            "KAFKA_BOOTSTRAP_SERVERS for the embedded one."
         ) from error
     try:
         yield client

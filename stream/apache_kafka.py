@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from stream.admin import answers_metadata
@@ -27,7 +28,7 @@ _PROPERTIES = """process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{host}:{controller_port}
 listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
-advertised.listeners=PLAINTEXT://{host}:{port}
+advertised.listeners=PLAINTEXT://{host}:{advertised_port}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={log_dir}
@@ -73,12 +74,32 @@ class ApacheKafka(LocalServer):
     """A one-node Kafka: `async with ApacheKafka(home) as kafka: kafka.bootstrap`.
 
     A second start on the same `data_dir` finds the data of the first, after a kill too.
+
+    Parameters
+    ----------
+    home : the unpacked distribution.
+    port : where it listens in plain text, whatever else `properties` make it listen to; None takes a free one.
+    data_dir : its log and settings; None takes a temporary one.
+    heap_mb : the most that Java takes.
+    properties : further lines of its settings, which go before those written here.
+    advertised_port : where it tells clients to connect, as to a proxy before it; None: where it listens.
     """
 
-    def __init__(self, home: Path, port: int | None = None, data_dir: Path | None = None, heap_mb: int = 512) -> None:
+    def __init__(
+        self,
+        home: Path,
+        port: int | None = None,
+        data_dir: Path | None = None,
+        heap_mb: int = 512,
+        *,
+        properties: Mapping[str, str] | None = None,
+        advertised_port: int | None = None,
+    ) -> None:
         super().__init__("Apache Kafka", port, data_dir, grace_s=15.0)
         self._home = home
         self._heap_mb = heap_mb
+        self._properties = dict(properties or {})
+        self._advertised_port = advertised_port
 
     @property
     def bootstrap(self) -> str:
@@ -105,9 +126,14 @@ class ApacheKafka(LocalServer):
         self._data_dir.mkdir(parents=True, exist_ok=True)
         (self._data_dir / "log4j2.yaml").write_text(_LOGGING)
         config = self._data_dir / "server.properties"
-        config.write_text(
-            _PROPERTIES.format(host=LOOPBACK, port=port, controller_port=free_port(), log_dir=self._data_dir / "log")
+        settings = _PROPERTIES.format(
+            host=LOOPBACK,
+            port=port,
+            advertised_port=self._advertised_port or port,
+            controller_port=free_port(),
+            log_dir=self._data_dir / "log",
         )
+        config.write_text(settings + "".join(f"{name}={value}\n" for name, value in self._properties.items()))
         return config
 
     async def _format(self, command: list[str], config: Path) -> None:

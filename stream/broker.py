@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError, UnknownError, UnsupportedVersionError  #
 from faust.auth import SASLCredentials, SSLCredentials
 
 from stream.admin import BrokerUnreachableError
+from stream.bounded_fetch import bound_fetches
 from stream.settings import StreamSettings, kafka_client_options
 
 
@@ -27,6 +28,7 @@ class Broker:
     prefix: str
     partitions: int
     idempotent: bool
+    given_session_timeout_s: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -37,11 +39,13 @@ class Broker:
     @property
     def session_timeout_s(self) -> float:
         """After how long a silent worker has left its group."""
+        if self.given_session_timeout_s is not None:
+            return self.given_session_timeout_s
         return 10.0 if self.idempotent else 2.0
 
     @property
     def faust_credentials(self) -> Any:
-        """The security settings in Faust's form; None for plaintext."""
+        """The security settings in Faust's form; None for plaintext. A client's certificate is in the context."""
         context, user = self.options.get("ssl_context"), self.options.get("sasl_plain_username")
         if user is not None:
             return SASLCredentials(
@@ -51,6 +55,10 @@ class Broker:
                 ssl_context=context,
             )
         return SSLCredentials(context=context) if context is not None else None
+
+    def group(self, agent: str) -> str:
+        """The consumer group of an agent."""
+        return f"{self.prefix}millstream-{agent}"
 
     def topic(self, name: str) -> str:
         """The name on the broker of a topic of the table."""
@@ -62,7 +70,8 @@ class Broker:
 
 
 async def find_broker(settings: StreamSettings) -> Broker:
-    """Ask the broker of the settings what it can do. Raises BrokerUnreachableError."""
+    """Ask the broker of the settings what it can do, and bound what may come from it. Raises BrokerUnreachableError."""
+    bound_fetches()
     bootstrap = settings.kafka_bootstrap_servers or ""
     options = kafka_client_options(settings)
     return Broker(
@@ -70,6 +79,7 @@ async def find_broker(settings: StreamSettings) -> Broker:
         prefix=settings.topic_prefix,
         partitions=settings.partitions,
         idempotent=await _gives_producer_ids(bootstrap, options),
+        given_session_timeout_s=settings.kafka_session_timeout_s,
         options=options,
     )
 
@@ -87,7 +97,8 @@ async def _gives_producer_ids(bootstrap: str, options: Mapping[str, Any]) -> boo
     except (KafkaError, OSError) as error:
         raise BrokerUnreachableError(
             f"no Kafka broker answered at {bootstrap} ({type(error).__name__}: {error}): the worker can read nothing. "
-            "Check KAFKA_BOOTSTRAP_SERVERS and that the broker runs."
+            "Check KAFKA_BOOTSTRAP_SERVERS, KAFKA_SECURITY_PROTOCOL with its user or certificates, and that the broker "
+            "runs."
         ) from error
     finally:
         sender_log.setLevel(level)

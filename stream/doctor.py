@@ -15,7 +15,7 @@ from stream.apache_kafka import java_program, kafka_jars
 from stream.child_server import ServerStartError, port_is_free
 from stream.embedded_broker import EmbeddedBroker, broker_program
 from stream.embedded_redis import EmbeddedRedis, answers_ping, redis_program
-from stream.settings import StreamSettings, kafka_client_options, without_password
+from stream.settings import StreamSettings, kafka_client_options, redis_client_options, without_password
 
 PYTHONS = ((3, 11), (3, 14))  # at least, below
 PACKAGES = (
@@ -122,8 +122,9 @@ async def check_redis(settings: StreamSettings) -> Check:
     """Whether Redis answers a PING; the embedded one is started and stopped for it."""
     if settings.redis_url is not None:
         url = without_password(settings.redis_url)
-        fix = f"no Redis answered PING at {url}: check REDIS_URL, or unset it to use the embedded one"
-        return Check("redis", await answers_ping(settings.redis_url), f"{url} (given)", fix)
+        fix = f"no Redis answered PING at {url}: check REDIS_URL and its user, or unset it to use the embedded one"
+        answers = await answers_ping(settings.redis_url, redis_client_options(settings))
+        return Check("redis", answers, f"{url} (given)", fix)
     server = EmbeddedRedis()
     try:
         return Check("redis", True, f"{await server.start()} (embedded, started for this check)")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -31,9 +33,9 @@ def redis_program() -> str:
     )
 
 
-async def answers_ping(url: str) -> bool:
-    """Return whether the Redis at `url` answers a PING."""
-    client = redis.asyncio.Redis.from_url(url, socket_connect_timeout=2.0, socket_timeout=2.0)
+async def answers_ping(url: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Return whether the Redis at `url` answers a PING; `options` are those of `redis_client_options`."""
+    client = redis.asyncio.Redis.from_url(url, socket_connect_timeout=2.0, socket_timeout=2.0, **(options or {}))
     try:
         return bool(await client.ping())
     except (RedisError, OSError):

@@ -53,6 +53,11 @@ class ExampleRows:
     def __len__(self) -> int:
         return len(self.impression_id)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory taken by the columns."""
+        return sum(column.nbytes for column in self.columns().values())
+
     @classmethod
     def empty(cls, n_fields: int, n_dense: int) -> ExampleRows:
         """Return no rows of F = `n_fields` id columns and K = `n_dense` dense columns."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 Place = tuple[str, int]
 """A topic, by its name in the table, and a partition."""
@@ -20,6 +20,19 @@ class InputRecord(NamedTuple):
     value: bytes | None
     produced_ms: int
     content_type: str | None = None
+
+    @classmethod
+    def of(cls, topic: str, record: Any) -> InputRecord:
+        """A record of aiokafka's, of a topic by its name in the table."""
+        content_type = next((value for name, value in record.headers if name == "content-type"), None)
+        return cls(
+            topic=topic,
+            partition=record.partition,
+            offset=record.offset,
+            value=record.value,
+            produced_ms=record.timestamp,
+            content_type=None if content_type is None else content_type.decode("latin-1"),
+        )
 
     @property
     def place(self) -> Place:
@@ -62,17 +75,25 @@ class Runner(Protocol):
         """For each input partition the first offset to read again after a restart."""
         ...
 
-
 class Inbox:
     """A bounded queue from which everything that waits is taken at once.
 
     One item costs as much to hand over as a hundred, so a consumer that falls behind takes more at a time: batches
-    grow with the load, and nothing waits for a batch to fill.
+    grow with the load, and nothing waits for a batch to fill. What the broker sends while it is full stays there.
+
+    Parameters
+    ----------
+    max_items, max_bytes : what may wait; a `put` goes in whole, beyond the bound if need be, as long as there is room.
+    at_once : items that are taken together, so that publishing and commits come between also while it catches up.
     """
 
-    def __init__(self, max_items: int = 512) -> None:
+    def __init__(self, max_items: int = 512, max_bytes: int = 64 << 20, at_once: int = 64) -> None:
+        self.held_back: frozenset[Place] = frozenset()  # not to be read on for now: it would only wait in memory
         self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._at_once = at_once
         self._items: deque[InputRecord | Assigned] = deque()
+        self._bytes = 0
         self._filled = asyncio.Event()
         self._has_room = asyncio.Event()
         self._has_room.set()
@@ -80,31 +101,45 @@ class Inbox:
     def __len__(self) -> int:
         return len(self._items)
 
-    async def put(self, item: InputRecord | Assigned) -> None:
+    async def put(self, records: Sequence[InputRecord]) -> None:
         """Append; waits while the inbox is full."""
         await self._has_room.wait()
-        self.extend((item,))
+        self.extend(records)
 
     def extend(self, items: Iterable[InputRecord | Assigned]) -> None:
         """Append at once, beyond the bound if need be."""
-        self._items.extend(items)
+        for item in items:
+            self._items.append(item)
+            self._bytes += _bytes(item)
         self._filled.set()
-        if len(self._items) >= self._max_items:
-            self._has_room.clear()
+        self._note_room()
 
     async def filled(self) -> None:
         """Return when something waits."""
         await self._filled.wait()
 
-    def take(self, at_most: int) -> list[InputRecord | Assigned]:
-        """The oldest items; none when it is empty."""
+    def take(self) -> list[InputRecord | Assigned]:
+        """The oldest items, at most ``at_once``; none when it is empty."""
+        return self._take(self._at_once)
+
+    def _take(self, at_most: int) -> list[InputRecord | Assigned]:
         taken = [self._items.popleft() for _ in range(min(at_most, len(self._items)))]
+        self._bytes -= sum(map(_bytes, taken))
         if not self._items:
             self._filled.clear()
-        if len(self._items) < self._max_items:
-            self._has_room.set()
+        self._note_room()
         return taken
 
     def clear(self) -> None:
         """Drop everything."""
-        self.take(len(self._items))
+        self._take(len(self._items))
+
+    def _note_room(self) -> None:
+        if len(self._items) < self._max_items and self._bytes < self._max_bytes:
+            self._has_room.set()
+        else:
+            self._has_room.clear()
+
+
+def _bytes(item: InputRecord | Assigned) -> int:
+    return len(item.value or b"") if isinstance(item, InputRecord) else 0

@@ -7,9 +7,10 @@ event has). A single bad row inside a good batch does not: it is left out and na
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Protocol
+from functools import partial
+from typing import Annotated, Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
@@ -17,6 +18,7 @@ import orjson
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from stream.input_limits import check_rows, check_size
 from stream.records import EventsRecord, RecordError, ServedRecord
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 
@@ -24,6 +26,8 @@ EARLIEST_MS = 946_684_800_000  # 2000-01-01: anything earlier is seconds, or a c
 LATEST_MS = 4_102_444_800_000  # 2100-01-01: anything later is microseconds
 _U64_MAX = 2**64 - 1
 _BY_ROW = ("impression_id", "row_request", "logit", "p", "propensity", "ad_ids", "ad_dense")  # columns of `ServedRows`
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_Why: TypeAlias = Callable[[Mapping[str, Any], int, int], tuple[str, str]]  # row, rows, place: reason and detail
 _JSON_TYPES = {"application/json"}
 _COLUMNAR_TYPES = {"application/msgpack", "application/x-msgpack", "application/vnd.msgpack"}
 
@@ -136,6 +140,19 @@ class ServedRows:
     def __len__(self) -> int:
         return len(self.impression_id)
 
+    @classmethod
+    def empty(cls, spec: SpecWidths) -> ServedRows:
+        """Return no rows of a spec's columns."""
+        widths = {
+            "ad_ids": (len(spec.ad_fields),),
+            "ad_dense": (len(spec.ad_dense),),
+            "request_ids": (len(spec.request_fields),),
+            "request_dense": (len(spec.request_dense),),
+        }
+        layout = {name: dtype for name, (dtype, _, _) in ServedRecord.LAYOUT.items()} | {"model_version": "<i8"}
+        del layout["request_id"]
+        return cls(**{name: np.empty((0, *widths.get(name, ())), dtype) for name, dtype in layout.items()})
+
     @property
     def served_ms(self) -> NDArray[np.int64]:
         """When each row was served, (B,)."""
@@ -161,36 +178,86 @@ def decode_events(topic: str, value: bytes | None, content_type: str | None = No
     """
     if not value:
         raise RecordError("malformed", "the record is empty; expected the JSON of an event or a columnar batch")
-    if _is_json(value, content_type):
-        return _json_event(topic, value)
-    return event_rows(topic, _decoded(_events_decoder, value, "events"))
+    check_size(value)
+    if not is_json(value, content_type):
+        return event_rows(topic, _decoded(_events_decoder, value, "events"))
+    event = json_event(topic, value)
+    return event_columns([] if isinstance(event, Promise) else [event], getattr(event, "watermark_ms", 0))
+
+
+class JsonEvent(NamedTuple):
+    """One event as it came in JSON."""
+
+    impression_id: int
+    ts_ms: int
+    user_key: int
+    position: int
+    value: float
+
+
+class Promise(NamedTuple):
+    """A watermark as it came in JSON."""
+
+    watermark_ms: int
+
+
+def json_event(topic: str, value: bytes) -> JsonEvent | Promise:
+    """Return the event, or the promise, of a JSON record. Raises RecordError."""
+    if b'"watermark_ms"' in value:
+        promise = _decoded(_watermark_decoder, value, "a watermark")
+        check_watermark(promise.watermark_ms)
+        return Promise(promise.watermark_ms)
+    found = _decoded(_json_decoders[topic], value, topic)
+    event = JsonEvent(
+        _u64(found.impression_id, "impression_id"),
+        found.ts_ms,
+        _u64(found.user_key, "user_key"),
+        getattr(found, "position", 0),
+        getattr(found, "value", 0.0),
+    )
+    if not event.impression_id or not EARLIEST_MS <= event.ts_ms < LATEST_MS:
+        raise RecordError(*_why(event._asdict(), 1, 0))
+    if not abs(event.value) <= _FLOAT32_MAX:
+        raise RecordError("schema", f"value={event.value} does not fit a 32-bit float")
+    return event
+
+
+def event_columns(events: Sequence[JsonEvent], watermark_ms: int = 0) -> EventRows:
+    """Return events as columns."""
+    columns = list(zip(*events, strict=True)) or [()] * len(JsonEvent._fields)
+    dtypes = (np.uint64, np.int64, np.uint64, np.int32, np.float32)
+    arrays = (np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True))
+    return EventRows(**dict(zip(JsonEvent._fields, arrays, strict=True)), watermark_ms=watermark_ms)
 
 
 def event_rows(topic: str, record: EventsRecord) -> EventRows:
     """Return the rows of a columnar batch, bad ones left out. Raises RecordError."""
     check_watermark(record.watermark_ms)
+    check_rows(record.rows)
     columns = _arrays(record)
-    bad = _bad_rows(columns["impression_id"], columns["ts_ms"]) | ~np.isfinite(columns["value"])
-    if not bad.any():
-        return EventRows(**columns, watermark_ms=record.watermark_ms)
-    rejected = []
-    for at in np.flatnonzero(bad).tolist():
-        row = {name: column[at].item() for name, column in columns.items()}
-        rejected.append(RejectedRow(*_why(row, record.rows, at), event_json(topic, **row)))
-    kept: dict[str, Any] = {name: column[~bad] for name, column in columns.items()}
-    return EventRows(**kept, watermark_ms=record.watermark_ms, rejected=rejected)
+    rows = EventRows(**columns, watermark_ms=record.watermark_ms)
+    bad = _bad_rows(rows.impression_id, rows.ts_ms) | ~np.isfinite(rows.value)
+    return _without_events(topic, rows, bad, _why) if bad.any() else rows
+
+
+def events_until(topic: str, rows: EventRows, latest_ms: int) -> EventRows:
+    """Return the rows without those of a later time, which some wrong clock gave them."""
+    bad = rows.ts_ms > latest_ms
+    return _without_events(topic, rows, bad, partial(_ahead, latest_ms)) if bad.any() else rows
 
 
 def decode_served(value: bytes | None, spec: SpecWidths) -> ServedRows:
     """Return the rows of one served record. Raises RecordError."""
     if not value:
         raise RecordError("malformed", "the record is empty; expected a served batch")
+    check_size(value)
     return served_rows(_decoded(_served_decoder, value, "served"), spec)
 
 
 def served_rows(record: ServedRecord, spec: SpecWidths) -> ServedRows:
     """Return the rows of a served batch, bad ones left out. Raises RecordError."""
     check_watermark(record.watermark_ms)
+    check_rows(max(record.rows, record.requests))
     if record.rows or record.requests:
         _check_spec(record, spec)
     columns = _arrays(record)
@@ -200,11 +267,15 @@ def served_rows(record: ServedRecord, spec: SpecWidths) -> ServedRows:
     del columns["request_id"]
     versions = np.full(record.requests, record.model_version, np.int64)
     rows = ServedRows(**columns, model_version=versions, watermark_ms=record.watermark_ms)
-    if not (bad := _bad_rows(rows.impression_id, rows.served_ms)).any():
+    bad = _bad_rows(rows.impression_id, rows.served_ms)
+    return _without_served(rows, bad, _why) if bad.any() else rows
+
+
+def served_until(rows: ServedRows, latest_ms: int) -> ServedRows:
+    """Return the rows without those of a later time, which some wrong clock gave them."""
+    if not (rows.ts_ms > latest_ms).any():
         return rows
-    rejected = [_rejected_served(rows, at) for at in np.flatnonzero(bad).tolist()]
-    kept: dict[str, Any] = {name: getattr(rows, name)[~bad] for name in _BY_ROW}
-    return replace(rows, **kept, rejected=rejected)
+    return _without_served(rows, rows.served_ms > latest_ms, partial(_ahead, latest_ms))
 
 
 def check_watermark(watermark_ms: int) -> None:
@@ -213,7 +284,14 @@ def check_watermark(watermark_ms: int) -> None:
         raise RecordError("time", f"watermark_ms={watermark_ms} is not between 2000 and 2100 in Unix milliseconds")
 
 
-def _is_json(value: bytes, content_type: str | None) -> bool:
+def check_ahead(name: str, at_ms: int, latest_ms: int) -> None:
+    """Raise RecordError (``time``) for a time after the latest that a record of its time can tell."""
+    if at_ms > latest_ms:
+        raise RecordError("time", f"{name}={at_ms} is later than {latest_ms}, the record's own time and what clocks differ")
+
+
+def is_json(value: bytes, content_type: str | None) -> bool:
+    """Return whether a record's value is JSON, else it is columnar. Raises RecordError for another content type."""
     if content_type is None:
         return value[0] < 0x80
     media_type = content_type.partition(";")[0].strip().lower()
@@ -242,40 +320,6 @@ def _arrays(record: EventsRecord | ServedRecord) -> dict[str, Any]:
         raise RecordError("schema", f"the record's counts are impossible: {error}") from error
 
 
-def _json_event(topic: str, value: bytes) -> EventRows:
-    if b'"watermark_ms"' in value:
-        promise = _decoded(_watermark_decoder, value, "a watermark")
-        check_watermark(promise.watermark_ms)
-        return EventRows(**_single(0, 0, 0, 0, 0.0, rows=0), watermark_ms=promise.watermark_ms)
-    event = _decoded(_json_decoders[topic], value, topic)
-    row = {
-        "impression_id": _u64(event.impression_id, "impression_id"),
-        "ts_ms": event.ts_ms,
-        "user_key": _u64(event.user_key, "user_key"),
-        "position": getattr(event, "position", 0),
-        "value": getattr(event, "value", 0.0),
-    }
-    if not row["impression_id"] or not EARLIEST_MS <= row["ts_ms"] < LATEST_MS:
-        raise RecordError(*_why(row, 1, 0))
-    columns = _single(**row)
-    if not np.isfinite(columns["value"][0]):
-        raise RecordError("schema", f"value={row['value']} does not fit a 32-bit float")
-    return EventRows(**columns)
-
-
-def _single(
-    impression_id: int, ts_ms: int, user_key: int, position: int, value: float, rows: int = 1
-) -> dict[str, Any]:
-    with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite and is refused after this
-        return {
-            "impression_id": np.full(rows, impression_id, np.uint64),
-            "ts_ms": np.full(rows, ts_ms, np.int64),
-            "user_key": np.full(rows, user_key, np.uint64),
-            "position": np.full(rows, position, np.int32),
-            "value": np.full(rows, value, np.float32),
-        }
-
-
 def _u64(value: int | str, name: str) -> int:
     number = int(value)
     if number > _U64_MAX:
@@ -301,7 +345,7 @@ def _bad_rows(impression_id: NDArray[np.uint64], ts_ms: NDArray[np.int64]) -> ND
     return bad
 
 
-def _why(row: dict[str, Any], rows: int, at: int) -> tuple[str, str]:
+def _why(row: Mapping[str, Any], rows: int, at: int) -> tuple[str, str]:
     where = f"row {at} of {rows}: " if rows > 1 else ""
     if not EARLIEST_MS <= row["ts_ms"] < LATEST_MS:
         return "time", f"{where}ts_ms={row['ts_ms']} is not between 2000 and 2100 in Unix milliseconds"
@@ -310,7 +354,28 @@ def _why(row: dict[str, Any], rows: int, at: int) -> tuple[str, str]:
     return "schema", f"{where}value={row['value']} is not a finite number"
 
 
-def _rejected_served(rows: ServedRows, at: int) -> RejectedRow:
+def _ahead(latest_ms: int, row: Mapping[str, Any], rows: int, at: int) -> tuple[str, str]:
+    where = f"row {at} of {rows}: " if rows > 1 else ""
+    return "time", f"{where}ts_ms={row['ts_ms']} is later than {latest_ms}, the record's own time and what clocks differ"
+
+
+def _without_events(topic: str, rows: EventRows, bad: NDArray[np.bool_], why: _Why) -> EventRows:
+    columns = {name: getattr(rows, name) for name in JsonEvent._fields}
+    rejected = list(rows.rejected)
+    for at in np.flatnonzero(bad).tolist():
+        row = {name: column[at].item() for name, column in columns.items()}
+        rejected.append(RejectedRow(*why(row, len(rows), at), event_json(topic, **row)))
+    kept: dict[str, Any] = {name: column[~bad] for name, column in columns.items()}
+    return EventRows(**kept, watermark_ms=rows.watermark_ms, rejected=rejected)
+
+
+def _without_served(rows: ServedRows, bad: NDArray[np.bool_], why: _Why) -> ServedRows:
+    rejected = [*rows.rejected, *(_rejected_served(rows, at, why) for at in np.flatnonzero(bad).tolist())]
+    kept: dict[str, Any] = {name: getattr(rows, name)[~bad] for name in _BY_ROW}
+    return replace(rows, **kept, rejected=rejected)
+
+
+def _rejected_served(rows: ServedRows, at: int, why: _Why) -> RejectedRow:
     request = int(rows.row_request[at])
     ts_ms, impression_id = int(rows.ts_ms[request]), int(rows.impression_id[at])
     payload = {
@@ -322,4 +387,5 @@ def _rejected_served(rows: ServedRows, at: int) -> RejectedRow:
         "ids": [*map(str, rows.request_ids[request].tolist()), *map(str, rows.ad_ids[at].tolist())],
         "dense": [*rows.request_dense[request].tolist(), *rows.ad_dense[at].tolist()],
     }
-    return RejectedRow(*_why({"impression_id": impression_id, "ts_ms": ts_ms}, len(rows), at), orjson.dumps(payload))
+    reason, detail = why({"impression_id": impression_id, "ts_ms": ts_ms}, len(rows), at)
+    return RejectedRow(reason, detail, orjson.dumps(payload))

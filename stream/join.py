@@ -28,113 +28,46 @@ row settles twice: an impression as old as the newest row that was forgotten is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from stream import join_kernels as kernels
+from stream.conversions import Conversions
 from stream.examples import Displays, ExampleRows, concat, concat_displays
+from stream.held_rows import HeldRows
 from stream.inputs import EventRows, ServedRows, event_json
 from stream.join_config import JoinConfig
-from stream.join_kernels import CORRECT, DUPLICATE, HOLD, LATE, SETTLE, SHOWN, WAIT, Rules
+from stream.join_kernels import CORRECT, DUPLICATE, HOLD, LATE, SETTLE, SHOWN, WAIT
+from stream.join_output import JoinOutput, Records, Reject, Resume
 from stream.low_water import LowWater
-from stream.pending_rows import PendingRows
 from stream.settled_clicks import SettledClicks
+from stream.told_displays import ToldDisplays
 from stream.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS, INPUTS, SERVED
 from stream.waiting_events import Events, WaitingEvents
 from stream.watermarks import Watermarks
 
-__all__ = ["JoinConfig", "JoinCore", "JoinOutput", "Records", "Reject", "Resume"]
-
-_BY_PLACE = ("keys", "times", "states", "served", "displayed")  # columns of `Rows`
 _HOLDING = (SERVED, IMPRESSIONS, CLICKS)  # inputs that hold the watermark back
 _EVENTS = (IMPRESSIONS, CLICKS, CONVERSIONS)
-_NEVER = int(kernels.NEVER)
-_FIRST_SLOTS = 1024  # of the index
-_FULL_AT = 0.75  # load of the index
-_FIRST_SETTLED = 1024
 _HURRIED_SHARE = 1 / 16  # of the pending rows, each time that time is moved forward
 
 
-class Records(NamedTuple):
-    """Where rows stood: M records of one input in the order of their offsets, and how many rows each holds."""
+class _Settled(NamedTuple):
+    """Rows that settled since the last poll: their places, and their clicks if they have any."""
 
-    offsets: NDArray[np.int64]  # (M,)
-    rows: NDArray[np.int64]  # (M,)
-    produced_ms: NDArray[np.int64]  # (M,) Kafka's time of the record
-
-    @classmethod
-    def one(cls, offset: int, rows: int, produced_ms: int = 0) -> Records:
-        """A single record."""
-        return cls(np.array([offset]), np.array([rows]), np.array([produced_ms]))
+    places: NDArray[np.int64]
+    clicks: Events | None
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """One event that yields nothing; `payload` is its JSON, so that it can be looked at and sent again."""
-
-    topic: str
-    offset: int
-    reason: str
-    detail: str
-    payload: bytes
-
-
-class Resume(NamedTuple):
-    """What a later life needs beside the inputs from the low water on; it travels with the committed offsets.
-
-    examples : the offset of the examples topic from which on records to be read again may have led to something.
-    settled : the offset from which on settled rows are still known.
-    forgotten_ms : display time of the newest row that is not.
-    watermark_ms : of the output.
-    """
-
-    examples: int = 0
-    settled: int = 0
-    forgotten_ms: int = 0
-    watermark_ms: int = 0
-
-    @property
-    def recalled_from(self) -> int:
-        """The offset from which on examples are recalled."""
-        return min(self.examples, self.settled)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinOutput:
-    """What became known since the last poll.
-
-    `counts` are increments. `watermark_ms` is 0 before there is one. `low_water` gives per topic the offset to commit
-    together with `examples`, `displays` and `rejects`: everything before it is finished. The examples are the settled
-    rows, then corrections, then conversions.
-    """
-
-    examples: ExampleRows | None
-    displays: Displays | None = None
-    rejects: list[Reject] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    watermark_ms: int = 0
-    low_water: dict[str, int] = field(default_factory=dict)
-    resume: Resume = Resume()
-
-
-class _Told(NamedTuple):
-    """Rows displayed in an earlier life and not settled in it, and the offsets of the examples that told so."""
-
-    impression_id: NDArray[np.uint64]
-    offset: NDArray[np.int64]
-
-
-class _Corrections(NamedTuple):
-    """Clicks on rows settled as unclicked: where each came from, and where the example lies that it corrects."""
+class _Correcting(NamedTuple):
+    """Clicks on rows settled as unclicked: the offsets at which they came, and of the examples that they correct."""
 
     clicks: Events
     click_offsets: NDArray[np.int64]
-    offsets: NDArray[np.int64]
+    example_offsets: NDArray[np.int64]
 
 
 class JoinCore:
@@ -145,8 +78,8 @@ class JoinCore:
     `wanted_clicks` asks for, and poll again if that yields something.
 
     A rebuilt core is given the committed offsets (`start_at`), `recall` the partition's examples from
-    `Resume.recalled_from` to the end, then the inputs from the committed offsets on; it then yields what is missing and nothing twice.
-    Rejects may come again after a rebuild. A record whose offset was seen before is skipped.
+    `Resume.recalled_from` to the end, then the inputs from the committed offsets on; it then yields what is missing and
+    nothing twice. Rejects may come again after a rebuild. A record whose offset was seen before is skipped.
 
     Parameters
     ----------
@@ -156,35 +89,25 @@ class JoinCore:
     def __init__(self, config: JoinConfig, partition: int, salt: int = 0) -> None:
         self.partition = partition
         self._window_ms = config.ms("click_window_s")
-        self._conversion_horizon_ms = config.ms("conversion_horizon_s")
-        self._late_horizon_ms = config.ms("late_horizon_s")
-        self._display_horizon_ms = config.ms("display_horizon_s")
         self._window_s = config.click_window_s
-        self._salt = np.uint64(salt)
         self._watermarks = Watermarks(_HOLDING, config.ms("allowed_lateness_s"), config.ms("idle_timeout_s"))
-        self._emitted_watermark_ms = 0
         self._low_water = {topic: LowWater() for topic in INPUTS}
-        self._pending = PendingRows()
+        self._held = HeldRows(config, salt)
         self._waiting = WaitingEvents(salt)
-        self._rows = _no_rows()
-        self._forgotten_ms = -_NEVER
+        self._conversions = Conversions(config.ms("conversion_horizon_s"))
         self._newest_conversion_ms = 0
-        self._examples_end = 0
+        self._examples_end = 0  # the offset of the next examples record
         self._last_settled = 0  # rows of the last output
-        self._recalled = 0  # settled rows below this number are of earlier lives
-        # where settled rows begin in the examples topic: number of the first of them in a record, its offset
-        self._record_starts: list[int] = [0]
-        self._record_offsets: list[int] = [0]
-        self._told = _Told(np.zeros(0, np.uint64), np.zeros(0, np.int64))
+        # of earlier lives: the output's watermark, what they told and settled
+        self._emitted_watermark_ms = 0
+        self._told = ToldDisplays()
+        self._recalled = 0  # settled rows with lower numbers
 
         self._displays: list[Events] = []
-        self._settled: list[tuple[NDArray[np.int64], Events | None]] = []  # places, and the clicks if they have any
-        self._held_corrections: list[tuple[NDArray[np.int64], Events]] = []
-        self._corrections: list[_Corrections] = []
-        self._corrected: list[ExampleRows] = []
-        self._asking: list[Events] = []
-        self._converted: list[ExampleRows] = []
-        self._converted_ids: set[int] = set()  # not stored yet
+        self._settled: list[_Settled] = []
+        self._correcting_here: list[_Settled] = []  # rows that the same step settled, and their late clicks
+        self._correcting: list[_Correcting] = []
+        self._further: list[ExampleRows] = []  # corrections and conversions, ready to go
         self._rejects: list[Reject] = []
         self._counts: Counter[str] = Counter()
 
@@ -193,32 +116,31 @@ class JoinCore:
     @property
     def pending_rows(self) -> int:
         """Served rows that are not settled."""
-        return int(self._rows.live.sum())
+        return self._held.pending
 
     @property
     def settled_rows(self) -> int:
         """Settled rows whose clicks still count."""
-        return int(self._rows.counters[kernels.TAIL] - self._rows.counters[kernels.HEAD])
+        return self._held.settled
 
     @property
     def waiting_events(self) -> int:
         """Events that wait for their served row, display or click."""
-        return len(self._waiting) + sum(map(len, self._asking))
+        return len(self._waiting) + len(self._conversions)
 
     @property
     def bytes(self) -> int:
         """Memory taken."""
-        rows = sum(array.nbytes for array in self._rows)
-        return rows + self._pending.bytes + self._waiting.bytes + sum(low.bytes for low in self._low_water.values())
+        return self._held.bytes + self._waiting.bytes + sum(low.bytes for low in self._low_water.values())
 
     @property
     def id_bytes(self) -> int:
         """The part of `bytes` that ids and dense inputs of pending rows take."""
-        return self._pending.id_bytes
+        return self._held.id_bytes
 
     @property
     def watermark_ms(self) -> int:
-        """How far time has come, 0 before the first poll that knew."""
+        """How far time has come by the last poll, 0 before the first that knew."""
         return max(self._watermarks.reached_ms or 0, self._emitted_watermark_ms)
 
     def ahead(self) -> frozenset[str]:
@@ -228,18 +150,18 @@ class JoinCore:
 
     # ------------------------------------------------------------------------------------------------ earlier lives
 
-    def start_at(self, low_water: dict[str, int], resume: Resume) -> None:
+    def start_at(self, low_water: Mapping[str, int], resume: Resume) -> None:
         """Go on from committed offsets: records before them are skipped. Only before `recall` and the first input."""
         self._refuse_late()
         for topic, offset in low_water.items():
             self._low_water[topic].start_at(offset)
-        self._forgotten_ms = resume.forgotten_ms or -_NEVER
+        if resume.forgotten_ms:
+            self._held.forgotten_ms = resume.forgotten_ms
         self._emitted_watermark_ms = resume.watermark_ms
-        self._record_offsets[0] = self._examples_end = resume.recalled_from
+        self._examples_end = resume.recalled_from
+        self._held.note_record(0, resume.recalled_from)
 
-    def recall(
-        self, examples: ExampleRows, displays: Displays | None, offset: int, watermark_ms: int = 0
-    ) -> None:
+    def recall(self, examples: ExampleRows, displays: Displays | None, offset: int, watermark_ms: int = 0) -> None:
         """Take in one record of the partition's examples, in their order; only before the first input.
 
         Its rows are held as settled: their late clicks join, their replayed events change nothing. What was displayed
@@ -247,23 +169,17 @@ class JoinCore:
         """
         self._refuse_late()
         self._emitted_watermark_ms = max(self._emitted_watermark_ms, watermark_ms)
-        mine = examples.kind != CONVERSION
-        keys, times = examples.impression_id[mine], examples.ts_ms[mine]
-        self._make_room(settled=len(keys))
-        before = int(self._rows.counters[kernels.TAIL])
-        kernels.recall(self._rows, self._rules(), keys, times, examples.label[mine] != 0)
-        self._note_record(before, offset)
-        self._recalled = int(self._rows.counters[kernels.TAIL])
+        rows = examples.take(examples.kind != CONVERSION)
+        self._held.recall(rows.impression_id, rows.ts_ms, rows.label != 0, offset)
+        self._recalled = self._held.next_number
         self._examples_end = offset + 1
         if displays is not None:
-            told = np.full(len(displays.impression_id), offset)
-            self._told = _Told(*map(np.concatenate, zip(self._told, (displays.impression_id, told), strict=True)))
-        if len(self._told.impression_id):
-            settled = kernels.look_up(self._rows, self._told.impression_id, self._salt) >= 0
-            self._told = _Told(*(column[~settled] for column in self._told))
+            self._told.add(displays, offset)
+        if len(self._told):
+            self._told.keep(self._held.look_up(self._told.keys) < 0)
 
     def _refuse_late(self) -> None:
-        if self._rows.live.any() or len(self._waiting) or any(len(low) for low in self._low_water.values()):
+        if self._held.pending or len(self._waiting) or any(len(low) for low in self._low_water.values()):
             raise ValueError(
                 f"partition {self.partition}: examples were handed over after inputs had been read; some would be "
                 "emitted twice. Call start_at() and recall() on a new JoinCore, before its inputs."
@@ -273,19 +189,10 @@ class JoinCore:
 
     def served(self, rows: ServedRows, records: Records) -> None:
         """Take in records of the served topic."""
-        numbers, fresh = self._start(SERVED, rows.served_ms, records, rows.watermark_ms)
-        if not len(numbers):
-            return
-        keys, served_ms = rows.impression_id[fresh], rows.served_ms[fresh]
-        places = self._make_room(pending=len(keys))
-        new = kernels.add_served(
-            self._rows, self._rules(), self._low_water[SERVED].open, keys, served_ms, numbers, places
-        )
-        if not new.all():
-            self._count("duplicate_served", len(new) - int(np.count_nonzero(new)))
-            self._note_repeated(SERVED, numbers[~new], kernels.look_up(self._rows, keys[~new], self._salt))
-        self._pending.put(rows, np.flatnonzero(fresh)[new])
-        self._wake(keys[new])
+        numbers, fresh = self._start(SERVED, rows.served_ms, records)
+        new, met = self._held.add(rows, fresh, numbers, self._low_water[SERVED].open)
+        self._repeated(SERVED, numbers[~new], met)
+        self._wake(rows.impression_id[fresh[new]])
 
     def impressions(self, rows: EventRows, records: Records) -> None:
         """Take in records of the impressions topic."""
@@ -304,149 +211,132 @@ class JoinCore:
         self._watermarks.promised(topic, watermark_ms)
 
     def _events(self, topic: str, rows: EventRows, records: Records) -> None:
-        numbers, fresh = self._start(topic, rows.ts_ms, records, rows.watermark_ms)
-        if not len(numbers):
-            return
+        numbers, fresh = self._start(topic, rows.ts_ms, records)
         produced_ms = np.repeat(records.produced_ms, records.rows)
         columns = (rows.impression_id, rows.ts_ms, rows.user_key, rows.position, rows.value, produced_ms)
         self._apply(topic, Events(*(column[fresh] for column in columns), numbers))
 
     def _start(
-        self, topic: str, ts_ms: NDArray[np.int64], records: Records, promise_ms: int
-    ) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
-        """Note records: the numbers of the records of the rows that were not seen before, and which rows those are."""
+        self, topic: str, ts_ms: NDArray[np.int64], records: Records
+    ) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
+        """Note records: which rows were not seen before, and the numbers of their records."""
         low_water = self._low_water[topic]
-        known = ~low_water.fresh(records.offsets)
+        known = low_water.seen(records.offsets)
         self._count("redelivered_records", int(np.count_nonzero(known)))
-        fresh = np.repeat(~known, records.rows)
         if known.all():
-            return np.zeros(0, np.uint32), fresh
-        offsets, rows = records.offsets[~known], records.rows[~known]
-        numbers = low_water.start(offsets, rows, self._examples_end)
-        moved = self._move_watermark(topic, ts_ms[fresh], rows)
-        if promise_ms and self._watermarks.promised(topic, promise_ms):
-            moved = len(offsets) - 1
+            return np.zeros(0, np.uint32), np.zeros(0, np.intp)
+        fresh = np.flatnonzero(np.repeat(~known, records.rows))
+        new = Records(*(column[~known] for column in records))
+        numbers = low_water.start(new.offsets, new.rows, self._examples_end)
+        moved = self._move_watermark(topic, ts_ms[fresh], new)
         if moved is not None:
-            low_water.anchor(int(offsets[moved]), self._examples_end)
+            low_water.anchor(int(new.offsets[moved]), self._examples_end)
         self._count(f"rows_{_short(topic)}", len(numbers))
         return numbers, fresh
 
-    def _move_watermark(self, topic: str, ts_ms: NDArray[np.int64], rows: NDArray[np.int64]) -> int | None:
-        """Tell the watermark of the newest event; the place of the record that brought it, if that moved it."""
-        if not len(ts_ms):
-            return None
-        newest = int(np.argmax(ts_ms))
-        if topic == CONVERSIONS:
-            self._newest_conversion_ms = max(self._newest_conversion_ms, int(ts_ms[newest]))
-        if not self._watermarks.seen(topic, int(ts_ms[newest])):
-            return None
-        return int(np.searchsorted(np.cumsum(rows), newest, side="right"))
+    def _move_watermark(self, topic: str, ts_ms: NDArray[np.int64], records: Records) -> int | None:
+        """Tell the watermark of the newest event and promise; the place of the record that moved it most, if any."""
+        moved = None
+        if len(ts_ms):
+            newest = int(np.argmax(ts_ms))
+            newest_ms = int(ts_ms[newest])
+            if topic == CONVERSIONS:
+                self._newest_conversion_ms = max(self._newest_conversion_ms, newest_ms)
+            if self._watermarks.seen(topic, newest_ms):
+                moved = int(np.searchsorted(np.cumsum(records.rows), newest, side="right"))
+        furthest = int(np.argmax(records.promise_ms))
+        if records.promise_ms[furthest] and self._watermarks.promised(topic, int(records.promise_ms[furthest])):
+            moved = furthest
+        return moved
 
     # ------------------------------------------------------------------------------------------------ an event's way
 
     def _apply(self, topic: str, events: Events) -> None:
         """Apply events of one input, then those that had waited for them."""
         if topic == CONVERSIONS:
-            self._asking.append(events)
+            self._conversions.ask(events)
             return
-        open_ = {name: self._low_water[name].open for name in _HOLDING}
-        columns = events.impression_id, events.ts_ms, events.record
+        served, shown = self._low_water[SERVED].open, self._low_water[IMPRESSIONS].open
         if topic == IMPRESSIONS:
-            fate, met = kernels.apply_impressions(
-                self._rows, self._rules(), open_[SERVED], open_[IMPRESSIONS], *columns
-            )
+            fate, met = self._held.show(events, served, shown)
         else:
-            self._make_room(settled=len(events))
-            fate, met = kernels.apply_clicks(
-                self._rows, self._rules(), open_[SERVED], open_[IMPRESSIONS], open_[CLICKS], *columns
-            )
-            self._clicked(events, fate, met)
-        if (shown := fate == SHOWN).any() and topic == IMPRESSIONS:
-            self._show(events.take(shown))
-        if (again := fate == DUPLICATE).any():
-            self._count(f"duplicate_{_short(topic)}", int(np.count_nonzero(again)))
-            self._note_repeated(topic, events.record[again], met[again])
-        if (late := fate == LATE).any():
-            self._reject_late(topic, events.take(late))
-        if (wait := fate == WAIT).any():
-            waiting = events.take(wait)
-            self._wait(topic, waiting, waiting.ts_ms + self._window_ms)
-        if (held := fate == HOLD).any():
-            self._wait(topic, events.take(held), np.full(int(np.count_nonzero(held)), _NEVER))
-        if (woken := (fate == SHOWN) | (fate == SETTLE) | (fate == CORRECT)).any():
-            self._wake(events.impression_id[woken])
+            fate, met = self._held.click(events, served, shown, self._low_water[CLICKS].open)
+        for what in np.unique(fate).tolist():
+            which = np.flatnonzero(fate == what)
+            self._follow(topic, what, events.take(which), met[which])
+        woken = (fate == SHOWN) | (fate == SETTLE) | (fate == CORRECT)
+        self._wake(events.impression_id[woken])
 
-    def _note_repeated(self, topic: str, records: NDArray[np.uint32], met: NDArray[np.int64]) -> None:
-        """Remember of records that met rows settled in an earlier life where those stand: they are recalled again."""
-        earlier = met >= kernels.SETTLED
-        earlier[earlier] = self._numbers(met[earlier]) < self._recalled
-        if earlier.any():
-            self._low_water[topic].led_to(records[earlier], self._example_offsets(self._numbers(met[earlier])))
+    def _follow(self, topic: str, fate: int, events: Events, met: NDArray[np.int64]) -> None:
+        """Do what follows from what became of events."""
+        if fate == DUPLICATE:
+            self._repeated(topic, events.record, met)
+        elif fate == WAIT:
+            self._wait(topic, events, events.ts_ms + self._window_ms)
+        elif fate == HOLD:
+            self._wait(topic, events, np.full(len(events), kernels.NEVER))
+        elif fate == LATE:
+            self._reject_late(topic, events, met)
+        elif fate == SHOWN:
+            self._show(events)
+        elif fate == SETTLE:
+            self._count("settled_clicked", len(events))
+            self._settled.append(_Settled(met, events))
+        elif fate == CORRECT:
+            self._correct(events, met)
 
-    def _numbers(self, met: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The numbers of settled rows, which never wrap round, from references."""
-        head = int(self._rows.counters[kernels.HEAD])
-        return head + ((met - kernels.SETTLED - head) & (kernels.SETTLED - 1))
-
-    def _example_offsets(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        at = np.searchsorted(np.array(self._record_starts), numbers, side="right") - 1
-        offsets: NDArray[np.int64] = np.array(self._record_offsets)[at]
-        return offsets
+    def _repeated(self, topic: str, records: NDArray[np.uint32], met: NDArray[np.int64]) -> None:
+        """Count repetitions. A record that led to rows settled in an earlier life will need them in the next, too."""
+        self._count(f"duplicate_{_short(topic)}", len(records))
+        settled = met >= kernels.SETTLED
+        numbers = self._held.numbers(met[settled])
+        earlier = numbers < self._recalled
+        self._low_water[topic].led_to(records[settled][earlier], self._held.example_offsets(numbers[earlier]))
 
     def _show(self, displays: Events) -> None:
-        if len(self._told.impression_id):
-            _, mine, of_told = np.intersect1d(displays.impression_id, self._told.impression_id, return_indices=True)
-            self._low_water[IMPRESSIONS].led_to(displays.record[mine], self._told.offset[of_told])
-            self._told = _Told(*(np.delete(column, of_told) for column in self._told))
-            displays = displays.take(np.delete(np.arange(len(displays)), mine))
+        if len(self._told):
+            again, offsets = self._told.take(displays.impression_id)
+            self._low_water[IMPRESSIONS].led_to(displays.record[again], offsets)
+            displays = displays.take(np.delete(np.arange(len(displays)), again))
         self._displays.append(displays)
-
-    def _clicked(self, clicks: Events, fate: NDArray[np.uint8], met: NDArray[np.int64]) -> None:
-        if (settled := fate == SETTLE).any():
-            self._count("settled_clicked", int(np.count_nonzero(settled)))
-            self._settled.append((met[settled], clicks.take(settled)))
-        if (corrected := fate == CORRECT).any():
-            self._correct(clicks.take(corrected), met[corrected])
 
     def _correct(self, clicks: Events, met: NDArray[np.int64]) -> None:
         """Correct settled rows: from their columns if this very step settled them, else from the examples topic."""
         self._count("corrections", len(clicks))
-        numbers = self._numbers(met)
-        tail = int(self._rows.counters[kernels.TAIL])
-        first_unstored = tail - sum(len(places) for places, _ in self._settled)
-        here = numbers >= first_unstored
+        numbers = self._held.numbers(met)
+        first_here = self._held.next_number - sum(len(part.places) for part in self._settled)
+        here = numbers >= first_here
         if here.any():
-            places = np.concatenate([places for places, _ in self._settled])
-            self._held_corrections.append((places[numbers[here] - first_unstored], clicks.take(here)))
+            places = np.concatenate([part.places for part in self._settled])
+            self._correcting_here.append(_Settled(places[numbers[here] - first_here], clicks.take(here)))
         if not here.all():
-            gone = clicks.take(~here)
-            click_offsets = self._low_water[CLICKS].offsets_of(gone.record)
-            self._corrections.append(_Corrections(gone, click_offsets, self._example_offsets(numbers[~here])))
+            others = clicks.take(~here)
+            click_offsets = self._low_water[CLICKS].offsets_of(others.record)
+            self._correcting.append(_Correcting(others, click_offsets, self._held.example_offsets(numbers[~here])))
 
     def _wait(self, topic: str, events: Events, due_ms: NDArray[np.int64]) -> None:
         added = self._waiting.add(_EVENTS.index(topic), events, due_ms)
-        if not added.all():
-            self._count(f"duplicate_{_short(topic)}", len(added) - int(np.count_nonzero(added)))
-            self._low_water[topic].finish(events.record[~added])
+        self._count(f"duplicate_{_short(topic)}", len(added) - int(np.count_nonzero(added)))
+        self._low_water[topic].finish(events.record[~added])
 
     def _wake(self, keys: NDArray[np.uint64]) -> None:
         """Apply again what waited for these rows, each input in the order in which its events came."""
         for which, events in self._waiting.take(keys):
             self._apply(_EVENTS[which], events)
 
-    def _reject_late(self, topic: str, events: Events) -> None:
-        references = kernels.look_up(self._rows, events.impression_id, self._salt)
-        for at, reference in enumerate(references.tolist()):
-            since = "served" if topic == IMPRESSIONS else "displayed"
-            known_ms = self._time_of(reference)
+    def _reject_late(self, topic: str, events: Events, met: NDArray[np.int64]) -> None:
+        for at, reference in enumerate(met.tolist()):
             ts_ms = int(events.ts_ms[at])
-            if topic == IMPRESSIONS and ts_ms <= self._forgotten_ms:
+            if topic == IMPRESSIONS and ts_ms <= self._held.forgotten_ms:
                 detail = (
-                    f"displayed at {ts_ms}, and rows displayed up to {self._forgotten_ms} are no longer known: it may "
+                    f"displayed at {ts_ms}: rows displayed up to {self._held.forgotten_ms} are no longer known, it may "
                     "have been joined before"
                 )
             else:
-                detail = f"{'displayed' if topic == IMPRESSIONS else 'clicked'} {ts_ms - known_ms} ms after it was {since}"
+                what = (
+                    "displayed {} ms after it was served" if topic == IMPRESSIONS else "clicked {} ms after the display"
+                )
+                detail = what.format(ts_ms - self._held.time_ms(reference))
             self._reject(topic, events, at, "late", detail)
         self._low_water[topic].finish(events.record)
 
@@ -455,36 +345,25 @@ class JoinCore:
         offset = int(self._low_water[topic].offsets_of(events.record[at : at + 1])[0])
         self._rejects.append(Reject(topic, offset, reason, detail, _json(topic, events, at)))
 
-    def _time_of(self, reference: int) -> int:
-        """When a pending row was served or displayed, or a settled one displayed; 0 for none."""
-        if reference < 0:
-            return 0
-        if reference < kernels.SETTLED:
-            return int(self._rows.times[reference])
-        return int(self._rows.settled_times[(reference - kernels.SETTLED) & (len(self._rows.settled_times) - 1)])
-
     # ----------------------------------------------------------------------------------------- what the shell brings
 
     def wanted_examples(self) -> NDArray[np.int64]:
         """Offsets of the examples records that hold what late clicks correct, each once, ascending."""
-        offsets = [one.offsets for one in self._corrections]
+        offsets = [one.example_offsets for one in self._correcting]
         return np.unique(np.concatenate(offsets)) if offsets else np.zeros(0, np.int64)
 
-    def examples_found(self, records: dict[int, ExampleRows]) -> None:
-        """Answer `wanted_examples`; what is missing is rejected as late."""
-        corrections, self._corrections = self._corrections, []
-        for clicks, click_offsets, offsets in corrections:
+    def examples_found(self, records: Mapping[int, ExampleRows]) -> None:
+        """Answer `wanted_examples`; clicks on what is missing are rejected as late."""
+        correcting, self._correcting = self._correcting, []
+        for clicks, click_offsets, offsets in correcting:
             for at, offset in enumerate(offsets.tolist()):
-                rows = records.get(offset)
-                key = clicks.impression_id[at]
-                found = np.flatnonzero((rows.impression_id == key) & (rows.kind == SETTLED)) if rows is not None else ()
-                if rows is None or not len(found):
-                    self._count("corrections", -1)
-                    detail = f"{EXAMPLES}[{self.partition}] no longer holds the row that it corrects (offset {offset})"
-                    payload = _json(CLICKS, clicks, at)
-                    self._rejects.append(Reject(CLICKS, int(click_offsets[at]), "late", detail, payload))
-                else:
-                    self._corrected.append(self._correction(rows.take(found[:1]), clicks.take(np.array([at]))))
+                rows = _settled_row(records.get(offset), clicks.impression_id[at])
+                if rows is not None:
+                    self._further.append(self._correction(rows, clicks.take(np.array([at]))))
+                    continue
+                self._count("corrections", -1)
+                detail = f"{EXAMPLES}[{self.partition}] no longer holds the row that it corrects (offset {offset})"
+                self._rejects.append(Reject(CLICKS, int(click_offsets[at]), "late", detail, _json(CLICKS, clicks, at)))
 
     def _correction(self, rows: ExampleRows, clicks: Events) -> ExampleRows:
         """One more example for each row: a click that came after its window's end was known after the negative."""
@@ -501,45 +380,23 @@ class JoinCore:
 
         A conversion asks when it comes, and again when its row is displayed or clicked.
         """
-        keys = [events.impression_id for events in self._asking]
-        return np.unique(np.concatenate(keys)) if keys else np.zeros(0, np.uint64)
+        return self._conversions.wanted()
 
     def clicks_found(self, clicks: SettledClicks) -> bool:
         """Answer `wanted_clicks` with those of them that are stored. Return whether there is something to poll."""
-        asking, self._asking = Events.joined(self._asking), []
-        asking = asking.take(np.argsort(self._low_water[CONVERSIONS].order(asking.record), kind="stable"))
-        row_of = {key: at for at, key in enumerate(clicks.examples.impression_id.tolist())}
-        answered = np.array([key in row_of for key in asking.impression_id.tolist()], bool)
-        left = asking.take(~answered)
-        self._wait(CONVERSIONS, left, left.ts_ms + self._window_ms)
-        before = len(self._converted) + len(self._rejects)
-        for at in np.flatnonzero(answered).tolist():
-            self._convert(asking, at, clicks, row_of[int(asking.impression_id[at])])
-        self._low_water[CONVERSIONS].finish(asking.record[answered])
-        return len(self._converted) + len(self._rejects) > before or self._waiting.is_due(self.watermark_ms)
-
-    def _convert(self, events: Events, at: int, clicks: SettledClicks, row: int) -> None:
-        key, ts_ms = int(events.impression_id[at]), int(events.ts_ms[at])
-        click = clicks.examples.take(np.array([row]))
-        display_ms = int(click.ts_ms[0])
-        click_ms = display_ms + int(click.delay_ms[0])
-        if clicks.converted[row] or key in self._converted_ids:
-            self._count("duplicate_conversions", 1)
-        elif ts_ms > click_ms + self._conversion_horizon_ms:
-            self._reject(CONVERSIONS, events, at, "late", f"converted {ts_ms - click_ms} ms after the click")
-        else:
-            self._count("converted", 1)
-            self._converted_ids.add(key)
-            self._converted.append(
-                click.with_outcome(
-                    kind=CONVERSION,
-                    label=1,
-                    known_ms=np.array([max(ts_ms, click_ms)]),
-                    delay_ms=np.array([max(ts_ms - display_ms, 0)]),
-                    value=events.value[at : at + 1],
-                    click_produced_ms=np.zeros(1, np.int64),
-                )
-            )
+        low_water = self._low_water[CONVERSIONS]
+        answer = self._conversions.answer(clicks, np.uint32(low_water.open.base))
+        if answer is None:
+            return False
+        self._count("duplicate_conversions", answer.repeated)
+        self._count("converted", len(answer.examples))
+        for at, detail in answer.late.items():
+            self._reject(CONVERSIONS, answer.events, at, "late", detail)
+        low_water.finish(answer.events.record[~answer.unknown])
+        self._further += answer.examples
+        waiting = answer.events.take(answer.unknown)
+        self._wait(CONVERSIONS, waiting, waiting.ts_ms + self._window_ms)
+        return bool(answer.examples or answer.late) or self._waiting.is_due(self.watermark_ms)
 
     # ---------------------------------------------------------------------------------------------------------- poll
 
@@ -548,7 +405,7 @@ class JoinCore:
 
         `now_ms`, the wall clock, is given in live mode only: idle inputs then stop holding the watermark back.
         """
-        if self._corrections:
+        if self._correcting:
             raise ValueError(
                 f"partition {self.partition}: polled while clicks wait for the examples that they correct; they would "
                 "be lost. Call examples_found() with what wanted_examples() asks for before."
@@ -556,13 +413,13 @@ class JoinCore:
         watermark_ms = self._watermarks.poll(now_ms)
         if watermark_ms is not None:
             self._pass_time(watermark_ms)
-        displays, rejects, counts = self._displays, self._rejects, dict(self._counts)
-        examples = self._take_examples()
+        examples, displays = self._take_examples(), _joined(self._displays)
+        rejects, counts = self._rejects, dict(self._counts)
         self._displays, self._rejects, self._counts = [], [], Counter()
         low_water, resume = self._mark()
         return JoinOutput(
             examples=examples,
-            displays=_joined(displays),
+            displays=displays,
             rejects=rejects,
             counts=counts,
             watermark_ms=resume.watermark_ms,
@@ -572,230 +429,107 @@ class JoinCore:
 
     def stored(self, offsets: Sequence[int], first_rows: Sequence[int]) -> None:
         """Tell where the last output's examples lie: the offset of each record, and the row that it begins with."""
-        count = self._last_settled
-        first = int(self._rows.counters[kernels.TAIL]) - count
+        first_number = self._held.next_number - self._last_settled
         for offset, row in zip(offsets, first_rows, strict=True):
-            if row < count:
-                self._note_record(first + row, offset)
+            if row < self._last_settled:
+                self._held.note_record(first_number + row, offset)
         if offsets:
             self._examples_end = offsets[-1] + 1
-        self._converted_ids.clear()
+        self._conversions.stored()
 
     def relieve(self, over_bytes: int) -> None:
         """Give up about so much memory, see above; the next poll settles what is hurried. Only between steps."""
-        rows = self._rows
-        a_row = rows.settled_keys.itemsize + rows.settled_times.itemsize + rows.settled_states.itemsize
-        a_row += int(rows.index.itemsize / _FULL_AT)
-        forgotten = self._forget(self.watermark_ms - self._window_ms, 1 + over_bytes // a_row, passing=True)
+        wanted = 1 + over_bytes // self._held.settled_row_bytes
+        forgotten = self._held.forget(self.watermark_ms - self._window_ms, wanted, passing=True)
         self._count("forgotten_rows", forgotten)
-        if forgotten * a_row < over_bytes and self.pending_rows:
-            due = kernels.times_due(self._rows, self._rules())
-            nth = int(len(due) * _HURRIED_SHARE)
-            self._count("hurried_rows", nth + 1)
-            self._watermarks.hurry(int(np.partition(due, nth)[nth]) + 1)
+        if forgotten < wanted and self._held.pending:
+            due_ms, rows = self._held.nth_due_ms(_HURRIED_SHARE)
+            self._count("hurried_rows", rows)
+            self._watermarks.hurry(due_ms + 1)
 
     def _pass_time(self, watermark_ms: int) -> None:
         """Do what is due: an event may still come *at* the watermark, so a time is passed only when it is before."""
-        blocks = np.flatnonzero(self._rows.due[: self._pending.block_count] < watermark_ms)
-        if len(blocks):
-            shown, hidden = kernels.due_places(self._rows, self._rules(), blocks, watermark_ms)
-            self._settle_unclicked(shown)
-            kernels.drop_undisplayed(self._rows, self._rules(), self._low_water[SERVED].open, hidden)
-            self._count("undisplayed", len(hidden))
-            self._pending.free(self._rows.live, hidden)
+        served, shown = self._low_water[SERVED].open, self._low_water[IMPRESSIONS].open
+        places, keys, undisplayed = self._held.pass_time(watermark_ms, served, shown)
+        self._count("settled_unclicked", len(places))
+        self._count("undisplayed", undisplayed)
+        if len(places):
+            self._settled.append(_Settled(places, None))
+            self._wake(keys)
         for which, events in self._waiting.take_due(watermark_ms):
             self._give_up(_EVENTS[which], events)
-        self._forget(watermark_ms - self._late_horizon_ms, _NEVER)
-        self._shrink()
-
-    def _settle_unclicked(self, places: NDArray[np.int64]) -> None:
-        if not len(places):
-            return
-        places = places[np.argsort(self._rows.times[places], kind="stable")]
-        self._make_room(settled=len(places))
-        open_ = self._low_water[SERVED].open, self._low_water[IMPRESSIONS].open
-        kernels.settle_unclicked(self._rows, self._rules(), *open_, places)
-        self._count("settled_unclicked", len(places))
-        self._settled.append((places, None))
-        self._wake(self._rows.keys[places])
+        self._held.expire(watermark_ms)
 
     def _give_up(self, topic: str, events: Events) -> None:
-        references = kernels.look_up(self._rows, events.impression_id, self._salt)
         waited = f"within {self._window_s:g} s of event time"
-        for at, reference in enumerate(references.tolist()):
-            if reference < 0:
-                self._reject(topic, events, at, "unknown_impression", f"no served row came {waited}")
-            elif reference < kernels.SETTLED and self._rows.states[reference] == kernels.SERVED:
-                self._reject(topic, events, at, "unknown_impression", f"served, but no display came {waited}")
-            else:
+        for at, reference in enumerate(self._held.look_up(events.impression_id).tolist()):
+            if self._held.is_displayed(reference):
                 self._reject(topic, events, at, "no_click", f"displayed, but no click came {waited}")
+            else:
+                missing = "no served row" if reference < 0 else "served, but no display"
+                self._reject(topic, events, at, "unknown_impression", f"{missing} came {waited}")
         self._low_water[topic].finish(events.record)
 
-    def _forget(self, before_ms: int, most: int, *, passing: bool = False) -> int:
-        count, newest_ms = kernels.forget(self._rows, self._rules(), before_ms, most, passing)
-        if count:
-            self._forgotten_ms = max(self._forgotten_ms, int(newest_ms))
-            head = int(self._rows.counters[kernels.HEAD])
-            gone = int(np.searchsorted(np.array(self._record_starts), head, side="right")) - 1
-            del self._record_starts[:gone], self._record_offsets[:gone]
-        return int(count)
-
     def _mark(self) -> tuple[dict[str, int], Resume]:
+        """Where a later life begins to read, and what else it needs."""
         marks = {topic: mark for topic, low in self._low_water.items() if (mark := low.mark(self._examples_end))}
-        settled = self._record_offsets[0] if self.settled_rows else self._examples_end
         examples = min([mark.examples_end for mark in marks.values()], default=self._examples_end)
-        examples = min(examples, int(self._told.offset.min(initial=examples)))  # those are to be read again, too
-        forgotten_ms = self._forgotten_ms if self._forgotten_ms > 0 else 0
-        resume = Resume(examples, settled, forgotten_ms, self.watermark_ms)
+        resume = Resume(
+            examples=self._told.first_offset(examples),
+            settled=self._held.first_example_offset(self._examples_end),
+            forgotten_ms=max(self._held.forgotten_ms, 0),
+            watermark_ms=self.watermark_ms,
+        )
         return {topic: mark.offset for topic, mark in marks.items()}, resume
-
-    # ------------------------------------------------------------------------------------------------ rows of output
 
     def _take_examples(self) -> ExampleRows | None:
         """Everything that settled, was corrected or converted, in this order; the settled rows' places are given up."""
-        settled, held, self._settled, self._held_corrections = self._settled, self._held_corrections, [], []
-        parts = [rows for part in settled if (rows := self._outcomes(*part)) is not None]
-        self._last_settled = sum(map(len, parts))
-        for places, clicks in held:
-            parts.append(self._correction(self._unclicked_rows(places), clicks))
-        for places, _ in settled:
-            kernels.release(self._rows, places)
-            self._pending.free(self._rows.live, places)
-        parts += [*self._corrected, *self._converted]
-        self._corrected, self._converted = [], []
+        settled, corrected, further = self._settled, self._correcting_here, self._further
+        self._settled, self._correcting_here, self._further = [], [], []
+        parts = [self._correction(self._held.examples(places), clicks) for places, clicks in corrected if clicks]
+        parts += further
+        self._last_settled = 0
+        if settled:
+            places = np.concatenate([part.places for part in settled])
+            rows = self._held.examples(places)  # ours to change: not a view
+            self._held.release(places)
+            self._last_settled = len(rows)
+            parts = [_with_clicks(rows, settled), *parts]
         return concat(parts) if parts else None
-
-    def _outcomes(self, places: NDArray[np.int64], clicks: Events | None) -> ExampleRows | None:
-        if clicks is None:
-            return self._unclicked_rows(places)
-        rows = self._unclicked_rows(places)
-        click_ms = np.maximum(clicks.ts_ms, rows.ts_ms)
-        return rows.with_outcome(
-            kind=SETTLED,
-            label=1,
-            known_ms=click_ms,
-            delay_ms=click_ms - rows.ts_ms,
-            click_produced_ms=clicks.produced_ms,
-        )
-
-    def _unclicked_rows(self, places: NDArray[np.int64]) -> ExampleRows:
-        display_ms = self._rows.times[places]
-        count = len(places)
-        return ExampleRows(
-            kind=np.full(count, SETTLED, np.uint8),
-            label=np.zeros(count, np.uint8),
-            impression_id=self._rows.keys[places],
-            ts_ms=display_ms,
-            known_ms=display_ms + self._window_ms,
-            delay_ms=np.full(count, -1, np.int64),
-            value=np.zeros(count, np.float32),
-            click_produced_ms=np.zeros(count, np.int64),
-            **self._pending.columns(places),
-        )
-
-    # -------------------------------------------------------------------------------------------------------- memory
-
-    def _rules(self) -> Rules:
-        return Rules(
-            self._window_ms, self._display_horizon_ms, self._late_horizon_ms, self._forgotten_ms, self._salt
-        )
-
-    def _note_record(self, first_settled: int, offset: int) -> None:
-        if self._record_starts[-1] == first_settled:
-            self._record_offsets[-1] = offset
-        else:
-            self._record_starts.append(first_settled)
-            self._record_offsets.append(offset)
-
-    def _make_room(self, *, pending: int = 0, settled: int = 0) -> NDArray[np.int64]:
-        """Have room for so many more rows; the places of the pending ones."""
-        rows = self._rows
-        places = self._pending.next_places(pending)
-        blocks = int(places.max(initial=-1)) // kernels.BLOCK + 1
-        if blocks > len(rows.live):
-            rows = _with_blocks(rows, max(blocks, len(rows.live) + len(rows.live) // 8))
-        wanted = int(rows.counters[kernels.TAIL] - rows.counters[kernels.HEAD]) + settled
-        if wanted > len(rows.settled_keys):
-            rows = _with_settled(rows, wanted)
-        if int(rows.counters[kernels.COUNT]) + pending + settled > len(rows.index) * _FULL_AT:
-            rows = rows._replace(index=_spread(rows.index, int(rows.counters[kernels.COUNT]) + pending + settled))
-        self._rows = rows
-        return places
-
-    def _shrink(self) -> None:
-        """Give memory back once rows that are gone took most of it."""
-        rows = self._rows
-        self._pending.trim()
-        if 2 * self._pending.block_count < len(rows.live):
-            rows = _with_blocks(rows, self._pending.block_count)
-        if 4 * self.settled_rows < len(rows.settled_keys) and len(rows.settled_keys) > _FIRST_SETTLED:
-            rows = _with_settled(rows, self.settled_rows + 1)
-        if 4 * int(rows.counters[kernels.COUNT]) < len(rows.index) * _FULL_AT and len(rows.index) > _FIRST_SLOTS:
-            rows = rows._replace(index=_spread(rows.index, int(rows.counters[kernels.COUNT])))
-        self._rows = rows
 
     def _count(self, name: str, count: int) -> None:
         if count:
             self._counts[name] += count
 
 
+def _with_clicks(rows: ExampleRows, settled: Sequence[_Settled]) -> ExampleRows:
+    """Give the rows of all that settled, one after another, the outcome of those that were clicked, in place."""
+    outcome = {name: getattr(rows, name) for name in ("label", "known_ms", "delay_ms", "click_produced_ms")}
+    end = 0
+    for places, clicks in settled:
+        here = slice(end, end + len(places))
+        end += len(places)
+        if clicks is not None:
+            display_ms = rows.ts_ms[here]
+            click_ms = np.maximum(clicks.ts_ms, display_ms)
+            values = (1, click_ms, click_ms - display_ms, clicks.produced_ms)
+            for column, value in zip(outcome.values(), values, strict=True):
+                column[here] = value
+    return rows
+
+
+def _settled_row(rows: ExampleRows | None, key: np.uint64) -> ExampleRows | None:
+    """The settled row of an impression among those of a record."""
+    if rows is None:
+        return None
+    found = np.flatnonzero((rows.impression_id == key) & (rows.kind == SETTLED))
+    return rows.take(found[:1]) if len(found) else None
+
+
 def _json(topic: str, events: Events, at: int) -> bytes:
     """One event as a client would send it."""
     columns = (events.impression_id, events.ts_ms, events.user_key, events.position, events.value)
     return event_json(topic, *(column[at].item() for column in columns))
-
-
-def _no_rows() -> kernels.Rows:
-    return kernels.Rows(
-        index=np.zeros(_FIRST_SLOTS, np.uint64),
-        counters=np.zeros(3, np.int64),
-        keys=np.zeros(0, np.uint64),
-        times=np.zeros(0, np.int64),
-        states=np.zeros(0, np.uint8),
-        served=np.zeros(0, np.uint32),
-        displayed=np.zeros(0, np.uint32),
-        live=np.zeros(0, np.int32),
-        due=np.zeros(0, np.int64),
-        settled_keys=np.zeros(_FIRST_SETTLED, np.uint64),
-        settled_times=np.zeros(_FIRST_SETTLED, np.int64),
-        settled_states=np.zeros(_FIRST_SETTLED, np.uint8),
-    )
-
-
-def _with_blocks(rows: kernels.Rows, blocks: int) -> kernels.Rows:
-    """Room for so many blocks of pending rows, more or fewer than before."""
-    changed = {name: _resized(getattr(rows, name), blocks * kernels.BLOCK) for name in _BY_PLACE}
-    due = _resized(rows.due, blocks, kernels.NEVER)
-    return rows._replace(**changed, live=_resized(rows.live, blocks), due=due)
-
-
-def _resized(column: NDArray[Any], size: int, fill: int = 0) -> NDArray[Any]:
-    kept = column[:size].copy() if size < len(column) else column
-    return np.concatenate((kept, np.full(size - len(kept), fill, column.dtype)))
-
-
-def _with_settled(rows: kernels.Rows, count: int) -> kernels.Rows:
-    """A ring for at least so many settled rows."""
-    size = _FIRST_SETTLED
-    while size < count:
-        size *= 2
-    numbers = np.arange(int(rows.counters[kernels.HEAD]), int(rows.counters[kernels.TAIL]))
-    moved = {}
-    for name in ("settled_keys", "settled_times", "settled_states"):
-        old = getattr(rows, name)
-        moved[name] = np.zeros(size, old.dtype)
-        moved[name][numbers & (size - 1)] = old[numbers & (len(old) - 1)]
-    return rows._replace(**moved)
-
-
-def _spread(index: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
-    """The index with room for so many references."""
-    size = _FIRST_SLOTS
-    while count > size * _FULL_AT:
-        size *= 2
-    bigger = np.zeros(size, np.uint64)
-    kernels.spread(index, bigger)
-    return bigger
 
 
 def _joined(displays: Sequence[Events]) -> Displays | None:

@@ -11,7 +11,7 @@ id never depends on another.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,21 +192,26 @@ def add_served(
 
 
 @kernel
-def _settle(rows: Rows, place: Integer, slot: Integer, state: np.uint8) -> None:
-    """Make a pending row a settled one; its place stays taken until its columns were read."""
-    number = rows.counters[TAIL]
-    at = number & (len(rows.settled_keys) - 1)
-    rows.settled_keys[at] = rows.keys[place]
-    rows.settled_times[at] = rows.times[place]
-    rows.settled_states[at] = state
-    rows.index[slot] = (rows.index[slot] >> _32) << _32 | np.uint64(SETTLED + (number & (SETTLED - 1)) + 1)
-    rows.counters[TAIL] = number + 1
-    rows.states[place] = FREE
+def _settle(
+    index: NDArray[np.uint64],
+    slot: Integer,
+    settled_keys: NDArray[np.uint64],
+    settled_times: NDArray[np.int64],
+    settled_states: NDArray[np.uint8],
+    number: Integer,
+    key: np.uint64,
+    display_ms: Integer,
+    state: np.uint8,
+) -> None:
+    """Make the pending row of an index slot the settled one of that number."""
+    at = number & (len(settled_keys) - 1)
+    settled_keys[at], settled_times[at], settled_states[at] = key, display_ms, state
+    index[slot] = (index[slot] >> _32) << _32 | np.uint64(SETTLED + (number & (SETTLED - 1)) + 1)
 
 
 @kernel
-def _finish(opened: Open, record: np.uint32) -> None:
-    opened.counts[np.uint32(record - np.uint32(opened.base))] -= 1
+def _finish(counts: NDArray[np.int32], base: Integer, record: np.uint32) -> None:
+    counts[np.uint32(record - np.uint32(base))] -= 1
 
 
 @kernel
@@ -232,7 +237,7 @@ def apply_impressions(
             fate[i] = WAIT
         elif place >= SETTLED or rows.states[place] != SERVED:
             fate[i] = DUPLICATE
-            _finish(impressions, records[i])
+            _finish(impressions.counts, impressions.base, records[i])
         elif times[i] > rows.times[place] + rules.display_horizon:
             fate[i] = LATE
         else:
@@ -241,6 +246,17 @@ def apply_impressions(
             block = place // BLOCK
             rows.due[block] = min(rows.due[block], times[i] + rules.window)
     return fate, met
+
+
+@kernel
+def _click_settled(rows: Rows, rules: Rules, reference: Integer, click_ms: Integer) -> int:
+    at = (reference - SETTLED) & (len(rows.settled_keys) - 1)
+    if rows.settled_states[at] == CLICKED:
+        return DUPLICATE
+    if click_ms > rows.settled_times[at] + rules.late_horizon:
+        return LATE
+    rows.settled_states[at] = CLICKED
+    return CORRECT
 
 
 @kernel
@@ -264,27 +280,25 @@ def apply_clicks(
         if place < 0:
             fate[i] = WAIT
         elif place >= SETTLED:
-            at = (place - SETTLED) & (len(rows.settled_keys) - 1)
-            if rows.settled_states[at] == CLICKED:
-                fate[i] = DUPLICATE
-                _finish(clicks, records[i])
-            elif times[i] > rows.settled_times[at] + rules.late_horizon:
-                fate[i] = LATE
-            else:
-                fate[i] = CORRECT
-                rows.settled_states[at] = CLICKED
-                _finish(clicks, records[i])
+            fate[i] = _click_settled(rows, rules, place, times[i])
+            if fate[i] != LATE:
+                _finish(clicks.counts, clicks.base, records[i])
         elif rows.states[place] == SERVED:
             fate[i] = WAIT
         elif times[i] <= rows.times[place] + rules.window:
             fate[i] = SETTLE
-            _finish(served, rows.served[place])
-            _finish(impressions, rows.displayed[place])
-            _finish(clicks, records[i])
-            _settle(rows, place, slot, CLICKED)
+            _finish(served.counts, served.base, rows.served[place])
+            _finish(impressions.counts, impressions.base, rows.displayed[place])
+            _finish(clicks.counts, clicks.base, records[i])
+            _settle(
+                rows.index, slot, rows.settled_keys, rows.settled_times, rows.settled_states,
+                rows.counters[TAIL], keys[i], rows.times[place], CLICKED,
+            )  # fmt: skip
+            rows.counters[TAIL] += 1
+            rows.states[place] = FREE
         elif rows.states[place] == HELD_CLICK:
             fate[i] = DUPLICATE
-            _finish(clicks, records[i])
+            _finish(clicks.counts, clicks.base, records[i])
         elif times[i] > rows.times[place] + rules.late_horizon:
             fate[i] = LATE
         else:
@@ -324,18 +338,22 @@ def due_places(
 
 @kernel
 def settle_unclicked(rows: Rows, rules: Rules, served: Open, impressions: Open, places: NDArray[np.int64]) -> None:
-    """Settle displayed rows, in this order, as unclicked."""
+    """Settle displayed rows, in this order, as unclicked; their places stay taken until their columns were read."""
+    index, keys, times, states = rows.index, rows.keys, rows.times, rows.states
+    settled_keys, settled_times, settled_states = rows.settled_keys, rows.settled_times, rows.settled_states
+    number = rows.counters[TAIL]
     for i in range(len(places)):
         place = places[i]
         if i + _AHEAD < len(places):
-            ahead = rows.keys[places[i + _AHEAD]]
-            prefetch(rows.index, np.int64(_hashed(ahead, rules.salt)) & (len(rows.index) - 1))
-        _, slot = _find(
-            rows.index, rows.keys, rows.settled_keys, rows.keys[place], _hashed(rows.keys[place], rules.salt)
-        )
-        _finish(served, rows.served[place])
-        _finish(impressions, rows.displayed[place])
-        _settle(rows, place, slot, UNCLICKED)
+            prefetch(index, np.int64(_hashed(keys[places[i + _AHEAD]], rules.salt)) & (len(index) - 1))
+        key = keys[place]
+        _, slot = _find(index, keys, settled_keys, key, _hashed(key, rules.salt))
+        _finish(served.counts, served.base, rows.served[place])
+        _finish(impressions.counts, impressions.base, rows.displayed[place])
+        _settle(index, slot, settled_keys, settled_times, settled_states, number, key, times[place], UNCLICKED)
+        number += 1
+        states[place] = FREE
+    rows.counters[TAIL] = number
 
 
 @kernel
@@ -345,7 +363,7 @@ def drop_undisplayed(rows: Rows, rules: Rules, served: Open, places: NDArray[np.
         key = rows.keys[place]
         _, slot = _find(rows.index, rows.keys, rows.settled_keys, key, _hashed(key, rules.salt))
         _remove(rows.index, slot)
-        _finish(served, rows.served[place])
+        _finish(served.counts, served.base, rows.served[place])
         rows.states[place] = FREE
         rows.live[place // BLOCK] -= 1
     rows.counters[COUNT] -= len(places)
@@ -422,3 +440,22 @@ def times_due(rows: Rows, rules: Rules) -> NDArray[np.int64]:
             due[count] = rows.times[place] + (rules.display_horizon if state == SERVED else rules.window)
             count += 1
     return due[:count].copy()
+
+
+@kernel
+def gather(
+    rows: NDArray[np.int64],
+    requests: NDArray[np.uint16],
+    of_request: NDArray[Any],
+    of_ad: NDArray[Any],
+    to: NDArray[np.int64],
+    out: NDArray[Any],
+) -> None:
+    """Write what belongs to the request and to the ad of each row side by side: ``out[to[i]]``, (., R + A)."""
+    width = of_request.shape[1]
+    for i in range(len(rows)):
+        target = out[to[i]]
+        for column in range(width):
+            target[column] = of_request[requests[i], column]
+        for column in range(of_ad.shape[1]):
+            target[width + column] = of_ad[rows[i], column]

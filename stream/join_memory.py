@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from stream.examples import Displays, ExampleRows, concat, concat_displays
-from stream.join import JoinCore, JoinOutput
+from stream.join import JoinCore
+from stream.join_output import JoinOutput
 from stream.settled_clicks import MemoryClickStore
 
 

@@ -1,65 +1,60 @@
-"""The join's shell: inputs from Kafka, examples to Kafka, session features to Redis, dead letters put aside.
+"""The join's shell: inputs from Kafka, examples, displays and dead letters to Kafka, settled clicks to Redis.
 
-One step, in this order: feed the cores, write the examples, fold them into the session features behind the partition's
-fence, only then let the low water of the inputs be committed. A process killed between any two of these finds on its
-restart, in the examples topic and in the fence, what was done, and does the rest.
+One step of a partition, in this order: feed the core, bring the examples that late clicks correct, write what became
+known together with the inputs' low water, bring the store of settled clicks up to that, answer the conversions that
+asked for one. A process killed anywhere finds on its restart, in the log, what was done, and does the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 import numpy as np
-import structlog
 
 from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from learners.spec import FeatureSpec
 from stream.broker import Broker
+from stream.click_fold import ClickFold
+from stream.click_store import RedisClickStore
 from stream.examples import ExampleRows
-from stream.examples_log import decode_examples
+from stream.examples_lookup import ExamplesLookup
 from stream.inbox import Assigned, Inbox, InputRecord, Place
-from stream.inputs import EventRows, decode_events, decode_served
-from stream.join import JoinConfig, JoinCore, JoinOutput, Reject
+from stream.input_batches import events_batch, served_batch
+from stream.join import JoinCore
+from stream.join_config import JoinConfig
+from stream.join_output import JoinOutput, Reject
+from stream.joined_partition import JoinedPartition
+from stream.learner_pace import LearnerPace
 from stream.log_reader import LogReader
+from stream.log_writer import Commits, Outgoing
 from stream.metrics import JOIN_COUNTS, WorkerMetrics
-from stream.producer import RecordProducer, stored
-from stream.records import ExamplesRecord, RecordError
-from stream.session_store import RedisSessionStore
-from stream.sessions import Displays, Fence, SessionFold
-from stream.topics import CLICKS, EXAMPLES, IMPRESSIONS, INPUTS, SERVED
+from stream.records import DeadLetter
+from stream.topics import CLICKS, DEADLETTER, EXAMPLES, IMPRESSIONS, INPUTS, SERVED
 
 MOST_ROWS_A_RECORD = 8_192  # 4 MB at 32 ids and 36 dense inputs: below the topic's limit
 HEARTBEAT_MS = 500  # of event time: how far a watermark that brings no rows must move to be worth a record
+COMMIT_INTERVAL_S = 1.0  # between two commits of a partition in which nothing else is written
+_MOST_WAITING_RECORDS = 20_000  # in the inbox: of one event each, a step takes some thousand
+_AT_ONCE = 4_000
+_REMEMBERED_SHARE = 1 / 16  # of the memory, for examples that late clicks correct
+_HOLD_BACK_SHARE = 1 / 2  # of the memory, from which on inputs that are ahead wait on the broker
 _KINDS = {SETTLED: "settled", CORRECTION: "correction", CONVERSION: "conversion"}
-
-_log = structlog.get_logger(__name__)
-
-
-class FencedError(RuntimeError):
-    """Another worker wrote the session features of a partition that this one joins."""
-
-
-@dataclass(slots=True)
-class _Partition:
-    core: JoinCore
-    fence: Fence
-    watermark_ms: int = 0  # of the newest examples record
-    displays: list[Displays] = field(default_factory=list)  # not folded yet
-    unfolded: set[int] = field(default_factory=set)  # settled by examples of a step whose displays may not be folded
-    impressions_end: int = 0  # the offset after the newest impressions record that was fed
-    low_water: dict[str, int] = field(default_factory=dict)
 
 
 class JoinRunner:
     """Runs a `JoinCore` for every assigned partition.
 
+    **Memory.** Above half of ``config.join_memory_bytes`` inputs that are ahead of the slowest one are not read on.
+    At the bound the cores are relieved, see `stream.join`.
+
     Parameters
     ----------
     now_ms : the wall clock, or None when the records alone say what time it is: then idle inputs wait for ever.
+    salt : of the cores' hashes.
     """
 
     topics = INPUTS
@@ -67,210 +62,241 @@ class JoinRunner:
     def __init__(
         self,
         broker: Broker,
-        producer: RecordProducer,
-        store: RedisSessionStore,
+        clicks: RedisClickStore,
         spec: FeatureSpec,
         config: JoinConfig,
         metrics: WorkerMetrics,
         now_ms: Callable[[], int] | None,
+        *,
+        salt: int = 0,
+        most_unlearned_rows: int = 0,
     ) -> None:
-        self.inbox = Inbox()
+        self.inbox = Inbox(max_items=_MOST_WAITING_RECORDS, at_once=_AT_ONCE)
         self._broker = broker
-        self._producer = producer
-        self._store = store
+        self._group = broker.group("join")
+        self._clicks = clicks
         self._spec = spec
-        self._fold = SessionFold(spec)
         self._config = config
         self._metrics = metrics
         self._now_ms = now_ms
-        self._partitions: dict[int, _Partition] = {}
-        self._low_water: dict[Place, int] = {}
-        self._rejects: list[tuple[int, Reject]] = []
+        self._salt = salt
+        self._lookup = ExamplesLookup(broker, spec, int(config.join_memory_bytes * _REMEMBERED_SHARE))
+        self._pace = LearnerPace(broker, most_unlearned_rows)
+        self._partitions: dict[int, JoinedPartition] = {}
+        metrics.gauge("join_memory_limit_bytes").set(config.join_memory_bytes)
 
     async def work(self, items: list[InputRecord | Assigned]) -> None:
         """Feed the records to their partitions' cores and store what comes out."""
         started = time.perf_counter()
         touched: set[int] = set()
+        arrived: defaultdict[Place, list[InputRecord]] = defaultdict(list)
         for item in items:
-            if isinstance(item, Assigned):
-                await self._assigned(item.partitions)
+            if isinstance(item, InputRecord):
+                arrived[item.place].append(item)
                 continue
-            if item.partition not in self._partitions:  # records may overtake the notice of the assignment
-                await self._restore([item.partition])
-            self._feed(item)
-            touched.add(item.partition)
-        await self._settle(touched)
+            await self._feed(arrived, touched)
+            arrived.clear()
+            await self._assigned(item.partitions)
+        await self._feed(arrived, touched)
+        await self._settle(touched & self._partitions.keys())
         self._metrics.histogram("step_seconds", agent="join").observe(time.perf_counter() - started)
         self._metrics.gauge("inbox_records", agent="join").set(len(self.inbox))
 
     async def tick(self) -> None:
-        """On the wall clock, let time pass for partitions in which nothing happens."""
-        if self._now_ms is not None:
-            await self._settle(set(self._partitions))
+        """Let time pass, on the wall clock, where nothing happens; ask again for clicks of a store that was away."""
+        waiting = {p for p, held in self._partitions.items() if len(held.core.wanted_clicks())}
+        await self._settle(set(self._partitions) if self._now_ms is not None else waiting)
+        if self._partitions:
+            await self._pace.refresh()
 
     async def give_up(self) -> None:
         """Forget all partitions; everything is in the log."""
-        self._partitions.clear()
+        partitions, self._partitions = self._partitions, {}
+        for held in partitions.values():
+            await held.close()
+        await self._pace.stop()
 
     def committable(self) -> Mapping[Place, int]:
-        """The low water of every input."""
-        return self._low_water
+        """The low water of every input; none where it is committed in the steps' transactions."""
+        if self._broker.idempotent:
+            return {}
+        return {(topic, p): at for p, held in self._partitions.items() for topic, at in held.low_water.items()}
 
-    # ------------------------------------------------------------------------------------------------- restore
+    # ------------------------------------------------------------------------------------------------------ take over
 
     async def _assigned(self, partitions: frozenset[int]) -> None:
-        """Restore what is ours now; let go of what is not, which a record that was under way can have brought back."""
+        """Take over what is ours now; let go of what is not, which a record under way can have brought back."""
         for partition in self._partitions.keys() - partitions:
-            del self._partitions[partition]
-        self._low_water = {}
-        await self._restore(sorted(partitions))
+            await self._partitions.pop(partition).close()
+        for partition in sorted(partitions - self._partitions.keys()):
+            await self._take_over(partition)
 
-    async def _restore(self, partitions: list[int]) -> None:
-        """Rebuild what the examples topic holds of these partitions, and fold into the sessions what they lack."""
-        fresh = [p for p in partitions if p not in self._partitions]
+    async def _take_over(self, partition: int) -> None:
+        core = JoinCore(self._config, partition, self._salt)
+        clicks = ClickFold(self._clicks, self._broker, self._spec, partition, self._metrics)
+        opened = JoinedPartition.open(self._broker, self._group, self._spec, core, clicks, self._metrics)
+        self._partitions[partition] = await opened
+
+    # ----------------------------------------------------------------------------------------------------------- feed
+
+    async def _feed(self, arrived: Mapping[Place, list[InputRecord]], touched: set[int]) -> None:
+        for (topic, partition), records in sorted(arrived.items(), key=lambda item: INPUTS.index(item[0][0])):
+            if partition not in self._partitions:  # records may overtake the notice of the assignment
+                await self._take_over(partition)
+            held = self._partitions[partition]
+            self._metrics.counter("input_records_total", topic=topic).inc(len(records))
+            self._decode(held, topic, await self._with_unread(held, topic, records))
+            touched.add(partition)
+
+    async def _with_unread(
+        self, held: JoinedPartition, topic: str, records: list[InputRecord]
+    ) -> list[InputRecord]:
+        """The records, and before the first ones of a partition those that lie between them and the low water.
+
+        What was under way when the partitions were assigned can come before what is read from the low water on.
+        """
+        first = held.unread.pop(topic, records[0].offset)
+        if first >= records[0].offset:
+            return records
         async with LogReader(self._broker) as log:
-            for partition in fresh:
-                core = JoinCore(self._config, self._spec, partition)
-                held = _Partition(core, await self._store.fence(partition))
-                rows = await self._replay_examples(log, partition, held)
-                self._partitions[partition] = held
-                _log.info("partition restored", partition=partition, examples=rows, fence=held.fence)
+            missed = [
+                InputRecord.of(topic, record)
+                async for record in log.read(topic, held.partition, first, stop=records[0].offset)
+            ]
+        return [*missed, *records]
 
-    async def _replay_examples(self, log: LogReader, partition: int, held: _Partition) -> int:
-        count, missing = 0, held.fence.examples
-        async for record in log.read(EXAMPLES, partition, at_least=missing):
-            try:
-                rows, watermark_ms = decode_examples(record.value, self._spec)
-            except RecordError:
-                continue  # of another feature spec: its impressions are settled, its columns mean nothing here
-            held.core.emitted(rows, watermark_ms)
-            held.watermark_ms = max(held.watermark_ms, watermark_ms)
-            count += len(rows)
-            if record.offset >= missing and len(rows):
-                held.unfolded.update(rows.impression_id[rows.kind == SETTLED].tolist())
-                await self._fold_in(partition, held, rows, record.offset + 1)
-        return count
-
-    # ---------------------------------------------------------------------------------------------------- feed
-
-    def _feed(self, record: InputRecord) -> None:
-        held = self._partitions[record.partition]
-        self._metrics.counter("input_records_total", topic=record.topic).inc()
-        try:
-            if record.topic == SERVED:
-                held.core.served(decode_served(record.value, self._spec), record.offset)
-                return
-            rows = decode_events(record.topic, record.value, record.content_type)
-        except RecordError as error:
-            reject = Reject(record.topic, record.offset, error.reason, error.detail, record.value or b"")
-            self._rejects.append((record.partition, reject))
+    def _decode(self, held: JoinedPartition, topic: str, records: Sequence[InputRecord]) -> None:
+        max_ahead_ms = self._config.ms("max_ahead_s")
+        if topic == SERVED:
+            served = served_batch(records, self._spec, max_ahead_ms)
+            held.core.served(served.rows, served.records)
+            held.rejects += served.rejects
             return
-        if record.topic == IMPRESSIONS:
-            _note_displays(held, rows, record.offset)
-            held.core.impressions(rows, record.offset)
-        elif record.topic == CLICKS:
-            held.core.clicks(rows, record.offset, record.produced_ms)
+        events = events_batch(topic, records, max_ahead_ms)
+        held.rejects += events.rejects
+        if topic == IMPRESSIONS:
+            held.core.impressions(events.rows, events.records)
+        elif topic == CLICKS:
+            held.core.clicks(events.rows, events.records)
         else:
-            held.core.conversions(rows, record.offset)
+            held.core.conversions(events.rows, events.records)
 
-    # -------------------------------------------------------------------------------------------------- settle
+    # --------------------------------------------------------------------------------------------------------- settle
 
     async def _settle(self, partitions: set[int]) -> None:
-        """Take what the cores know now and store it: examples, sessions, dead letters; then move the low water."""
+        """Take what the cores know now and store it."""
         now_ms = self._now_ms() if self._now_ms else None
-        outputs = {p: self._partitions[p].core.poll(now_ms) for p in sorted(partitions & self._partitions.keys())}
-        letters = [await self._dead_letter(p, reject) for p, reject in self._rejects]
-        self._rejects = []
-        for partition, output in outputs.items():
-            letters += [await self._dead_letter(partition, reject) for reject in output.rejects]
-        await asyncio.gather(*(self._store_output(p, output) for p, output in outputs.items()))
-        await stored(letters)
-        for partition, output in outputs.items():
-            self._low_water |= {(topic, partition): at for topic, at in output.low_water.items()}
-        self._measure(outputs)
+        await asyncio.gather(*(self._step(self._partitions[p], now_ms) for p in partitions))
+        self._bound_memory()
+        self._measure()
 
-    async def _store_output(self, partition: int, output: JoinOutput) -> None:
-        held = self._partitions[partition]
-        sends = [
-            await self._producer.send(EXAMPLES, record.encode(), partition=partition)
-            for record in self._records(held, output)
-        ]
-        metadata = await stored(sends)
-        examples_end = metadata[-1].offset + 1 if metadata else held.fence.examples
-        if held.displays or (output.examples is not None and len(output.examples)):
-            await self._fold_in(partition, held, output.examples, examples_end)
+    async def _step(self, held: JoinedPartition, now_ms: int | None) -> None:
+        core = held.core
+        while True:
+            if len(offsets := core.wanted_examples()):
+                core.examples_found(await self._lookup.find(held.partition, offsets.tolist()))
+            output = core.poll(now_ms)
+            await self._store(held, output)
+            self._count(output)
+            if not len(wanted := core.wanted_clicks()) or not await held.clicks.catch_up(held.examples_end):
+                return
+            found = await held.clicks.find(wanted)
+            if found is None or not core.clicks_found(found):
+                return
 
-    def _records(self, held: _Partition, output: JoinOutput) -> list[ExamplesRecord]:
-        """The examples in records below the topic's limit; only the last one carries the new watermark."""
-        rows, watermark_ms = output.examples, output.watermark_ms
-        if rows is None or not len(rows):
-            step_ms = 1 if self._now_ms is None else HEARTBEAT_MS  # a replay waits for the very watermark
-            if watermark_ms < held.watermark_ms + step_ms:
-                return []
-            rows = ExampleRows.empty(self._spec.id_columns, self._spec.dense_inputs)
-        cuts = range(0, max(len(rows), 1), MOST_ROWS_A_RECORD)
-        parts = [rows.take(slice(at, at + MOST_ROWS_A_RECORD)) for at in cuts]
-        before_ms, held.watermark_ms = held.watermark_ms, max(held.watermark_ms, watermark_ms)
-        marks = [before_ms] * (len(parts) - 1) + [held.watermark_ms]
-        return [part.to_record(self._spec.hash, mark) for part, mark in zip(parts, marks, strict=True)]
-
-    async def _fold_in(self, partition: int, held: _Partition, rows: ExampleRows | None, examples_end: int) -> None:
-        displays, held.displays = _joined(held.displays), []
-        fence = Fence(max(held.fence.displays, held.impressions_end), examples_end)
-        outcomes = rows if rows is not None and len(rows) else None
-        stands = await self._store.step(self._fold, partition, (held.fence, fence), displays, outcomes)
-        if stands != fence:
-            raise FencedError(
-                f"the session features of partition {partition} stand at {stands}, this worker expected {held.fence}: "
-                "another worker writes them. Nothing was written; this worker stops and will resume from the log. Run "
-                "one worker on a broker without transactions."
-            )
-        held.fence = fence
-        self._metrics.counter("session_steps_total").inc()
-
-    async def _dead_letter(self, partition: int, reject: Reject) -> Any:
-        self._metrics.counter("dead_letters_total", topic=reject.topic, reason=reject.reason).inc()
-        return await self._producer.dead_letter(
-            reject.topic, partition, reject.offset, reject.reason, reject.detail, reject.payload
+    async def _store(self, held: JoinedPartition, output: JoinOutput) -> None:
+        """Write one step, and tell the core, the store of clicks and the learner's pace about it."""
+        records, first_rows = self._records(held, output)
+        rejects, held.rejects = [*held.rejects, *output.rejects], []
+        moved = output.low_water != held.low_water
+        due = time.monotonic() - held.written_at >= COMMIT_INTERVAL_S
+        if not records and not rejects and not (moved and due):
+            held.core.stored([], [])
+            return
+        examples = [Outgoing(EXAMPLES, record, partition=held.partition) for record in records]
+        letters = [self._letter(held.partition, reject) for reject in rejects]
+        commits = Commits(
+            self._group,
+            {(topic, held.partition): offset for topic, offset in output.low_water.items()},
+            msgspec.json.encode(output.resume._asdict()).decode(),
         )
+        offsets = (await held.writer.write([*examples, *letters], commits))[: len(examples)]
+        held.written_at, held.low_water = time.monotonic(), output.low_water
+        held.core.stored(offsets, first_rows)
+        if not offsets:
+            return
+        held.examples_end = offsets[-1] + 1
+        if (rows := output.examples) is not None:
+            for offset, first, end in zip(offsets, first_rows, [*first_rows[1:], len(rows)], strict=True):
+                self._lookup.remember(held.partition, offset, rows.take(slice(first, end)))
+                self._pace.wrote(held.partition, offset, end - first)
+            await held.clicks.take(rows, held.examples_end)
 
-    def _measure(self, outputs: Mapping[int, JoinOutput]) -> None:
+    def _records(self, held: JoinedPartition, output: JoinOutput) -> tuple[list[bytes], list[int]]:
+        """The examples as records below the topic's limit, and the row that each begins with.
+
+        The first one carries the displays, the last one the new watermark.
+        """
+        rows, watermark_ms = output.examples, max(output.watermark_ms, held.watermark_ms)
+        if rows is None:
+            step_ms = 1 if self._now_ms is None else HEARTBEAT_MS  # a replay waits for the very watermark
+            if output.displays is None and watermark_ms < held.watermark_ms + step_ms:
+                return [], []
+            rows = ExampleRows.empty(self._spec.id_columns, self._spec.dense_inputs)
+        first_rows = list(range(0, max(len(rows), 1), MOST_ROWS_A_RECORD))
+        records = []
+        for first in first_rows:
+            last = first == first_rows[-1]
+            part = rows.take(slice(first, first + MOST_ROWS_A_RECORD))
+            mark = watermark_ms if last else held.watermark_ms
+            records.append(part.to_record(self._spec.hash, mark, None if first else output.displays).encode())
+        held.watermark_ms = watermark_ms
+        return records, first_rows
+
+    def _letter(self, partition: int, reject: Reject) -> Outgoing:
+        self._metrics.counter("dead_letters_total", topic=reject.topic, reason=reject.reason).inc()
+        place = (reject.topic, partition, reject.offset)
+        letter = DeadLetter.of(*place, reject.reason, reject.detail, reject.payload)
+        return Outgoing(DEADLETTER, msgspec.msgpack.encode(letter), key=letter.key())
+
+    # --------------------------------------------------------------------------------------------------------- memory
+
+    def _bound_memory(self) -> None:
+        """Relieve the cores at the bound; above half of it, or with a slow learner, say which inputs are to wait."""
+        cores = {partition: held.core for partition, held in self._partitions.items()}
+        taken = {partition: core.bytes for partition, core in cores.items()}
+        total, most = sum(taken.values()), self._config.join_memory_bytes
+        if total > most:
+            for partition, core in cores.items():
+                core.relieve((total - most) * taken[partition] // total)
+        held_back: set[Place] = set()
+        if self._pace.is_behind:
+            held_back = {(topic, partition) for topic in INPUTS for partition in cores}
+        elif total > most * _HOLD_BACK_SHARE:
+            held_back = {(topic, partition) for partition, core in cores.items() for topic in core.ahead()}
+        self.inbox.held_back = frozenset(held_back)
+        self._metrics.gauge("join_memory_bytes").set(total)
+        self._metrics.gauge("join_held_back_inputs").set(len(held_back))
+        self._metrics.gauge("join_unlearned_rows").set(self._pace.unlearned_rows)
+
+    # -------------------------------------------------------------------------------------------------------- measure
+
+    def _count(self, output: JoinOutput) -> None:
         metrics = self._metrics
-        for output in outputs.values():
-            for name, count in output.counts.items():
-                if name in JOIN_COUNTS:
-                    metrics.counter("join_rows_total", outcome=name).inc(count)
-                else:
-                    topic = next(t for t in INPUTS if name == f"rows_{t.split('.')[1]}")
-                    metrics.counter("input_rows_total", topic=topic).inc(count)
-            if output.examples is not None:
-                for kind, count in zip(*np.unique(output.examples.kind, return_counts=True), strict=True):
-                    metrics.counter("examples_total", kind=_KINDS[int(kind)]).inc(int(count))
-        held = self._partitions.values()
-        metrics.gauge("join_held_rows").set(sum(one.core.held_rows for one in held))
+        for name, count in output.counts.items():
+            if name in JOIN_COUNTS:
+                metrics.counter("join_rows_total", outcome=name).inc(count)
+            else:
+                topic = next(t for t in INPUTS if name == f"rows_{t.split('.')[1]}")
+                metrics.counter("input_rows_total", topic=topic).inc(count)
+        if output.examples is not None:
+            for kind, count in zip(*np.unique(output.examples.kind, return_counts=True), strict=True):
+                metrics.counter("examples_total", kind=_KINDS[int(kind)]).inc(int(count))
+
+    def _measure(self) -> None:
+        metrics, held = self._metrics, self._partitions.values()
+        metrics.gauge("join_pending_rows").set(sum(one.core.pending_rows for one in held))
+        metrics.gauge("join_settled_rows").set(sum(one.core.settled_rows for one in held))
         metrics.gauge("join_waiting_events").set(sum(one.core.waiting_events for one in held))
         slowest_ms = min((one.watermark_ms for one in held), default=0)
         metrics.gauge("join_watermark_timestamp_seconds").set(slowest_ms / 1000)
-
-
-def _note_displays(held: _Partition, rows: EventRows, offset: int) -> None:
-    """Keep the displays for the session features, each once: a repeated impression is none.
-
-    A process killed between its examples and its fold leaves rows that are settled although their displays are not
-    folded. Their impressions are read again, since the low water had not passed them: the first decides.
-    """
-    held.impressions_end = max(held.impressions_end, offset + 1)
-    first = held.core.first_displays(rows)
-    if held.unfolded:
-        for at, key in enumerate(rows.impression_id.tolist()):
-            if key in held.unfolded:
-                held.unfolded.discard(key)
-                first[at] = True
-    if offset >= held.fence.displays and first.any():
-        held.displays.append(Displays(rows.user_key[first], rows.ts_ms[first]))
-
-
-def _joined(displays: list[Displays]) -> Displays | None:
-    if not displays:
-        return None
-    return Displays(np.concatenate([one.user_key for one in displays]), np.concatenate([one.ts_ms for one in displays]))

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -31,14 +30,14 @@ from stream.examples_log import decode_examples
 from stream.inbox import Assigned, Inbox, InputRecord, Place
 from stream.learning import Learned, LearningConfig, LearningLoop, LearnOutcome, LoopState, Rejected
 from stream.log_reader import LogReader
+from stream.log_writer import LogWriter, Outgoing, open_writer
 from stream.metrics import WorkerMetrics
-from stream.producer import RecordProducer, stored
 from stream.published import last_published
 from stream.rebasing import as_they_came, take_base
-from stream.records import RecordError, SnapshotNotice
+from stream.records import DeadLetter, RecordError, SnapshotNotice
 from stream.relearning import LOOP_STATE, loop_state, relearn
 from stream.snapshot_writing import write_beside
-from stream.topics import EXAMPLES, JOURNAL, WEIGHTS
+from stream.topics import DEADLETTER, EXAMPLES, JOURNAL, WEIGHTS
 
 MAX_PART_BYTES = 4 << 20  # half of the topic's limit
 _JOURNALED_AT_ONCE = 64  # learned batches that are sent to the broker together while nothing is published
@@ -94,7 +93,6 @@ class LearnRunner:
     def __init__(
         self,
         broker: Broker,
-        producer: RecordProducer,
         spec: FeatureSpec,
         config: LearningConfig,
         snapshots: str,
@@ -105,7 +103,7 @@ class LearnRunner:
     ) -> None:
         self.inbox = Inbox()
         self._broker = broker
-        self._producer = producer
+        self._writer: LogWriter | None = None  # while the model is ours
         self._spec = spec
         self._config = config
         self._snapshots = snapshots
@@ -135,8 +133,7 @@ class LearnRunner:
                 self._metrics.counter("learned_conversions_total").inc(self._loop.conversions - conversions)
         if self._loop is None:
             return
-        await self._store(self._loop, outcomes)
-        await self._publish(self._loop)
+        await self._write([*self._store(self._loop, outcomes), *self._publication(self._loop)])
         if self._snapshot_task is not None and self._snapshot_task.done():
             await self._end_snapshot()
         if self._loop.snapshot_due() and self._snapshot_task is None:
@@ -153,8 +150,8 @@ class LearnRunner:
         now_s = self._wall_s()
         if now_s - self._acted_s >= self._config.learn_interval_s:
             self._acted_s = now_s
-            await self._store(self._loop, self._loop.flush())
-            await self._publish(self._loop, at_once=True)
+            journal = self._store(self._loop, self._loop.flush())
+            await self._write([*journal, *self._publication(self._loop, at_once=True)])
 
     async def give_up(self) -> None:
         """Publish, take a last snapshot, forget the model."""
@@ -163,10 +160,13 @@ class LearnRunner:
             return
         if self._snapshot_task is not None:
             await self._snapshot_task
-        await self._publish(loop, at_once=True)
+        await self._write(self._publication(loop, at_once=True))
         if not loop.diverged and loop.version > self._snapshot_version:
             await self._begin_snapshot(loop)
             await self._end_snapshot()
+        if self._writer is not None:
+            await self._writer.close()
+            self._writer = None
 
     def committable(self) -> Mapping[Place, int]:
         """For each partition the first offset of which the newest snapshot does not hold all rows."""
@@ -178,6 +178,8 @@ class LearnRunner:
         if len(partitions) < self._broker.partitions:
             _log.info("another worker learns this model; standing by", partitions=sorted(partitions))
             return
+        if self._writer is None:
+            self._writer = await open_writer(self._broker, self._broker.group("learn"))
         async with LogReader(self._broker) as log:
             if await take_base(log, self._snapshots, self._spec, new_log=self._fresh_log):
                 self._metrics.counter("learn_bases_total").inc()
@@ -196,7 +198,7 @@ class LearnRunner:
                 await self._begin_line(log, loop, snapshot.version)
             else:
                 loop.resume_after(max(snapshot.version, published))
-                await self._publish(loop, at_once=True)
+                await self._write(self._publication(loop, at_once=True))
         _log.info("learner ready", snapshot=snapshot.version, version=loop.version, positions=loop.positions())
         self._measure(loop)
 
@@ -219,9 +221,9 @@ class LearnRunner:
         async for record in as_they_came(log, starts):
             outcomes += await self._learn_record(loop, record.partition, record.offset, record.value)
             if len(outcomes) >= _JOURNALED_AT_ONCE:
-                await self._store(loop, outcomes)
+                await self._write(self._store(loop, outcomes))
                 outcomes = []
-        await self._store(loop, outcomes)
+        await self._write(self._store(loop, outcomes))
         if loop.diverged:
             return
         if loop.version > base_version:
@@ -229,7 +231,7 @@ class LearnRunner:
             self._snapshot_version = state.version
             await self._write_snapshot(loop.model, loop.model.begin_snapshot(), state)
         loop.resume_from_base(base_version)
-        await self._send(loop.take_publication(at_once=True) or loop.heartbeat())
+        await self._write(self._parts(loop.take_publication(at_once=True) or loop.heartbeat()))
         _log.info("the new base's line is published", base=base_version, version=loop.version)
 
     async def _relearn(self, log: LogReader, loop: LearningLoop, snapshot: Snapshot) -> None:
@@ -255,7 +257,8 @@ class LearnRunner:
         start = loop.next_offset(record.partition)
         async with LogReader(self._broker) as log:
             async for missed in log.read(EXAMPLES, record.partition, start, stop=record.offset):
-                await self._store(loop, await self._learn_record(loop, missed.partition, missed.offset, missed.value))
+                outcomes = await self._learn_record(loop, missed.partition, missed.offset, missed.value)
+                await self._write(self._store(loop, outcomes))
 
     async def _learn_record(
         self, loop: LearningLoop, partition: int, offset: int, value: bytes | None
@@ -263,23 +266,30 @@ class LearnRunner:
         try:
             rows, watermark_ms = decode_examples(value, self._spec)
         except RecordError as error:
-            await self._dead_letter(partition, offset, error.reason, error.detail, value or b"")
+            await self._write([self._dead_letter(partition, offset, error.reason, error.detail, value or b"")])
             rows, watermark_ms = ExampleRows.empty(self._spec.id_columns, self._spec.dense_inputs), 0  # it was read
         return loop.step(rows, partition, offset, watermark_ms)
 
-    async def _store(self, loop: LearningLoop, outcomes: list[LearnOutcome]) -> None:
-        """Journal what was learned before anything of it is published; put rejected rows aside."""
-        sends: list[Any] = []
+    def _store(self, loop: LearningLoop, outcomes: list[LearnOutcome]) -> list[Outgoing]:
+        """What was learned for the journal, before anything of it is published; rejected rows to be put aside."""
+        records: list[Outgoing] = []
         for outcome in outcomes:
             if isinstance(outcome, Learned):
-                sends.append(await self._producer.send(JOURNAL, _encode(outcome.journal), key=b"model"))
+                records.append(Outgoing(JOURNAL, _encode(outcome.journal), key=b"model"))
                 self._count(outcome)
             elif isinstance(outcome, Rejected):
                 payload = outcome.rows.to_record(self._spec.hash, 0).encode()
-                await self._dead_letter(outcome.partition, outcome.offset, outcome.reason, outcome.detail, payload)
+                letter = (outcome.partition, outcome.offset, outcome.reason, outcome.detail, payload)
+                records.append(self._dead_letter(*letter))
             else:
                 self._stop_publishing(loop, outcome.detail)
-        await stored(sends)
+        return records
+
+    async def _write(self, records: Sequence[Outgoing]) -> None:
+        """Store records in one go. Raises FencedError when another worker has taken the model over."""
+        if records:
+            assert self._writer is not None
+            await self._writer.write(records)
 
     def _stop_publishing(self, loop: LearningLoop, detail: str) -> None:
         self._metrics.gauge("learn_diverged").set(1)
@@ -291,27 +301,27 @@ class LearnRunner:
             "with lower learning rates if they were sound, and start the worker again: it goes over to it",
         )
 
-    async def _dead_letter(self, partition: int, offset: int, reason: str, detail: str, payload: bytes) -> None:
+    def _dead_letter(self, partition: int, offset: int, reason: str, detail: str, payload: bytes) -> Outgoing:
         self._metrics.counter("dead_letters_total", topic=EXAMPLES, reason=reason).inc()
-        await stored([await self._producer.dead_letter(EXAMPLES, partition, offset, reason, detail, payload)])
+        letter = DeadLetter.of(EXAMPLES, partition, offset, reason, detail, payload)
+        return Outgoing(DEADLETTER, _encode(letter), key=letter.key())
 
     # ------------------------------------------------------------------------------------------------- publish
 
-    async def _publish(self, loop: LearningLoop, *, at_once: bool = False) -> None:
+    def _publication(self, loop: LearningLoop, *, at_once: bool = False) -> list[Outgoing]:
         delta = loop.take_publication(at_once=at_once)
-        if delta is not None:
-            await self._send(delta)
+        return [] if delta is None else self._parts(delta)
 
-    async def _send(self, delta: Delta) -> None:
-        parts = [_encode(part) for part in to_parts(delta, MAX_PART_BYTES)]
-        await stored([await self._producer.send(WEIGHTS, part, key=b"model") for part in parts])
+    def _parts(self, delta: Delta) -> list[Outgoing]:
+        parts = [Outgoing(WEIGHTS, _encode(part), key=b"model") for part in to_parts(delta, MAX_PART_BYTES)]
         if not delta.is_heartbeat:
             self._metrics.counter("deltas_total").inc()
-            self._metrics.counter("delta_bytes_total").inc(sum(map(len, parts)))
+            self._metrics.counter("delta_bytes_total").inc(sum(len(part.value) for part in parts))
+        return parts
 
     async def _begin_snapshot(self, loop: LearningLoop) -> None:
         """Hold on to the state as it is now, after publishing it; copy and write it beside the learning."""
-        await self._publish(loop, at_once=True)
+        await self._write(self._publication(loop, at_once=True))
         state = loop.state()
         self._snapshot_version = state.version
         copy = loop.model.begin_snapshot()
@@ -333,7 +343,7 @@ class LearnRunner:
             sha256=written.sha256,
             watermark_ms=state.watermark_ms,
         )
-        await stored([await self._producer.send(WEIGHTS, _encode(notice), key=b"model")])
+        await self._write([Outgoing(WEIGHTS, _encode(notice), key=b"model")])
         self._committable = {(EXAMPLES, partition): at[0] for partition, at in state.positions.items()}
         self._metrics.counter("snapshots_total").inc()
         _log.info("snapshot written", version=state.version, url=written.url)

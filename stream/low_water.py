@@ -58,13 +58,11 @@ class LowWater:
         """Records before ``offset`` are finished: they are redelivered, if they come."""
         self.next_offset = offset
 
-    def fresh(self, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of these records, in their order, were not seen before, (M,)."""
-        return np.ones(len(offsets), bool) if self.next_offset is None else offsets >= self.next_offset
+    def seen(self, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these records, in their order, were seen before, (M,)."""
+        return offsets < (-1 if self.next_offset is None else self.next_offset)
 
-    def start(
-        self, offsets: NDArray[np.int64], rows: NDArray[np.int64], examples_end: int
-    ) -> NDArray[np.uint32]:
+    def start(self, offsets: NDArray[np.int64], rows: NDArray[np.int64], examples_end: int) -> NDArray[np.uint32]:
         """Note fresh records of so many rows each; return the number of each row's record, (rows.sum(),) u32."""
         count = len(offsets)
         self._make_room(count)
@@ -83,10 +81,6 @@ class LowWater:
     def offsets_of(self, records: NDArray[np.uint32]) -> NDArray[np.int64]:
         """The offsets of records that had unfinished rows at the last `mark`, or came since."""
         return self._offsets[self._at(records)]
-
-    def order(self, records: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Numbers that ascend with the records, although their own wrap round."""
-        return self._at(records)
 
     def anchor(self, offset: int, examples_end: int) -> None:
         """Note that the record at ``offset`` moved the topic's watermark."""

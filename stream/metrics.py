@@ -34,12 +34,13 @@ JOIN_COUNTS = (
     "duplicate_clicks",
     "duplicate_conversions",
     "redelivered_records",
-    "dropped_settled_rows",
+    "forgotten_rows",  # settled, at the memory bound: their late clicks are rejected
+    "hurried_rows",  # pending, at the memory bound: settled early, their clicks correct
 )
 """What becomes of rows in the join."""
 
 _TOPICS = (SERVED, IMPRESSIONS, CLICKS, CONVERSIONS, EXAMPLES)
-_AGENTS = ("join", "learn", "calibrate", "archive")
+_AGENTS = ("join", "sessions", "learn", "calibrate", "archive")
 _STEP_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -65,12 +66,36 @@ TABLE = (
     Metric("millstream_step_seconds", "histogram", "Time an agent takes for what it took from its inbox at once",
            {"agent": _AGENTS}, _STEP_S),
     Metric("millstream_join_rows_total", "counter", "What became of rows in the join", {"outcome": JOIN_COUNTS}),
-    Metric("millstream_join_held_rows", "gauge", "Served rows in memory, settled or not"),
+    Metric("millstream_join_pending_rows", "gauge", "Served rows that are not settled"),
+    Metric("millstream_join_settled_rows", "gauge", "Settled rows that late clicks can still correct"),
+    Metric("millstream_join_memory_bytes", "gauge", "Memory that the join's rows and events take"),
+    Metric("millstream_join_memory_limit_bytes", "gauge", "Bound of that memory, MILLSTREAM_JOIN_MEMORY_BYTES"),
+    Metric("millstream_join_held_back_inputs", "gauge",
+           "Input partitions that are not read on: they are ahead of the others, or the learner is behind"),
+    Metric("millstream_join_unlearned_rows", "gauge", "Examples written that the learner has not journalled yet"),
+    Metric("millstream_join_lost_records_total", "counter", "Records deleted by retention before they were joined",
+           {"topic": _TOPICS[:4]}),
+    Metric("millstream_click_store_failures_total", "counter",
+           "Times that the store of settled clicks did not answer; conversions wait for it"),
+    Metric("millstream_lag_records", "gauge", "Records of a topic that an agent has not worked off",
+           {"agent": _AGENTS, "topic": _TOPICS}),
+    Metric("millstream_lag_seconds", "gauge", "Age of the newest record worked off, of the slowest partition with more",
+           {"agent": _AGENTS, "topic": _TOPICS}),
     Metric("millstream_join_waiting_events", "gauge", "Events that wait for their served row, display or click"),
     Metric("millstream_join_watermark_timestamp_seconds", "gauge", "Event time of the slowest partition of the join"),
     Metric("millstream_examples_total", "counter", "Examples written, by kind",
            {"kind": ("settled", "correction", "conversion")}),
-    Metric("millstream_session_steps_total", "counter", "Batches folded into the session features"),
+    Metric("millstream_session_steps_total", "counter", "Steps folded into the session features"),
+    Metric("millstream_session_rows_total", "counter", "Examples and displays folded into the session features"),
+    Metric("millstream_session_rewinds_total", "counter",
+           "Times that the session store stood behind or ahead of what this worker had folded",
+           {"reason": ("behind", "ahead")}),
+    Metric("millstream_session_lost_records_total", "counter",
+           "Examples records deleted by retention before they were folded into the session features"),
+    Metric("millstream_session_store_failures_total", "counter",
+           "Times that the session store did not answer; the log holds what it could not take"),
+    Metric("millstream_session_watermark_timestamp_seconds", "gauge",
+           "Event time of the slowest partition of the session features"),
     Metric("millstream_learned_rows_total", "counter", "Examples learned"),
     Metric("millstream_learned_batches_total", "counter", "Learn steps; each makes a model version"),
     Metric("millstream_learned_conversions_total", "counter",

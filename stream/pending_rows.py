@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.inputs import ServedRows
-from stream.join_kernels import BLOCK
+from stream.join_kernels import BLOCK, gather
 
 _FIRST_REQUESTS = 64
 _BY_ROW = ("logit", "p", "propensity", "ad_ids", "ad_dense")
@@ -39,13 +39,34 @@ class _Block:
         here = slice(first, first + len(which))
         for name, column in self.rows.items():
             column[here] = getattr(rows, name)[which]
-        requests, of = np.unique(rows.row_request[which], return_inverse=True)
+        request = rows.row_request[which]
+        first_of = np.ones(len(request), bool)  # rows of a request stand together
+        np.not_equal(request[1:], request[:-1], out=first_of[1:])
+        requests = request[first_of]
         end = self.request_count + len(requests)
         self._make_room(end)
-        self.request_of[here] = self.request_count + of
+        self.request_of[here] = self.request_count - 1 + np.cumsum(first_of)
         for name, column in self.requests.items():
             column[self.request_count : end] = getattr(rows, name)[requests]
         self.request_count = end
+
+    def empty_columns(self, count: int) -> dict[str, NDArray[Any]]:
+        """Columns for ``count`` rows, not filled."""
+        out = {name: np.empty(count, np.float32) for name in ("logit", "p", "propensity")}
+        for name, dtype in (("ids", np.uint64), ("dense", np.float32)):
+            width = self.requests[f"request_{name}"].shape[1] + self.rows[f"ad_{name}"].shape[1]
+            out[name] = np.empty((count, width), dtype)
+        return {**out, "user_key": np.empty(count, np.uint64), "model_version": np.empty(count, np.int64)}
+
+    def copy(self, rows: NDArray[np.int64], out: dict[str, NDArray[Any]], to: NDArray[np.intp]) -> None:
+        """Write rows to ``to`` of such columns."""
+        requests = self.request_of[rows]
+        for name in ("logit", "p", "propensity"):
+            out[name][to] = self.rows[name][rows]
+        for name in ("user_key", "model_version"):
+            out[name][to] = self.requests[name][requests]
+        for name in ("ids", "dense"):
+            gather(rows, requests, self.requests[f"request_{name}"], self.rows[f"ad_{name}"], to, out[name])
 
     def _make_room(self, requests: int) -> None:
         size = len(self.requests["user_key"])
@@ -119,7 +140,8 @@ class PendingRows:
         for part in np.split(order, cuts):
             block = self._blocks[int(numbers[part[0]])]
             assert block is not None
-            _copy(block, places[part] % BLOCK, out, part, len(places))
+            out = out or block.empty_columns(len(places))
+            block.copy(places[part] % BLOCK, out, part)
         return out
 
     def free(self, live: NDArray[np.int32], places: NDArray[np.int64]) -> None:
@@ -152,28 +174,6 @@ class PendingRows:
             self._open = len(self._blocks)
             self._blocks.append(block)
         self._used = 0
-
-
-def _copy(
-    block: _Block, rows: NDArray[np.int64], out: dict[str, NDArray[Any]], to: NDArray[np.intp], count: int
-) -> None:
-    """Write what a block holds of ``rows`` to ``out[column][to]``; the columns are made at first."""
-    requests = block.request_of[rows]
-    widths = {name: block.requests[f"request_{name}"].shape[1] for name in ("ids", "dense")}
-    if not out:
-        for name in ("logit", "p", "propensity"):
-            out[name] = np.empty(count, np.float32)
-        out["user_key"], out["model_version"] = np.empty(count, np.uint64), np.empty(count, np.int64)
-        for name, width in widths.items():
-            ad = block.rows[f"ad_{name}"]
-            out[name] = np.empty((count, width + ad.shape[1]), ad.dtype)
-    for name in ("logit", "p", "propensity"):
-        out[name][to] = block.rows[name][rows]
-    for name in ("user_key", "model_version"):
-        out[name][to] = block.requests[name][requests]
-    for name, width in widths.items():
-        out[name][to, :width] = block.requests[f"request_{name}"][requests]
-        out[name][to, width:] = block.rows[f"ad_{name}"][rows]
 
 
 def _rows_like(column: NDArray[Any], rows: int) -> NDArray[Any]:

@@ -14,10 +14,7 @@ from stream.records import DeadLetter
 from stream.topics import DEADLETTER
 
 MAX_RECORD_BYTES = 8 << 20  # the table's limit for columnar topics
-_REQUEST_ROOM_BYTES = 64 << 10  # headers of the batch around one record of the greatest size
-_DETAIL_CHARACTERS = 2_000
-_PAYLOAD_BYTES = 4 << 20  # a longer record is cut: the rest is where it came from
-_ENCODER = msgspec.msgpack.Encoder()
+REQUEST_ROOM_BYTES = 64 << 10  # headers of the batch around one record of the greatest size
 
 
 class RecordProducer:
@@ -34,7 +31,7 @@ class RecordProducer:
             acks="all",
             linger_ms=0,  # a record waits for nobody: what rides together was put together before
             enable_idempotence=broker.idempotent,
-            max_request_size=MAX_RECORD_BYTES + _REQUEST_ROOM_BYTES,
+            max_request_size=MAX_RECORD_BYTES + REQUEST_ROOM_BYTES,
             **broker.options,
         )
 
@@ -55,19 +52,9 @@ class RecordProducer:
         )
         return future
 
-    async def dead_letter(
-        self, topic: str, partition: int, offset: int, reason: str, detail: str, payload: bytes
-    ) -> asyncio.Future[Any]:
-        """Put rejected bytes aside under the key ``topic/partition/offset``; ``topic`` by its name in the table."""
-        letter = DeadLetter(
-            topic=topic,
-            partition=partition,
-            offset=offset,
-            reason=reason,
-            detail=detail[:_DETAIL_CHARACTERS],
-            payload=payload[:_PAYLOAD_BYTES],
-        )
-        return await self.send(DEADLETTER, _ENCODER.encode(letter), key=f"{topic}/{partition}/{offset}".encode())
+    async def dead_letter(self, letter: DeadLetter) -> asyncio.Future[Any]:
+        """Put rejected bytes aside."""
+        return await self.send(DEADLETTER, msgspec.msgpack.encode(letter), key=letter.key())
 
 
 async def stored(sends: Iterable[asyncio.Future[Any]]) -> list[Any]:

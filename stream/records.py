@@ -14,6 +14,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+_DETAIL_CHARACTERS = 2_000
+_PAYLOAD_BYTES = 4 << 20  # the rest of a longer record is where it came from
+
 
 class RecordError(ValueError):
     """A record that cannot be decoded or breaks its schema; ``reason`` is the dead letter's closed-set reason."""
@@ -268,7 +271,10 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="record
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="deadletter"):
-    """Rejected bytes and why. ``reason`` is from a closed set, ``detail`` is for people."""
+    """Rejected bytes and why. ``reason`` is from a closed set, ``detail`` is for people.
+
+    After a restart a letter may come again; its key, that of the rejected record, is the same.
+    """
 
     topic: str
     partition: int
@@ -276,3 +282,19 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", 
     reason: str
     detail: str
     payload: bytes
+
+    @classmethod
+    def of(cls, topic: str, partition: int, offset: int, reason: str, detail: str, payload: bytes) -> Self:
+        """A letter of a record of ``topic``, by its name in the table; what is too long for a letter is cut."""
+        return cls(
+            topic=topic,
+            partition=partition,
+            offset=offset,
+            reason=reason,
+            detail=detail[:_DETAIL_CHARACTERS],
+            payload=payload[:_PAYLOAD_BYTES],
+        )
+
+    def key(self) -> bytes:
+        """The key of its record: where the rejected one stood."""
+        return f"{self.topic}/{self.partition}/{self.offset}".encode()

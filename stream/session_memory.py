@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from learners.encode import EncodedIds, Encoder
 from learners.session_state import COUNTER, USER, SessionView, merged
 from learners.spec import FeatureSpec
+from stream.examples import Displays
+from stream.key_slots import KeySlots
 from stream.partition import partition_of
-from stream.sessions import Displays, Fence, Outcomes, SessionFold, SessionKeys, SessionStates
+from stream.sessions import Outcomes, SessionFold, SessionKeys, SessionStates, Told
 
 _FIRST_SLOTS = 1024
 
@@ -66,25 +68,22 @@ class _Table:
     """Keys to packed states; unknown keys read as zeros."""
 
     def __init__(self, dtype: np.dtype[Any], width: tuple[int, ...] = ()) -> None:
-        self.slot_of: dict[int, int] = {}
+        self.slots = KeySlots()
         self.states = np.zeros((_FIRST_SLOTS, *width), dtype)  # slot 0 stays all zeros
 
-    def slots(self, keys: NDArray[np.uint64]) -> NDArray[np.intp]:
-        """The slots of keys, 0 for unknown ones."""
-        known = self.slot_of.get
-        return np.array([known(key, 0) for key in keys.tolist()], np.intp)
+    def __len__(self) -> int:
+        return len(self.slots)
 
-    def admit(self, keys: NDArray[np.uint64]) -> NDArray[np.intp]:
+    def admit(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The slots of keys, new ones made for unknown ones."""
-        slot_of = self.slot_of
-        slots = np.array([slot_of.setdefault(key, len(slot_of) + 1) for key in keys.tolist()], np.intp)
-        while len(slot_of) >= len(self.states):
+        slots = self.slots.admit(keys)
+        while len(self.slots) >= len(self.states):
             self.states = np.concatenate((self.states, np.zeros_like(self.states)))
         return slots
 
     def load(self, keys: NDArray[np.uint64]) -> NDArray[Any]:
         """The states of keys, a copy."""
-        loaded: NDArray[Any] = self.states[self.slots(keys)]
+        loaded: NDArray[Any] = self.states.take(self.slots.look_up(keys), axis=0)
         return loaded
 
     def put(self, keys: NDArray[np.uint64], states: NDArray[Any]) -> None:
@@ -94,14 +93,14 @@ class _Table:
 
     def sorted(self) -> tuple[NDArray[np.uint64], NDArray[Any]]:
         """All keys, ascending, and their states."""
-        keys = np.array(sorted(self.slot_of), np.uint64)
+        keys = np.sort(self.slots.keys())
         return keys, self.load(keys)
 
 
 class SharedCounters:
     """Counters that are not one user's own: each partition's state, and their sums, ready to be looked up.
 
-    Memory: 56 bytes x (partitions + 1) and a dict entry a key.
+    Memory: 56 bytes x (partitions + 1) a key, and `KeySlots`.
     """
 
     def __init__(self, spec: FeatureSpec, partitions: int) -> None:
@@ -110,7 +109,7 @@ class SharedCounters:
         self._sums = np.zeros(_FIRST_SLOTS, COUNTER)
 
     def __len__(self) -> int:
-        return len(self._parts.slot_of)
+        return len(self._parts)
 
     def put(self, partition: int, keys: NDArray[np.uint64], states: NDArray[Any]) -> None:
         """Replace one partition's states of keys, and sum anew."""
@@ -130,12 +129,12 @@ class SharedCounters:
 
     def of_partition(self, partition: int, keys: NDArray[np.uint64]) -> NDArray[Any]:
         """One partition's states of keys, (K,) COUNTER."""
-        states: NDArray[Any] = self._parts.states[self._parts.slots(keys), partition]
+        states: NDArray[Any] = self._parts.states[self._parts.slots.look_up(keys), partition]
         return states
 
     def sums(self, keys: NDArray[np.uint64]) -> NDArray[Any]:
         """The sums over partitions, of the shape of ``keys``; zeros for unknown keys."""
-        found: NDArray[Any] = self._sums[self._parts.slots(keys.ravel())].reshape(keys.shape)
+        found: NDArray[Any] = self._sums.take(self._parts.slots.look_up(keys.ravel())).reshape(keys.shape)
         return found
 
     def keys(self) -> NDArray[np.uint64]:
@@ -149,7 +148,7 @@ class MemorySessionStore:
     def __init__(self, spec: FeatureSpec, partitions: int = 1) -> None:
         self.spec = spec
         self.partitions = partitions
-        self._fences = [Fence()] * partitions
+        self._fences = [0] * partitions
         self._users = [_Table(USER) for _ in range(partitions)]
         self._own = [_Table(COUNTER) for _ in range(partitions)]
         self._owner_of: dict[int, int] = {}
@@ -157,8 +156,8 @@ class MemorySessionStore:
         self._own_request = np.array([spec.own(counter) for counter in spec.request_counters], bool)
         self._own_ad = np.array([spec.own(counter) for counter in spec.ad_counters], bool)
 
-    def fence(self, partition: int) -> Fence:
-        """What the partition's state holds."""
+    def fence(self, partition: int) -> int:
+        """How many steps the partition's state holds."""
         return self._fences[partition]
 
     def load(self, partition: int, keys: SessionKeys) -> SessionStates:
@@ -170,7 +169,7 @@ class MemorySessionStore:
             counters[~own] = self._shared.of_partition(partition, keys.counters[~own])
         return SessionStates(keys, self._users[partition].load(keys.users), counters)
 
-    def apply(self, partition: int, expected: Fence, fence: Fence, states: SessionStates) -> Fence:
+    def apply(self, partition: int, expected: int, fence: int, states: SessionStates) -> int:
         """Write changed states and move the fence, if it stands at ``expected``; returns where it stands after."""
         if self._fences[partition] != expected:
             return self._fences[partition]
@@ -185,11 +184,11 @@ class MemorySessionStore:
         return fence
 
     def step(self, fold: SessionFold, displays: Displays | None, outcomes: Outcomes | None, partition: int = 0) -> None:
-        """Load, fold and apply one batch; the fence counts batches here."""
+        """Load, fold and apply what one record tells; the fence counts steps here."""
+        told = [Told(displays, outcomes)]
         before = self._fences[partition]
-        states = self.load(partition, fold.keys(displays, outcomes))
-        after = Fence(before.displays + (displays is not None), before.examples + (outcomes is not None))
-        self.apply(partition, before, after, fold.fold(states, displays, outcomes))
+        states = self.load(partition, fold.keys(told))
+        self.apply(partition, before, before + 1, fold.fold(states, told))
 
     def read(self, encoder: Encoder, ids: EncodedIds) -> SessionView:
         """The states that encoded requests read: the user's from its partition, shared ones summed."""

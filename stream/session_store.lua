@@ -1,26 +1,46 @@
--- Apply one batch of session state of one partition and move its fence, or change nothing.
+-- Apply one step of session state of one partition and move its fence, or change nothing.
 --
--- KEYS: fence, sequence, change list, then one key a state: users and own counters first, shared counters last
--- ARGV: expected fence, new fence, own ttl s, shared ttl s, how many keys are own, key prefix of counters,
---       then one packed state a key
+-- KEYS: fence, sequence, change list, then one key a state: users, own counters, shared counters
+-- ARGV: expected fence, new fence, own ttl s, shared ttl s, how many keys are users', how many counters are own,
+--       key prefix of counters, bytes of a user's state, of a counter's, the packed states of users, of counters
 -- Returns the fence that stands afterwards.
-local now = redis.call('GET', KEYS[1]) or '0:0'
-if now ~= ARGV[1] then
-  return now
+local stands = redis.call('GET', KEYS[1]) or '0'
+if stands ~= ARGV[1] then
+  return stands
 end
-local own = tonumber(ARGV[5])
-for i = 1, #KEYS - 3 do
-  redis.call('SET', KEYS[i + 3], ARGV[i + 6], 'EX', i <= own and ARGV[3] or ARGV[4])
-end
-if #KEYS - 3 > own then
-  -- All states of one batch share a sequence number: a reader asks for what is above the last one it saw.
-  local sequence = redis.call('INCR', KEYS[2])
-  for i = own + 1, #KEYS - 3 do
-    redis.call('ZADD', KEYS[3], sequence, string.sub(KEYS[i + 3], #ARGV[6] + 1))
+local HEAD = 3  -- keys before the states
+local MOST = 1000  -- values a call: Lua's stack has room for some 8000
+local users, own = tonumber(ARGV[5]), tonumber(ARGV[6])
+local prefix = #ARGV[7]
+
+local function write(first, last, packed, size, offset, ttl)
+  for i = first, last do
+    local at = (i - offset) * size
+    redis.call('SET', KEYS[HEAD + i], string.sub(packed, at - size + 1, at), 'EX', ttl)
   end
-  -- The least recently changed entries are the first whose states expire; a few a batch keep the list as short as they.
+end
+
+local states = #KEYS - HEAD
+local user_size, counter_size = tonumber(ARGV[8]), tonumber(ARGV[9])
+write(1, users, ARGV[10], user_size, 0, ARGV[3])
+write(users + 1, users + own, ARGV[11], counter_size, users, ARGV[3])
+write(users + own + 1, states, ARGV[11], counter_size, users, ARGV[4])
+
+if states > users + own then
+  -- All states of one step share a sequence number: a reader asks for what is above the last one it saw.
+  local sequence = redis.call('INCR', KEYS[2])
+  local changes = {}
+  for i = users + own + 1, states do
+    changes[#changes + 1] = sequence
+    changes[#changes + 1] = string.sub(KEYS[HEAD + i], prefix + 1)
+    if #changes == MOST or i == states then
+      redis.call('ZADD', KEYS[3], unpack(changes))
+      changes = {}
+    end
+  end
+  -- The least recently changed entries are the first whose states expire; a few a step keep the list as short as they.
   for _, member in ipairs(redis.call('ZRANGE', KEYS[3], 0, 3)) do
-    if redis.call('EXISTS', ARGV[6] .. member) == 0 then
+    if redis.call('EXISTS', ARGV[7] .. member) == 0 then
       redis.call('ZREM', KEYS[3], member)
     end
   end

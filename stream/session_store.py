@@ -1,15 +1,17 @@
-"""Session state in Redis: one atomic call writes a batch, one round trip reads what a request needs.
+"""Session state in Redis: one atomic call writes a step, one round trip reads what a request needs.
 
 Keys are ``millstream:<spec hash>:{<partition>}:u:<user key>`` and ``…:c:<counter key>`` (hex); the hash tag keeps a
-partition on one node of a Redis Cluster. Beside them a partition has its fence, and, of its shared counters, a list of
-what changed since when. Expiry by Redis bounds memory on the wall clock; readers enforce it in event time.
+partition on one node of a Redis Cluster. Beside them a partition has its fence, the first offset of the examples log
+that its states do not hold, and, of its shared counters, a list of what changed since when. Expiry by Redis bounds
+memory on the wall clock; readers enforce it in event time.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 from importlib import resources
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,9 @@ from learners.session_state import COUNTER, USER, SessionView
 from learners.spec import FeatureSpec
 from stream.partition import partition_of
 from stream.session_memory import SessionExport, SharedCounters, split_export
-from stream.sessions import Displays, Fence, Outcomes, SessionFold, SessionKeys, SessionStates
+from stream.sessions import SessionFold, SessionKeys, SessionStates, Told
+
+T = TypeVar("T")
 
 _SEED_STATES = 2_000  # a call: some 200 kB
 _PULLED_CHANGES = 10_000  # a round trip of a refresh: some 600 kB
@@ -30,15 +34,15 @@ class _Names:
     """The names of one partition's keys."""
 
     def __init__(self, spec: FeatureSpec, partition: int) -> None:
-        base = f"millstream:{spec.hash}:{{{partition}}}:"
-        self.fence, self.sequence, self.changes = base + "fence", base + "sequence", base + "changes"
-        self.user, self.counter = base + "u:", base + "c:"
+        base = f"millstream:{spec.hash}:{{{partition}}}:".encode()
+        self.fence, self.sequence, self.changes = base + b"fence", base + b"sequence", base + b"changes"
+        self.user, self.counter = base + b"u:", base + b"c:"
 
-    def users(self, keys: NDArray[np.uint64]) -> list[str]:
-        return [f"{self.user}{key:016x}" for key in keys.tolist()]
+    def users(self, keys: NDArray[np.uint64]) -> list[bytes]:
+        return _named(self.user, keys)
 
-    def counters(self, keys: NDArray[np.uint64]) -> list[str]:
-        return [f"{self.counter}{key:016x}" for key in keys.tolist()]
+    def counters(self, keys: NDArray[np.uint64]) -> list[bytes]:
+        return _named(self.counter, keys)
 
 
 class SeedError(ValueError):
@@ -46,12 +50,21 @@ class SeedError(ValueError):
 
 
 class RedisSessionStore:
-    """The session state of one feature spec in Redis. ``redis`` must answer bytes (``decode_responses=False``)."""
+    """The session state of one feature spec in Redis.
 
-    def __init__(self, redis: Redis, spec: FeatureSpec, partitions: int) -> None:
+    Every call raises RedisError, or OSError, when Redis fails.
+
+    Parameters
+    ----------
+    redis : must answer bytes (``decode_responses=False``).
+    timeout_s : how long a round trip may take, retries of ``redis`` included; TimeoutError, an OSError, then.
+    """
+
+    def __init__(self, redis: Redis, spec: FeatureSpec, partitions: int, timeout_s: float = 1.0) -> None:
         self.spec = spec
         self.partitions = partitions
         self._redis = redis
+        self._timeout_s = timeout_s
         self._names = [_Names(spec, partition) for partition in range(partitions)]
         lua = (resources.files("stream") / "session_store.lua").read_text("utf-8")
         self._apply = redis.register_script(lua)
@@ -59,50 +72,42 @@ class RedisSessionStore:
         self._own_request = np.array([spec.own(counter) for counter in spec.request_counters], bool)
         self._own_ad = np.array([spec.own(counter) for counter in spec.ad_counters], bool)
 
-    async def fence(self, partition: int) -> Fence:
-        """What the partition's state holds."""
-        found = cast("bytes | None", await self._redis.get(self._names[partition].fence))
-        return _fence(found) if found else Fence()
+    async def fence(self, partition: int) -> int:
+        """The first offset of the examples log that the partition's state does not hold."""
+        return int((await self._mget([self._names[partition].fence]))[0] or 0)
 
     async def load(self, partition: int, keys: SessionKeys) -> SessionStates:
         """The partition's states of keys, zeros where there is none; one round trip."""
-        names = self._names[partition]
-        wanted = names.users(keys.users) + names.counters(keys.counters)
-        values = await self._mget(wanted)
-        u = len(keys.users)
-        return SessionStates(keys, _unpacked(values[:u], USER), _unpacked(values[u:], COUNTER))
+        return (await self._load(partition, keys))[1]
 
-    async def apply(self, partition: int, expected: Fence, fence: Fence, states: SessionStates) -> Fence:
+    async def apply(self, partition: int, expected: int, fence: int, states: SessionStates) -> int:
         """Write changed states and move the fence in one step, if it stands at ``expected``.
 
         Returns where the fence stands afterwards; if that is not ``fence``, nothing was written.
         """
         names, keys = self._names[partition], states.keys
         own = np.flatnonzero(keys.owners)
-        shared = np.flatnonzero(keys.owners == 0)
-        order = np.concatenate((own, shared))
+        order = np.concatenate((own, np.flatnonzero(keys.owners == 0)))
         state_keys = names.users(keys.users) + names.counters(keys.counters[order])
-        values = _packed(states.users) + _packed(states.counters[order])
-        head = [_text(expected), _text(fence), *self._ttl_s, str(len(keys.users) + len(own)), names.counter]
-        stands = await self._apply(
-            keys=[names.fence, names.sequence, names.changes, *state_keys], args=[*head, *values]
+        values = (states.users.tobytes(), states.counters.take(order).tobytes())
+        head = (expected, fence, *self._ttl_s, len(keys.users), len(own), names.counter)
+        stands = await self._answer(
+            self._apply(
+                keys=[names.fence, names.sequence, names.changes, *state_keys],
+                args=[*head, USER.itemsize, COUNTER.itemsize, *values],
+            )
         )
-        return _fence(stands)
+        return int(stands)
 
-    async def step(
-        self,
-        fold: SessionFold,
-        partition: int,
-        fences: tuple[Fence, Fence],
-        displays: Displays | None,
-        outcomes: Outcomes | None,
-    ) -> Fence:
-        """Load, fold and apply one batch, whose rows take the fence from the first to the second of ``fences``.
+    async def step(self, fold: SessionFold, partition: int, expected: int, fence: int, records: Sequence[Told]) -> int:
+        """Load, fold and apply some records, which take the fence from ``expected`` to ``fence``.
 
-        Returns where the fence stands afterwards; elsewhere than the second means that nothing was written.
+        Returns where the fence stands afterwards; elsewhere than at ``fence`` means that nothing was written.
         """
-        states = await self.load(partition, fold.keys(displays, outcomes))
-        return await self.apply(partition, *fences, fold.fold(states, displays, outcomes))
+        stands, states = await self._load(partition, fold.keys(records))
+        if stands != expected:
+            return stands
+        return await self.apply(partition, expected, fence, fold.fold(states, records))
 
     async def read(self, encoder: Encoder, ids: EncodedIds, shared: SharedCounters) -> SessionView:
         """The states that encoded requests read: the users' own in one round trip, shared sums from memory."""
@@ -110,21 +115,17 @@ class RedisSessionStore:
         request, ad = shared.sums(request_keys), shared.sums(ad_keys)
         places = partition_of(ids.user_key, self.partitions)
         own_request, own_ad = request_keys[:, self._own_request], ad_keys[:, self._own_ad]
-        names: list[str] = []
-        for place, user, counters in zip(places.tolist(), ids.user_key.tolist(), own_request.tolist(), strict=True):
-            prefix = self._names[place]
-            names.append(f"{prefix.user}{user:016x}")
-            names += [f"{prefix.counter}{key:016x}" for key in counters]
-        for place, counters in zip(places[ids.row_request].tolist(), own_ad.tolist(), strict=True):
-            prefix = self._names[place]
-            names += [f"{prefix.counter}{key:016x}" for key in counters]
-        values = await self._read_values(names)
-        r, width = len(ids.user_key), 1 + own_request.shape[1]
-        by_request = r * width
-        users = _unpacked(values[:by_request:width], USER)
-        counters_found = _unpacked([v for at, v in enumerate(values[:by_request]) if at % width], COUNTER)
-        request[:, self._own_request] = counters_found.reshape(own_request.shape)
-        ad[:, self._own_ad] = _unpacked(values[by_request:], COUNTER).reshape(own_ad.shape)
+        by_request = own_request.size
+        counter_places = (
+            np.repeat(places, own_request.shape[1]),
+            np.repeat(places[ids.row_request], own_ad.shape[1]),
+        )
+        users, counters = await self._read(
+            _Wanted(ids.user_key, places),
+            _Wanted(np.concatenate((own_request.ravel(), own_ad.ravel())), np.concatenate(counter_places)),
+        )
+        request[:, self._own_request] = counters[:by_request].reshape(own_request.shape)
+        ad[:, self._own_ad] = counters[by_request:].reshape(own_ad.shape)
         return SessionView(users, request, ad)
 
     async def seed(self, export: SessionExport) -> int:
@@ -137,15 +138,15 @@ class RedisSessionStore:
         """
         for partition in range(self.partitions):
             fence = await self.fence(partition)
-            if fence != Fence():
+            if fence:
                 raise SeedError(
-                    f"partition {partition} already holds state up to {_text(fence)} (displays:examples): seeding "
-                    "would overwrite it. Seed before the first worker runs, or flush the keys of this spec."
+                    f"partition {partition} already holds state up to examples offset {fence}: seeding would overwrite "
+                    "it. Seed before the first worker runs, or flush the keys of this spec."
                 )
         count = 0
         for partition, states in split_export(export, self.partitions):
             for part in _slices(states, _SEED_STATES):
-                await self.apply(partition, Fence(), Fence(), part)
+                await self.apply(partition, 0, 0, part)
                 count += len(part.users) + len(part.counters)
         return count
 
@@ -159,41 +160,67 @@ class RedisSessionStore:
         pipe = self._redis.pipeline(transaction=False)
         pipe.get(names.sequence)
         pipe.zrangebyscore(names.changes, f"({since}", "+inf", start=0, num=_PULLED_CHANGES, withscores=True)
-        newest, changed = await pipe.execute()
+        newest, changed = await self._answer(pipe.execute())
         if not changed:
             return int(newest or 0), np.zeros(0, np.uint64), np.zeros(0, COUNTER)
         # The page may end inside a batch: what shares its last number is asked for again next time.
         cut = int(changed[-1][1]) - 1 if len(changed) == _PULLED_CHANGES else int(changed[-1][1])
         if cut <= since:
-            more = await self._redis.zrangebyscore(names.changes, f"({since}", cut + 1, withscores=True)
-            changed, cut = more, cut + 1
+            more = self._redis.zrangebyscore(names.changes, f"({since}", cut + 1, withscores=True)
+            changed, cut = await self._answer(more), cut + 1
         members = [member for member, _ in changed]
-        values = await self._mget([names.counter + member.decode() for member in members])
+        values = await self._mget([names.counter + member for member in members])
         keys = np.array([int(member, 16) for member in members], np.uint64)
         return cut, keys, _unpacked(values, COUNTER)
 
-    async def _mget(self, names: Sequence[str]) -> list[bytes | None]:
-        return await cast("Awaitable[list[bytes | None]]", self._redis.mget(names)) if names else []
+    async def _load(self, partition: int, keys: SessionKeys) -> tuple[int, SessionStates]:
+        """The partition's fence and its states of keys, at one moment."""
+        names = self._names[partition]
+        fence, *values = await self._mget([names.fence, *names.users(keys.users), *names.counters(keys.counters)])
+        u = len(keys.users)
+        return int(fence or 0), SessionStates(keys, _unpacked(values[:u], USER), _unpacked(values[u:], COUNTER))
 
-    async def _read_values(self, names: list[str]) -> list[bytes | None]:
-        """Values of names of any partitions: each distinct name once, one MGET a partition, one round trip."""
-        distinct = list(dict.fromkeys(names))
-        by_tag: dict[str, list[str]] = {}
-        for name in distinct:
-            by_tag.setdefault(name[: name.index("}")], []).append(name)
-        if len(by_tag) <= 1:
-            found = dict(zip(distinct, await self._mget(distinct), strict=True))
-        else:
-            pipe = self._redis.pipeline(transaction=False)
-            for group in by_tag.values():
-                pipe.mget(group)
-            answers = await pipe.execute()
-            found = {
-                name: value
-                for group, values in zip(by_tag.values(), answers, strict=True)
-                for name, value in zip(group, values, strict=True)
-            }
-        return [found[name] for name in names]
+    async def _mget(self, names: Sequence[bytes]) -> list[bytes | None]:
+        return await self._answer(cast("Awaitable[list[bytes | None]]", self._redis.mget(names)))
+
+    async def _answer(self, call: Awaitable[T]) -> T:
+        async with asyncio.timeout(self._timeout_s):
+            return await call
+
+    async def _read(self, users: _Wanted, counters: _Wanted) -> tuple[NDArray[Any], NDArray[Any]]:
+        """States from any partitions: each distinct one once, one MGET a partition, one round trip."""
+        places = np.unique(users.places).tolist()
+        parts = [(users.of(place), counters.of(place)) for place in places]
+        pipe = self._redis.pipeline(transaction=False)
+        for place, (user, counter) in zip(places, parts, strict=True):
+            names = self._names[place]
+            pipe.mget(names.users(user.keys) + names.counters(counter.keys))
+        user_states, counter_states = np.zeros(len(users.keys), USER), np.zeros(len(counters.keys), COUNTER)
+        for values, (user, counter) in zip(await self._answer(pipe.execute()), parts, strict=True):
+            u = len(user.keys)
+            user_states[user.rows] = _unpacked(values[:u], USER).take(user.inverse)
+            counter_states[counter.rows] = _unpacked(values[u:], COUNTER).take(counter.inverse)
+        return user_states, counter_states
+
+
+class _Part(NamedTuple):
+    """The keys of one partition, each once: rows ``rows[i]`` of what is wanted are of key ``inverse[i]``."""
+
+    keys: NDArray[np.uint64]
+    rows: NDArray[np.intp]
+    inverse: NDArray[np.intp]
+
+
+class _Wanted(NamedTuple):
+    """N keys to be read, the same ones perhaps often, and the partition of each."""
+
+    keys: NDArray[np.uint64]  # (N,)
+    places: NDArray[np.int32]  # (N,)
+
+    def of(self, place: int) -> _Part:
+        rows = np.flatnonzero(self.places == place)
+        keys, inverse = np.unique(self.keys[rows], return_inverse=True)
+        return _Part(keys, rows, inverse)
 
 
 class SharedCounterFeed:
@@ -223,9 +250,13 @@ class SharedCounterFeed:
         return count
 
 
-def _packed(states: NDArray[Any]) -> list[bytes]:
-    size, raw = states.dtype.itemsize, states.tobytes()
-    return [raw[at : at + size] for at in range(0, len(raw), size)]
+def _named(prefix: bytes, keys: NDArray[np.uint64]) -> list[bytes]:
+    """A name a key: the prefix and the key in sixteen hex digits."""
+    names = np.empty((len(keys), len(prefix) + 16), np.uint8)
+    names[:, : len(prefix)] = np.frombuffer(prefix, np.uint8)
+    digits = keys.astype(">u8").tobytes().hex().encode()
+    names[:, len(prefix) :] = np.frombuffer(digits, np.uint8).reshape(-1, 16)
+    return cast("list[bytes]", names.view(f"S{names.shape[1]}").ravel().tolist())
 
 
 def _unpacked(values: Sequence[bytes | None], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -233,15 +264,6 @@ def _unpacked(values: Sequence[bytes | None], dtype: np.dtype[Any]) -> NDArray[A
     empty = bytes(dtype.itemsize)
     joined = bytearray().join([v if v is not None and len(v) == dtype.itemsize else empty for v in values])
     return np.frombuffer(joined, dtype)
-
-
-def _text(fence: Fence) -> str:
-    return f"{fence.displays}:{fence.examples}"
-
-
-def _fence(value: bytes) -> Fence:
-    displays, _, examples = value.decode().partition(":")
-    return Fence(int(displays), int(examples))
 
 
 def _slices(states: SessionStates, most: int) -> list[SessionStates]:

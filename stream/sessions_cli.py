@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from learners.spec import SpecError, load_spec
 from stream.session_memory import SessionExport
 from stream.session_store import RedisSessionStore, SeedError
-from stream.settings import StreamSettings, without_password
+from stream.settings import StreamSettings, redis_client_options, without_password
 
 sessions = typer.Typer(no_args_is_help=True, help="Session features in Redis.")
 
@@ -39,10 +39,10 @@ def load(
         )
     try:
         export = SessionExport.load(file, load_spec(spec))
-        count = asyncio.run(_seed(settings.redis_url, settings.partitions, spec, export))
+        count = asyncio.run(_seed(settings, spec, export))
     except (SpecError, SeedError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    except RedisError as error:
+    except (RedisError, OSError) as error:
         typer.echo(
             f"error: Redis at {without_password(settings.redis_url)} failed ({error}): no sessions were loaded, or "
             "only a part. Start it, or correct REDIS_URL, and load again.",
@@ -52,9 +52,9 @@ def load(
     typer.echo(f"{count} session states loaded into {settings.partitions} partitions")
 
 
-async def _seed(url: str, partitions: int, spec: str, export: SessionExport) -> int:
-    client = redis.asyncio.Redis.from_url(url)
+async def _seed(settings: StreamSettings, spec: str, export: SessionExport) -> int:
+    client = redis.asyncio.Redis.from_url(settings.redis_url or "", **redis_client_options(settings))
     try:
-        return await RedisSessionStore(client, load_spec(spec), partitions).seed(export)
+        return await RedisSessionStore(client, load_spec(spec), settings.partitions).seed(export)
     finally:
         await client.aclose()

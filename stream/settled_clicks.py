@@ -44,6 +44,11 @@ def unpacked(values: Sequence[bytes], n_fields: int, n_dense: int) -> ExampleRow
     return ExampleRows(**{name: np.ascontiguousarray(data[name]) for name in dtype.names or ()})
 
 
+def row_bytes(n_fields: int, n_dense: int) -> int:
+    """How long a packed row is."""
+    return _row_dtype(n_fields, n_dense).itemsize
+
+
 @cache
 def _row_dtype(n_fields: int, n_dense: int) -> np.dtype[Any]:
     widths = {"fields": (n_fields,), "dense_inputs": (n_dense,), "": ()}
@@ -51,7 +56,7 @@ def _row_dtype(n_fields: int, n_dense: int) -> np.dtype[Any]:
 
 
 class MemoryClickStore:
-    """Settled clicks in this process; same meaning as the store in Redis, but nothing expires and nothing is awaited."""
+    """Settled clicks in this process; as the store in Redis, but nothing expires and nothing is awaited."""
 
     def __init__(self, n_fields: int, n_dense: int) -> None:
         self._none = ExampleRows.empty(n_fields, n_dense)

@@ -156,9 +156,7 @@ def _hashed(key: np.uint64, salt: np.uint64) -> np.uint64:
 
 
 @kernel
-def _find(
-    index: NDArray[np.uint64], keys: NDArray[np.uint64], key: np.uint64, hashed: np.uint64
-) -> tuple[int, int]:
+def _find(index: NDArray[np.uint64], keys: NDArray[np.uint64], key: np.uint64, hashed: np.uint64) -> tuple[int, int]:
     """The first event of a key, or −1, and the slot where it is or belongs."""
     mask = len(index) - 1
     place = np.int64(hashed) & mask

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import threading
 import time
@@ -24,10 +25,11 @@ from redis.asyncio import Redis
 from learners.snapshot import SnapshotError
 from learners.spec import FeatureSpec
 from stream.admin import BrokerUnreachableError, TopicMismatchError, ensure_topics
-from stream.app import AgentApp
+from stream.agent import Agent
 from stream.archive_runner import ArchiveRunner
 from stream.archive_store import archive_store_of
 from stream.broker import Broker, find_broker
+from stream.click_store import RedisClickStore
 from stream.calibrate_runner import CalibrateRunner
 from stream.child_server import ServerStartError
 from stream.embedded_broker import EmbeddedBroker
@@ -38,12 +40,14 @@ from stream.join_runner import JoinRunner
 from stream.learn_runner import LearnRunner, NoSnapshotError, first_snapshot
 from stream.metrics import WorkerMetrics
 from stream.producer import RecordProducer
+from stream.session_runner import SessionRunner
 from stream.session_store import RedisSessionStore
-from stream.settings import StreamSettings, kafka_client_options, without_password
+from stream.settings import StreamSettings, kafka_client_options, redis_client_options, without_password
 from stream.single_owner import SingleOwnerAssignor
+from stream.source import SourceKind
 from stream.worker_settings import Clock, WorkerSettings
 
-AGENTS = ("join", "learn", "calibrate", "archive")
+AGENTS = ("join", "sessions", "learn", "calibrate", "archive")
 STOP_LIMIT_S = 9.0  # supervisors send SIGKILL after 10
 
 _log = structlog.get_logger(__name__)
@@ -62,6 +66,7 @@ class WorkerOptions:
     archive: str | None = None  # where the archiver writes; None: it does not run
     agents: Sequence[str] = AGENTS
     clock: Clock = "wall"
+    runner: SourceKind = "faust"
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None  # None: no port is opened
 
@@ -117,7 +122,7 @@ async def _start(
     settings: StreamSettings,
     intervals: WorkerSettings,
     failed: Callable[[BaseException], None],
-) -> tuple[HealthServer, list[AgentApp]]:
+) -> tuple[HealthServer, list[Agent]]:
     """Everything up to running agents; ``stack`` stops the servers, the caller stops the agents."""
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a sample a counter that nobody reads
     registry = CollectorRegistry()
@@ -139,16 +144,25 @@ async def _start(
     producer = RecordProducer(broker)
     await producer.start()
     stack.push_async_callback(producer.stop)
-    parts = _Parts(broker, producer, WorkerMetrics(registry), options, intervals)
+    redis = redis_client(stack, settings)
+    metrics = WorkerMetrics(registry)
+    parts = _Parts(broker, producer, metrics, options, intervals)
     runners = {
-        "join": lambda: parts.join(redis_client(stack, settings)),
+        "join": lambda: parts.join(redis),
+        "sessions": lambda: parts.sessions(redis),
         "learn": lambda: parts.learn(fresh_log=fresh_log),
         "calibrate": parts.calibrate,
         "archive": parts.archive,
     }
     apps = [
-        AgentApp(
-            name, broker, runners[name](), failed, SingleOwnerAssignor if name == "learn" else RangePartitionAssignor
+        Agent(
+            name,
+            broker,
+            runners[name](),
+            failed,
+            metrics,
+            assignor=SingleOwnerAssignor if name == "learn" else RangePartitionAssignor,
+            source=options.runner,
         )
         for name in agents
     ]
@@ -171,15 +185,25 @@ class _Parts:
         self._options, self._intervals = options, intervals
 
     def join(self, redis: Redis) -> Runner:
-        store = RedisSessionStore(redis, self._options.spec, self._broker.partitions)
-        now_ms = _wall_clock_ms if self._options.clock == "wall" else None
         config = self._intervals.join()
-        return JoinRunner(self._broker, self._producer, store, self._options.spec, config, self._metrics, now_ms)
+        return JoinRunner(
+            self._broker,
+            RedisClickStore(redis, self._options.spec, config.conversion_horizon_s),
+            self._options.spec,
+            config,
+            self._metrics,
+            _wall_clock_ms if self._options.clock == "wall" else None,
+            salt=secrets.randbits(64),
+            most_unlearned_rows=self._intervals.most_unlearned_rows,
+        )
+
+    def sessions(self, redis: Redis) -> Runner:
+        store = RedisSessionStore(redis, self._options.spec, self._broker.partitions)
+        return SessionRunner(self._broker, store, self._options.spec, self._metrics)
 
     def learn(self, *, fresh_log: bool) -> Runner:
         return LearnRunner(
             self._broker,
-            self._producer,
             self._options.spec,
             self._intervals.learning(self._options.clock),
             self._options.snapshots,
@@ -224,7 +248,7 @@ async def _servers(settings: StreamSettings) -> AsyncIterator[StreamSettings]:
         if redis_url is None:
             redis_url = (await stack.enter_async_context(EmbeddedRedis())).url
             _log.info("embedded Redis started", REDIS_URL=redis_url)
-        elif not await answers_ping(redis_url):
+        elif not await answers_ping(redis_url, redis_client_options(settings)):
             raise ServerStartError(
                 f"no Redis answered at {without_password(redis_url)}: session features could be neither read nor kept. "
                 "Check REDIS_URL and that it runs, or unset it to use the embedded one."
@@ -234,7 +258,7 @@ async def _servers(settings: StreamSettings) -> AsyncIterator[StreamSettings]:
 
 def redis_client(stack: AsyncExitStack, settings: StreamSettings) -> Redis:
     """A client of the Redis of the settings, closed by ``stack``."""
-    client: Redis = Redis.from_url(settings.redis_url or "")
+    client: Redis = Redis.from_url(settings.redis_url or "", **redis_client_options(settings))
     stack.push_async_callback(client.aclose)
     return client
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from learners.spec import SpecError, load_spec
 from stream.settings import StreamSettings
+from stream.source import SourceKind
 from stream.worker import AGENTS, WorkerOptions, WorkerStartError, run_worker
 from stream.worker_settings import Clock, WorkerSettings
 
@@ -30,10 +31,17 @@ def worker(
     clock: Annotated[
         Clock, typer.Option(help="wall: live; log: time is what the records say (replays).", envvar="MILLSTREAM_CLOCK")
     ] = "wall",
+    runner: Annotated[
+        SourceKind,
+        typer.Option(
+            help="What reads the topics: faust, or aiokafka where inputs come as one event a record.",
+            envvar="MILLSTREAM_RUNNER",
+        ),
+    ] = "faust",
     metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz; none unless given.")] = None,
     metrics_host: Annotated[str, typer.Option(help="Address to listen on for them.")] = "127.0.0.1",
 ) -> None:
-    """Join, learn, calibrate and archive: run the agents of the stream until SIGTERM.
+    """Join, fold session features, learn, calibrate and archive: run the agents of the stream until SIGTERM.
 
     Without KAFKA_BOOTSTRAP_SERVERS or REDIS_URL an embedded server is started, and its address logged. Windows and
     intervals: MILLSTREAM_CLICK_WINDOW_S, MILLSTREAM_LEARN_BATCH_ROWS, MILLSTREAM_PUBLISH_INTERVAL_S ...
@@ -51,6 +59,7 @@ def worker(
             archive=archive or None,
             agents=chosen,
             clock=clock,
+            runner=runner,
             metrics_host=metrics_host,
             metrics_port=metrics_port,
         )

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from calibration.stream import CalibratorConfig
 from stream.archiving import ArchiveConfig
-from stream.join import JoinConfig
+from stream.join_config import JoinConfig
 from stream.learning import LearningConfig
 
 Clock = Literal["wall", "log"]
@@ -41,7 +41,9 @@ class WorkerSettings(BaseSettings):
     conversion_horizon_s: float | None = None
     allowed_lateness_s: float | None = None
     idle_timeout_s: float | None = None
-    max_pending_rows: int | None = None
+    max_ahead_s: float | None = None
+    join_memory_bytes: int | None = None
+    most_unlearned_rows: int = 10_000_000  # examples by which the learner may lag before the join waits; 0: never
 
     learn_batch_rows: int | None = None
     learn_interval_s: float | None = None

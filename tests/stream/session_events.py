@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from learners.session_state import COUNTER, REMEMBERED, USER
 from learners.spec import FeatureSpec
-from stream.sessions import Displays
+from stream.examples import Displays
+from stream.sessions import Told
 from tests.learners.small_spec import SMALL
 
 START_MS = 1_700_000_000_000
@@ -57,15 +58,16 @@ class OutcomeRows:
 
 def displays_of(events: list[Event]) -> Displays:
     """Display events as columns."""
+    keys = np.arange(1, len(events) + 1, dtype=np.uint64)
     users = np.array([event.user for event in events], np.uint64)
-    return Displays(users, np.array([event.ts_ms for event in events], np.int64))
+    return Displays(keys, users, np.array([event.ts_ms for event in events], np.int64))
 
 
-def columns_of(events: list[Event]) -> tuple[Displays | None, OutcomeRows | None]:
-    """A batch as its two sources; None where there is none of one."""
+def told_by(events: list[Event]) -> Told:
+    """A record that tells the events; None where there is none of a kind."""
     shown = [event for event in events if event.kind is None]
     known = [event for event in events if event.kind is not None]
-    return (displays_of(shown) if shown else None), (OutcomeRows(known) if known else None)
+    return Told(displays_of(shown) if shown else None, OutcomeRows(known) if known else None)
 
 
 @st.composite

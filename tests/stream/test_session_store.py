@@ -14,7 +14,7 @@ from stream import session_store
 from stream.partition import partition_of
 from stream.session_memory import MemorySessionStore
 from stream.session_store import RedisSessionStore, SeedError, SharedCounterFeed
-from stream.sessions import Fence, SessionFold, SessionKeys, SessionStates
+from stream.sessions import SessionFold, SessionKeys, SessionStates, Told
 from tests.learners.small_spec import SMALL
 from tests.stream.session_events import START_MS, Event, OutcomeRows, displays_of
 
@@ -50,10 +50,10 @@ def requests(rng: np.random.Generator, count: int, ads: int = 2) -> list[Request
     ]
 
 
-def batches(encoder: Encoder, seed: int, steps: int) -> list[tuple[int, object, OutcomeRows]]:
+def batches(encoder: Encoder, seed: int, steps: int) -> list[tuple[int, Told]]:
     """Batches of outcomes of served rows by partition, with displays of their users."""
     rng = np.random.default_rng(seed)
-    out: list[tuple[int, object, OutcomeRows]] = []
+    out: list[tuple[int, Told]] = []
     for step in range(steps):
         ids = encoder.ids(requests(rng, 12))
         rows = np.concatenate((ids.request_ids[ids.row_request], ids.ad_ids), axis=1)
@@ -70,7 +70,7 @@ def batches(encoder: Encoder, seed: int, steps: int) -> list[tuple[int, object, 
             outcomes = OutcomeRows(events)
             outcomes.user_key, outcomes.ids = user[here], rows[here]
             displays = displays_of(events)._replace(user_key=user[here])
-            out.append((partition, displays, outcomes))
+            out.append((partition, Told(displays, outcomes)))
     return out
 
 
@@ -78,11 +78,11 @@ async def both(redis: Redis, steps: int = 6) -> tuple[Encoder, MemorySessionStor
     """The two stores after the same batches."""
     encoder, fold = Encoder(SMALL), SessionFold(SMALL)
     memory, store = MemorySessionStore(SMALL, PARTITIONS), RedisSessionStore(redis, SMALL, PARTITIONS)
-    for partition, displays, outcomes in batches(encoder, 3, steps):
+    for partition, told in batches(encoder, 3, steps):
         before = memory.fence(partition)
-        memory.step(fold, displays, outcomes, partition)  # type: ignore[arg-type]
-        fences = (before, memory.fence(partition))
-        assert await store.step(fold, partition, fences, displays, outcomes) == fences[1]  # type: ignore[arg-type]
+        memory.step(fold, *told, partition)
+        after = memory.fence(partition)
+        assert await store.step(fold, partition, before, after, [told]) == after
     return encoder, memory, store
 
 
@@ -95,7 +95,7 @@ async def test_redis_holds_what_memory_holds(redis: Redis) -> None:
         expected, found = memory.load(partition, keys), await store.load(partition, keys)
         assert found.users.tobytes() == expected.users.tobytes()
         assert found.counters.tobytes() == expected.counters.tobytes()
-        assert await store.fence(partition) == memory.fence(partition) != Fence()
+        assert await store.fence(partition) == memory.fence(partition) != 0
 
 
 @pytest.mark.parametrize(("count", "ads"), [(1, 1), (1, 50), (20, 1), (7, 3), (1, 0), (0, 1)])
@@ -126,9 +126,10 @@ async def test_a_replayed_batch_is_refused_and_changes_nothing(redis: Redis) -> 
     encoder, memory, store = await both(redis)
     before = {key: await redis.dump(key) for key in await redis.keys()}
     fold = SessionFold(SMALL)
-    for partition, displays, outcomes in batches(encoder, 3, 6):
-        stands = await store.step(fold, partition, (Fence(0, 0), Fence(1, 1)), displays, outcomes)  # type: ignore[arg-type]
-        assert stands == memory.fence(partition)
+    for partition, told in batches(encoder, 3, 6):
+        assert await store.step(fold, partition, 0, 1, [told]) == memory.fence(partition)
+        states = await store.load(partition, fold.keys([told]))
+        assert await store.apply(partition, 0, 1, fold.fold(states, [told])) == memory.fence(partition)
     assert {key: await redis.dump(key) for key in await redis.keys()} == before
 
 
@@ -156,8 +157,7 @@ async def test_a_refresh_pulls_only_what_changed(redis: Redis) -> None:
     states = np.zeros(2, COUNTER)
     states["n"] = 5
     fence = memory.fence(0)
-    moved = Fence(fence.displays, fence.examples + 1)
-    assert await store.apply(0, fence, moved, SessionStates(keys, np.zeros(0, USER), states)) == moved
+    assert await store.apply(0, fence, fence + 1, SessionStates(keys, np.zeros(0, USER), states)) == fence + 1
     assert await feed.refresh() == 2
     assert feed.counters.sums(keys.counters)["n"].tolist() == [5, 5]
 
@@ -190,17 +190,12 @@ async def test_the_change_list_forgets_expired_counters(redis: Redis) -> None:
     _, memory, store = await both(redis)
     names = store._names[0]
     members = await redis.zrange(names.changes, 0, -1)
-    await redis.delete(*[names.counter.encode() + _bytes(member) for member in members])
+    await redis.delete(*[names.counter + _bytes(member) for member in members])
     keys = SessionKeys(np.zeros(0, np.uint64), np.array([11], np.uint64), np.zeros(1, np.uint64))
     fence = memory.fence(0)
     for at in range(1 + len(members) // 4):
-        moved = Fence(fence.displays, fence.examples + 1 + at)
-        await store.apply(
-            0,
-            Fence(fence.displays, fence.examples + at),
-            moved,
-            SessionStates(keys, np.zeros(0, USER), np.zeros(1, COUNTER)),
-        )
+        states = SessionStates(keys, np.zeros(0, USER), np.zeros(1, COUNTER))
+        await store.apply(0, fence + at, fence + at + 1, states)
     assert await redis.zrange(names.changes, 0, -1) == [b"%016x" % 11]
 
 
@@ -209,8 +204,8 @@ async def test_a_seeded_store_reads_like_the_one_exported(redis: Redis, monkeypa
     monkeypatch.setattr(session_store, "_SEED_STATES", 5)
     encoder, fold = Encoder(SMALL), SessionFold(SMALL)
     memory = MemorySessionStore(SMALL)
-    for _, displays, outcomes in batches(encoder, 5, 4):
-        memory.step(fold, displays, outcomes)  # type: ignore[arg-type]
+    for _, told in batches(encoder, 5, 4):
+        memory.step(fold, *told)
     store = RedisSessionStore(redis, SMALL, PARTITIONS)
     export = memory.export()
     assert await store.seed(export) == len(export.states.users) + len(export.states.counters)
@@ -224,7 +219,9 @@ async def test_a_seeded_store_reads_like_the_one_exported(redis: Redis, monkeypa
 async def test_a_store_in_use_is_not_seeded(redis: Redis) -> None:
     """Folded state is never overwritten."""
     _, memory, store = await both(redis)
-    with pytest.raises(SeedError, match=r"already holds state up to \d+:\d+ .* Seed before the first worker"):
+    with pytest.raises(
+        SeedError, match=r"up to examples offset \d+: .* Seed before the first worker"
+    ):
         await store.seed(memory.export())
 
 

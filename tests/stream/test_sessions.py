@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from learners.session_state import COUNTER, USER, merged
 from stream.session_memory import MemorySessionStore
-from stream.sessions import Fence, SessionFold
+from stream.sessions import SessionFold, Told
 from tests.learners.small_spec import SMALL
 from tests.stream.session_events import (
     START_MS,
@@ -18,8 +18,8 @@ from tests.stream.session_events import (
     OutcomeRows,
     SlowFold,
     assert_counters_equal,
-    columns_of,
     events,
+    told_by,
 )
 
 
@@ -27,7 +27,7 @@ def folded(batches: list[list[Event]]) -> MemorySessionStore:
     """A store after the batches, each with its displays first."""
     store, fold = MemorySessionStore(SMALL), SessionFold(SMALL)
     for batch in batches:
-        store.step(fold, *columns_of(batch))
+        store.step(fold, *told_by(batch))
     return store
 
 
@@ -56,6 +56,28 @@ def test_batches_fold_as_single_events_do(cuts: list[list[Event]]) -> None:
     assert states.keys.counters.tolist() == sorted(slow.counters)
     np.testing.assert_array_equal(states.users, slow.user_states(states.keys.users))
     assert_counters_equal(states.counters, slow.counter_states(states.keys.counters))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), batches())
+def test_records_folded_at_once_are_those_folded_one_by_one(data: st.DataObject, records: list[list[Event]]) -> None:
+    """One load and one fold of many records leave the bytes of a step for each, wherever the steps are cut."""
+    fold = SessionFold(SMALL)
+    store = MemorySessionStore(SMALL)
+    marks = sorted(data.draw(st.sets(st.integers(0, len(records)))))
+    for first, last in zip([0, *marks], [*marks, len(records)], strict=True):
+        told = [told_by(record) for record in records[first:last]]
+        states = fold.fold(store.load(0, fold.keys(told)), told)
+        store.apply(0, store.fence(0), store.fence(0) + 1, states)
+    assert store.sha256() == folded(records).sha256()
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches())
+def test_outcomes_leave_the_same_bytes_however_they_are_cut(cuts: list[list[Event]]) -> None:
+    """Also the rounding of decayed sums does not tell where a record ended."""
+    outcomes = [[event for event in batch if event.kind is not None] for batch in cuts]
+    assert folded(outcomes).sha256() == folded([sum(outcomes, [])]).sha256()
 
 
 @settings(max_examples=60, deadline=None)
@@ -92,18 +114,16 @@ def test_shared_counters_of_partitions_add_up_to_those_of_one_worker(rows: list[
 def test_folding_leaves_the_loaded_states_alone() -> None:
     """A refused batch can be folded again from what was loaded."""
     fold = SessionFold(SMALL)
-    displays, outcomes = columns_of(
-        [Event(None, 1, 1, 1, 0, START_MS, 0), Event(SETTLED, 1, 1, 1, 1, START_MS, START_MS)]
-    )
-    states = MemorySessionStore(SMALL).load(0, fold.keys(displays, outcomes))
-    fold.fold(states, displays, outcomes)
+    told = [told_by([Event(None, 1, 1, 1, 0, START_MS, 0), Event(SETTLED, 1, 1, 1, 1, START_MS, START_MS)])]
+    states = MemorySessionStore(SMALL).load(0, fold.keys(told))
+    fold.fold(states, told)
     assert states.users.tobytes() == bytes(states.users.nbytes)
     assert states.counters.tobytes() == bytes(states.counters.nbytes)
 
 
 def test_an_empty_batch_touches_nothing() -> None:
     """A heartbeat has no rows."""
-    keys = SessionFold(SMALL).keys(None, OutcomeRows([]))
+    keys = SessionFold(SMALL).keys([Told(None, OutcomeRows([])), Told(None, None)])
     assert (len(keys.users), len(keys.counters), len(keys.owners)) == (0, 0, 0)
 
 
@@ -127,11 +147,11 @@ def test_a_correction_turns_the_remembered_outcome() -> None:
 def test_a_batch_behind_the_fence_changes_nothing(first: list[Event], second: list[Event]) -> None:
     """A replayed batch is refused with the fence that stands, and the state stays."""
     store, fold = MemorySessionStore(SMALL), SessionFold(SMALL)
-    store.step(fold, *columns_of(first))
+    store.step(fold, *told_by(first))
     digest, stands = store.sha256(), store.fence(0)
-    states = store.load(0, fold.keys(*columns_of(second)))
-    changed = fold.fold(states, *columns_of(second))
-    assert store.apply(0, Fence(77, 0), Fence(78, 0), changed) == stands
+    states = store.load(0, fold.keys([told_by(second)]))
+    changed = fold.fold(states, [told_by(second)])
+    assert store.apply(0, 77, 78, changed) == stands
     assert (store.sha256(), store.fence(0)) == (digest, stands)
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from stream.app import AgentApp, AgentCrashedError
-from stream.broker import find_broker
-from stream.inbox import Assigned, Inbox, InputRecord, Place
+import pytest
+from prometheus_client import CollectorRegistry
+
+from stream.agent import Agent, AgentCrashedError
+from stream.broker import Broker, find_broker
+from stream.faust_source import FaustSource
+from stream.inbox import Assigned, Inbox, InputRecord, Place, Runner
 from stream.log_reader import LogReader
+from stream.metrics import WorkerMetrics
+from stream.source import SourceKind
 from stream.topics import EXAMPLES
 from tests.brokers import TestTopics
 
@@ -38,15 +44,24 @@ class Idle:
         return {}
 
 
+def agent(broker: Broker, runner: Runner, failed: Callable[[BaseException], None], source: SourceKind) -> Agent:
+    """An agent of no other consequence."""
+    return Agent("idle", broker, runner, failed, WorkerMetrics(CollectorRegistry()), source=source)
+
+
+SOURCES: tuple[SourceKind, ...] = ("faust", "aiokafka")
+
+
 async def test_the_end_of_what_reads_the_topics_is_a_failure_of_the_agent(kafka_topics: TestTopics) -> None:
     """A consumer that crashed would leave a process that lives, is healthy, and reads nothing."""
     failures: asyncio.Queue[BaseException] = asyncio.Queue()
     broker = await find_broker(kafka_topics.settings())
-    app = AgentApp("idle", broker, Idle(), failures.put_nowait)
+    app = agent(broker, Idle(), failures.put_nowait, "faust")
     await app.start()
     try:
         cause = OSError("the consumer's thread ended")
-        await app._app.consumer.crash(cause)
+        assert isinstance(app.source, FaustSource)
+        await app.source._app.consumer.crash(cause)
         failure = await failures.get()
         assert isinstance(failure, AgentCrashedError)
         assert failure.__cause__ is cause
@@ -55,11 +70,14 @@ async def test_the_end_of_what_reads_the_topics_is_a_failure_of_the_agent(kafka_
         await app.abandon()
 
 
-async def test_a_step_that_is_cancelled_from_within_is_a_failure_too(kafka_topics: TestTopics) -> None:
+@pytest.mark.parametrize("source", SOURCES)
+async def test_a_step_that_is_cancelled_from_within_is_a_failure_too(
+    kafka_topics: TestTopics, source: SourceKind
+) -> None:
     """A library that leaks a CancelledError would end the task that works the inbox off, and nobody would see it."""
     failures: asyncio.Queue[BaseException] = asyncio.Queue()
     broker = await find_broker(kafka_topics.settings())
-    app = AgentApp("idle", broker, Idle(asyncio.CancelledError()), failures.put_nowait)
+    app = agent(broker, Idle(asyncio.CancelledError()), failures.put_nowait, source)
     await app.start()
     assert isinstance(await failures.get(), AgentCrashedError)
     await app.abandon()

@@ -1,0 +1,179 @@
+"""An agent: a source that fills a runner's inbox, the task that works it off, and the offsets that it has done with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import structlog
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type: ignore[import-untyped]
+
+from stream.aiokafka_source import AiokafkaSource
+from stream.broker import Broker
+from stream.faust_source import FaustSource
+from stream.inbox import Assigned, InputRecord, Place, Runner
+from stream.lag import Lag
+from stream.metrics import WorkerMetrics
+from stream.source import Source, SourceKind
+
+COMMIT_INTERVAL_S = 0.5
+TICK_INTERVAL_S = 0.1
+
+_log = structlog.get_logger(__name__)
+_SOURCES: dict[SourceKind, type[FaustSource] | type[AiokafkaSource]] = {"faust": FaustSource, "aiokafka": AiokafkaSource}
+
+
+class AgentCrashedError(RuntimeError):
+    """What reads an agent's topics has ended."""
+
+
+class Agent:
+    """One consumer group member and its runner; a failure of either is told once, and the process must stop then.
+
+    Parameters
+    ----------
+    name : of the agent; the group is that of ``broker.group(name)``.
+    on_failure : called once with the exception when the runner or the source failed.
+    source : the library that reads.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        broker: Broker,
+        runner: Runner,
+        on_failure: Callable[[BaseException], None],
+        metrics: WorkerMetrics,
+        *,
+        assignor: type[Any] = RangePartitionAssignor,
+        source: SourceKind = "faust",
+    ) -> None:
+        self.name = name
+        self.source: Source = _SOURCES[source](broker.group(name), broker, runner.topics, assignor)
+        self._runner = runner
+        self._on_failure = on_failure
+        self._lag = Lag(name, runner.topics, metrics)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._busy = asyncio.Lock()  # a step of the runner, or a change of partitions
+        self._committed: dict[Place, int] = {}
+        self._taking = True
+        self._ending = False
+        self._settled = asyncio.Event()  # the first assignment was worked off, or the runner failed
+
+    async def start(self) -> None:
+        """Join the group and begin; returns once the first assigned partitions are restored."""
+        self._tasks = [asyncio.create_task(self._guarded(loop())) for loop in (self._drain, self._tick, self._commits)]
+        await self.source.start(self)
+        await self._settled.wait()
+
+    async def stop(self) -> None:
+        """Take nothing more in, work off what was taken, store it, commit, leave the group."""
+        self._taking = False
+        await self._end_tasks()
+        async with self._busy:
+            while items := self._runner.inbox.take():
+                await self._runner.work(items)
+            await self._leave_partitions()
+        await self.source.stop()
+
+    async def abandon(self) -> None:
+        """Leave the group after a failure: nothing is stored, nothing committed."""
+        self._taking = False
+        await self._end_tasks()
+        await self.source.stop()
+
+    # ------------------------------------------------------------------------------------------ what the source tells
+
+    async def arrived(self, records: Sequence[InputRecord]) -> None:
+        """These were read; returns once there is room for more."""
+        if self._taking:
+            await self._runner.inbox.put(records)
+
+    def assigned(self, partitions: frozenset[int]) -> None:
+        """These partitions are ours from here on."""
+        _log.info("partitions assigned", agent=self.name, partitions=sorted(partitions))
+        self._runner.inbox.extend((Assigned(partitions),))
+
+    async def revoked(self) -> None:
+        """All partitions are let go, once the step under way is stored."""
+        if not self._taking:
+            return
+        try:
+            async with self._busy:
+                self._runner.inbox.clear()
+                await self._leave_partitions()
+        except Exception as error:  # noqa: BLE001 - the library would swallow it; it must end the process
+            self._fail(error)
+
+    # ---------------------------------------------------------------------------------------------------------- loops
+
+    async def _drain(self) -> None:
+        inbox = self._runner.inbox
+        while True:
+            await inbox.filled()
+            async with self._busy:
+                items = inbox.take()
+                if items:
+                    await self._runner.work(items)
+                    self._lag.worked_off([item for item in items if isinstance(item, InputRecord)])
+                    self.source.hold(self._runner.inbox.held_back)
+            if any(isinstance(item, Assigned) for item in items):
+                self._settled.set()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_INTERVAL_S)
+            if (reason := self.source.failure) is not None:
+                raise AgentCrashedError(
+                    f"What reads the topics of agent {self.name} crashed: {reason!r}. Nothing more is read; the worker "
+                    "must be started again."
+                ) from reason
+            async with self._busy:
+                await self._runner.tick()
+                self.source.hold(self._runner.inbox.held_back)
+            self._lag.measure(self.source.assignment(), self.source.end_offsets())
+
+    async def _commits(self) -> None:
+        while True:
+            await asyncio.sleep(COMMIT_INTERVAL_S)
+            await self._commit()
+
+    async def _commit(self) -> None:
+        ours = self.source.assignment()
+        offsets = {
+            place: offset
+            for place, offset in self._runner.committable().items()
+            if place in ours and self._committed.get(place) != offset
+        }
+        if offsets and await self.source.commit(offsets):
+            self._committed |= offsets
+
+    async def _leave_partitions(self) -> None:
+        await self._runner.give_up()
+        await self._commit()
+        self._committed.clear()
+
+    async def _guarded(self, loop: Coroutine[Any, Any, None]) -> None:
+        try:
+            await loop
+        except asyncio.CancelledError:
+            if self._ending:
+                raise
+            self._fail(AgentCrashedError(f"A task of agent {self.name} was cancelled from within: it cannot go on."))
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be acknowledged after it
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._on_failure(error)
+        self._settled.set()
+
+    async def _end_tasks(self) -> None:
+        """Let a step that is under way end, then cancel the loops."""
+        async with self._busy:
+            self._ending = True
+            for task in self._tasks:
+                task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []

@@ -1,0 +1,179 @@
+"""A source on Faust: an app with one agent, which only hands on what it reads.
+
+Faust gives group membership, rebalancing, flow control and supervision of its own parts. Acknowledgement is ours: the
+topics are declared with ``acks=False``, so Faust neither tracks events (a low water that lags by a click window would
+keep all of them in memory) nor commits, and an agent that failed cannot acknowledge what it did not do.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import faust
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type: ignore[import-untyped]
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
+from faust.types import TP
+from yarl import URL
+
+from stream.broker import Broker
+from stream.inbox import InputRecord, Place
+from stream.source import Listener
+
+_COMMIT_INTERVAL_S = 0.5  # of Faust's own commits, of which there are none
+
+
+class FaustSource:
+    """A group member of Faust's.
+
+    Parameters
+    ----------
+    group : of consumers, with the prefix. topics : by their names in the table.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        broker: Broker,
+        topics: Sequence[str],
+        assignor: type[Any] = RangePartitionAssignor,
+    ) -> None:
+        self._broker = broker
+        self._listener: Listener | None = None
+        self._held: frozenset[Place] = frozenset()
+        self._data_dir = tempfile.mkdtemp(prefix="millstream-faust-")  # Faust wants one, and leaves it empty
+        self._app = _faust_app(group, broker, assignor, self._data_dir)
+        self._add_agent([broker.topic(topic) for topic in topics])
+        self._app.on_partitions_assigned.connect(self._assigned)
+        self._app.on_partitions_revoked.connect(self._revoked)
+
+    async def start(self, listener: Listener) -> None:
+        """Join the group."""
+        self._listener = listener
+        self._app.in_worker = True
+        await self._app.start()
+
+    async def stop(self) -> None:
+        """Leave the group."""
+        await self._app.stop()
+        shutil.rmtree(self._data_dir, ignore_errors=True)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended a part of Faust: nothing would arrive any more, and nobody would be told."""
+        if not self._app.crashed:
+            return None
+        reason: BaseException | None = self._app.crash_reason
+        return reason or RuntimeError("Faust gave no reason")
+
+    def assignment(self) -> frozenset[Place]:
+        """What is read."""
+        return frozenset(self._place(place) for place in self._app.consumer.assignment())
+
+    def end_offsets(self) -> Mapping[Place, int]:
+        """The end of each partition, as of the last fetch."""
+        consumer = self._app.consumer._thread._consumer
+        ends = {place: consumer.highwater(place) for place in self._app.consumer.assignment()}
+        return {self._place(place): end for place, end in ends.items() if end is not None}
+
+    async def commit(self, offsets: Mapping[Place, int]) -> bool:
+        """Commit offsets; False when the group is rebalancing and they were not taken."""
+        named = {TP(self._broker.topic(topic), partition): at for (topic, partition), at in offsets.items()}
+        return bool(await self._app.consumer._commit(named))
+
+    def hold(self, places: frozenset[Place]) -> None:
+        """Read nothing more of these places, and of all others again."""
+        consumer, ours = self._app.consumer, self.assignment()
+        consumer.pause_partitions([self._tp(place) for place in (places - self._held) & ours])
+        consumer.resume_partitions([self._tp(place) for place in (self._held - places) & ours])
+        self._held = places
+
+    def _tp(self, place: Place) -> TP:
+        return TP(self._broker.topic(place[0]), place[1])
+
+    def _place(self, place: Any) -> Place:
+        return self._broker.table_name(place.topic), place.partition
+
+    def _add_agent(self, names: Sequence[str]) -> None:
+        inputs = self._app.topic(
+            *names, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw", acks=False
+        )
+
+        async def agent(stream: Any) -> None:
+            assert self._listener is not None
+            async for event in stream.noack().events():
+                await self._listener.arrived((self._record(event.message),))
+
+        self._app.agent(inputs, name="inputs")(agent)
+
+    def _record(self, message: Any) -> InputRecord:
+        content_type = next((value for name, value in message.headers or () if name == "content-type"), None)
+        return InputRecord(
+            topic=self._broker.table_name(message.topic),
+            partition=message.partition,
+            offset=message.offset,
+            value=message.value,
+            produced_ms=round(message.timestamp * 1000),
+            content_type=content_type.decode("latin-1") if content_type is not None else None,
+        )
+
+    async def _assigned(self, sender: Any, assigned: set[TP], **_: Any) -> None:
+        assert self._listener is not None
+        self._held = frozenset()
+        self._listener.assigned(frozenset(place.partition for place in assigned))
+
+    async def _revoked(self, sender: Any, revoked: set[TP], **_: Any) -> None:
+        """Faust delivers kept partitions again from their commit, so that all of them are let go."""
+        assert self._listener is not None
+        if revoked:
+            await self._listener.revoked()
+
+
+def _faust_app(group: str, broker: Broker, assignor: type[Any], data_dir: str) -> Any:
+    """A Faust app that reads bytes, makes no topics of its own, opens no port and keeps no tables."""
+
+    class _ConsumerThread(AIOKafkaConsumerThread):
+        def _create_worker_consumer(self, transport: Any) -> Any:
+            consumer = super()._create_worker_consumer(transport)
+            consumer._fetch_max_wait_ms = broker.fetch_max_wait_ms  # Faust's 1500 is the embedded broker's latency
+            consumer._partition_assignment_strategy = (assignor,)
+            if broker.idempotent:
+                consumer._isolation_level = "read_committed"
+            return consumer
+
+    class _Consumer(Consumer):
+        def _new_consumer_thread(self) -> Any:
+            return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    class _Transport(Transport):
+        Consumer = _Consumer
+
+    class _App(faust.App):
+        def _new_transport(self) -> Any:
+            return _Transport(self.conf.broker_consumer, self)
+
+    return _App(
+        group,
+        broker=[URL(f"kafka://{host}") for host in broker.bootstrap.split(",")],
+        broker_credentials=broker.faust_credentials,
+        datadir=data_dir,
+        store="memory://",
+        cache="memory://",
+        web_enabled=False,
+        autodiscover=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        reply_create_topic=False,
+        table_standby_replicas=0,
+        stream_wait_empty=False,
+        stream_buffer_maxsize=256,
+        worker_redirect_stdouts=False,
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=4 << 20,
+        broker_session_timeout=broker.session_timeout_s,
+        broker_heartbeat_interval=broker.session_timeout_s / 4,
+        broker_commit_interval=_COMMIT_INTERVAL_S,
+        broker_request_timeout=max(30.0, broker.session_timeout_s),  # Faust refuses a shorter one
+    )

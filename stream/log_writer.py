@@ -1,0 +1,179 @@
+"""How what belongs together reaches the log: records and the offsets that they were made of, all of them or none.
+
+On Apache Kafka every owner (of a partition of the join, of the model) has a transactional producer under its name. Who
+opens it fences whoever had it before: a worker that was paused, cut off or just slow can no longer write, and what it
+had begun is rolled back. The embedded broker has no transactions: there records are written one by one, offsets are
+committed later, and a restart finds in the topics what was written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol
+
+from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
+from aiokafka.errors import (  # type: ignore[import-untyped]
+    InvalidProducerEpoch,
+    KafkaConnectionError,
+    ProducerFenced,
+    RequestTimedOutError,
+)
+from aiokafka.producer.sender import SendProduceReqHandler  # type: ignore[import-untyped]
+from aiokafka.structs import OffsetAndMetadata  # type: ignore[import-untyped]
+
+from stream.broker import Broker
+from stream.inbox import Place
+from stream.producer import MAX_RECORD_BYTES, REQUEST_ROOM_BYTES
+
+TRANSACTION_TIMEOUT_MS = 15_000  # how long a worker that stops in the middle can hold readers back, unless it is fenced
+
+
+class FencedError(RuntimeError):
+    """Another worker has taken over; nothing of what was to be written was."""
+
+
+class Outgoing(NamedTuple):
+    """A record for a topic by its name in the table."""
+
+    topic: str
+    value: bytes
+    key: bytes | None = None
+    partition: int | None = None
+
+
+class Commits(NamedTuple):
+    """Offsets of a consumer group, all with the same metadata."""
+
+    group: str
+    offsets: Mapping[Place, int]
+    metadata: str
+
+
+class LogWriter(Protocol):
+    """Writes of one owner, in order."""
+
+    async def write(self, records: Sequence[Outgoing], commits: Commits | None = None) -> list[int]:
+        """Store records; their offsets. Raises FencedError, KafkaError."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the ownership."""
+        ...
+
+
+async def open_writer(broker: Broker, owner: str) -> LogWriter:
+    """The writer of an owner; the only one from now on, where the broker has transactions."""
+    writer: TransactionalWriter | PlainWriter
+    writer = TransactionalWriter(broker, owner) if broker.idempotent else PlainWriter(broker)
+    await writer.start()
+    return writer
+
+
+class TransactionalWriter:
+    """A write is one transaction, commits included."""
+
+    def __init__(self, broker: Broker, owner: str) -> None:
+        self._broker = broker
+        self._owner = owner
+        self._one_at_a_time = asyncio.Lock()
+        self._producer = _producer(broker, transactional_id=owner, transaction_timeout_ms=TRANSACTION_TIMEOUT_MS)
+
+    async def start(self) -> None:
+        """Fence whoever wrote before; what it had not committed is rolled back."""
+        await self._producer.start()
+
+    async def write(self, records: Sequence[Outgoing], commits: Commits | None = None) -> list[int]:
+        """Store records; their offsets."""
+        try:
+            async with self._one_at_a_time, self._producer.transaction():
+                sends = [await _send(self._producer, self._broker, record) for record in records]
+                if commits is not None:
+                    await self._producer.send_offsets_to_transaction(self._named(commits), commits.group)
+                metadata = await asyncio.gather(*sends)
+        except (ProducerFenced, InvalidProducerEpoch) as error:
+            raise FencedError(
+                f"another worker writes as {self._owner} now ({error!r}). Nothing of this step was written; this "
+                "worker stops and resumes from the log. It was silent for longer than its session: if that comes "
+                "often, raise KAFKA_SESSION_TIMEOUT_S."
+            ) from error
+        return [int(one.offset) for one in metadata]
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._producer.stop()
+
+    def _named(self, commits: Commits) -> dict[TopicPartition, OffsetAndMetadata]:
+        return {
+            TopicPartition(self._broker.topic(topic), partition): OffsetAndMetadata(offset, commits.metadata)
+            for (topic, partition), offset in commits.offsets.items()
+        }
+
+
+class PlainWriter:
+    """Records one by one, each once or not at all: a send whose outcome is not known is not repeated.
+
+    Without idempotence a repeated send may store a record twice. So the worker ends, and its next life looks what is
+    there. Commits are left to the consumer.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._producer = _producer(broker)
+
+    async def start(self) -> None:
+        """Connect."""
+        await self._producer.start()
+        _never_retry(self._producer)
+
+    async def write(self, records: Sequence[Outgoing], commits: Commits | None = None) -> list[int]:
+        """Store records; their offsets. Those of a topic are all stored before those of the next are sent."""
+        offsets: list[int] = []
+        for _, run in groupby(records, key=lambda record: record.topic):
+            sends = [await _send(self._producer, self._broker, record) for record in run]
+            offsets += [int(one.offset) for one in await asyncio.gather(*sends)]
+        return offsets
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._producer.stop()
+
+
+def _producer(broker: Broker, **options: Any) -> AIOKafkaProducer:
+    return AIOKafkaProducer(
+        bootstrap_servers=broker.bootstrap,
+        acks="all",
+        linger_ms=0,  # a record waits for nobody: what rides together was put together before
+        max_request_size=MAX_RECORD_BYTES + REQUEST_ROOM_BYTES,
+        **broker.options,
+        **options,
+    )
+
+
+async def _send(producer: AIOKafkaProducer, broker: Broker, record: Outgoing) -> asyncio.Future[Any]:
+    sent: asyncio.Future[Any] = await producer.send(
+        broker.topic(record.topic), record.value, key=record.key, partition=record.partition
+    )
+    return sent
+
+
+class _Once(SendProduceReqHandler):  # type: ignore[misc]
+    """A produce request that is sent again only when the broker cannot have stored it."""
+
+    def _can_retry(self, error: BaseException, batch: Any) -> bool:
+        unknown = isinstance(error, KafkaConnectionError | RequestTimedOutError)
+        return not unknown and bool(super()._can_retry(error, batch))
+
+
+def _never_retry(producer: AIOKafkaProducer) -> None:
+    """Let a started producer fail where it would repeat a request whose outcome it does not know."""
+    sender = producer._sender
+
+    async def send(node_id: int, batches: Mapping[TopicPartition, Any]) -> None:
+        await _Once(sender, batches).do(node_id)
+        sender._in_flight.remove(node_id)
+        for place in batches:
+            sender._muted_partitions.remove(place)
+
+    sender._send_produce_req = send

@@ -1,0 +1,161 @@
+"""Kernels of the session fold: every event by itself, in the order of the log.
+
+So the bits of a state, rounding included, follow from the log alone, however it was cut into records and steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.kernel import kernel
+from learners.kinds import CONVERSION, CORRECTION, SETTLED
+from learners.session_state import REMEMBERED
+
+MISSING = -1
+"""The place of a key that is 0."""
+
+
+class Rules(NamedTuple):
+    """What decides, in ms."""
+
+    gap_ms: int
+    own_ttl_ms: int
+    shared_ttl_ms: int
+    half_life_ms: float
+
+
+class OutcomeColumns(NamedTuple):
+    """B outcomes: what became of each, and the places of its user and of its C counters, or `MISSING`."""
+
+    kind: NDArray[np.uint8]  # (B,)
+    label: NDArray[np.uint8]  # (B,)
+    ts_ms: NDArray[np.int64]  # (B,)
+    known_ms: NDArray[np.int64]  # (B,)
+    ad: NDArray[np.uint64]  # (B,)
+    user: NDArray[np.int64]  # (B,)
+    counters: NDArray[np.int64]  # (B, C)
+
+
+@kernel
+def fold_displays(users: NDArray[Any], at: NDArray[np.int64], ts_ms: NDArray[np.int64], rules: Rules) -> None:
+    """Move the gap and the session of the users at ``at``, (B,)."""
+    for row in range(len(at)):
+        if at[row] == MISSING:
+            continue
+        user, now = users[at[row]], ts_ms[row]
+        _meet(user, now, rules.own_ttl_ms)
+        if user.display_ms == 0 or now - user.display_ms >= rules.gap_ms:
+            user.session_start_ms = now
+            user.session_impressions = 0
+        user.session_impressions += 1
+        user.display_ms = max(user.display_ms, now)
+
+
+@kernel
+def fold_user_outcomes(users: NDArray[Any], rows: OutcomeColumns, rules: Rules) -> None:
+    """Move last outcomes and session clicks."""
+    for row in range(len(rows.user)):
+        if rows.user[row] == MISSING:
+            continue
+        user, kind = users[rows.user[row]], rows.kind[row]
+        _meet(user, rows.known_ms[row], rules.own_ttl_ms)
+        if kind == SETTLED:
+            _remember(user, rows.ad[row], rows.label[row] != 0)
+        elif kind == CORRECTION:
+            _correct(user, rows.ad[row])
+        if kind == CORRECTION or (kind == SETTLED and rows.label[row] != 0):
+            _count_click(user, rows.ts_ms[row])
+
+
+@kernel
+def fold_counters(counters: NDArray[Any], own: NDArray[np.bool_], rows: OutcomeColumns, rules: Rules) -> None:
+    """Add the rows to their counters; ``own`` (C,) are those that belong to a user."""
+    for row in range(len(rows.user)):
+        kind, now = rows.kind[row], rows.known_ms[row]
+        settled = kind == SETTLED
+        clicked = kind == CORRECTION or (settled and rows.label[row] != 0)
+        for column in range(len(own)):
+            at = rows.counters[row, column]
+            if at == MISSING:
+                continue
+            counter = counters[at]
+            ttl_ms = rules.own_ttl_ms if own[column] else rules.shared_ttl_ms
+            weight = _pass_time(counter, now, ttl_ms, rules.half_life_ms)
+            if settled:
+                counter.n += 1.0
+                counter.recent_n += weight
+            if clicked:
+                counter.clicks += 1.0
+                counter.recent_clicks += weight
+            if kind == CONVERSION:
+                counter.values += 1.0
+                counter.recent_values += weight
+
+
+@kernel
+def _meet(user: Any, now: int, ttl_ms: int) -> None:
+    """Start a user anew who was away for longer than the expiry, and note that it was seen."""
+    if now - user.seen_ms > ttl_ms:
+        user.seen_ms = 0
+        user.display_ms = 0
+        user.session_start_ms = 0
+        user.click_ms = 0
+        user.session_impressions = 0
+        user.session_clicks = 0
+        for bit in range(REMEMBERED):
+            user.recent_ads[bit] = 0
+        user.outcomes = 0
+        user.outcome_count = 0
+    user.seen_ms = max(user.seen_ms, now)
+
+
+@kernel
+def _remember(user: Any, ad: np.uint64, clicked: bool) -> None:
+    """Shift one settled outcome in, newest first."""
+    for bit in range(REMEMBERED - 1, 0, -1):
+        user.recent_ads[bit] = user.recent_ads[bit - 1]
+    user.recent_ads[0] = ad
+    user.outcomes = ((user.outcomes << 1) | clicked) & 0xFF
+    user.outcome_count = min(user.outcome_count + 1, REMEMBERED)
+
+
+@kernel
+def _correct(user: Any, ad: np.uint64) -> None:
+    """Turn the newest unclicked outcome of the ad into a click, if it is still remembered."""
+    for bit in range(user.outcome_count):
+        if user.recent_ads[bit] == ad and not (user.outcomes >> bit) & 1:
+            user.outcomes |= 1 << bit
+            return
+
+
+@kernel
+def _count_click(user: Any, shown_ms: int) -> None:
+    """Count a click if its display belongs to the session that is on; a click of an earlier one only dates itself."""
+    if user.click_ms < user.session_start_ms:
+        user.session_clicks = 0
+    if shown_ms >= user.session_start_ms:
+        user.session_clicks += 1
+    user.click_ms = max(user.click_ms, shown_ms)
+
+
+@kernel
+def _pass_time(counter: Any, now: int, ttl_ms: int, half_life_ms: float) -> float:
+    """Let a counter age until ``now``, or expire; what one more outcome of that time weighs in its decayed sums."""
+    before = counter.ts_ms
+    if now - before > ttl_ms:
+        counter.n = counter.clicks = counter.values = 0.0
+        counter.recent_n = counter.recent_clicks = counter.recent_values = 0.0
+        counter.ts_ms = now
+        return 1.0
+    if now <= before:
+        weight: float = np.exp2((now - before) / half_life_ms)
+        return weight
+    left = np.exp2((before - now) / half_life_ms)
+    counter.recent_n *= left
+    counter.recent_clicks *= left
+    counter.recent_values *= left
+    counter.ts_ms = now
+    return 1.0
