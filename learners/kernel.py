@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a function at its first call, keep the machine code on disk, and run it without the GIL."""
-    return cast(Callable[P, R], numba.njit(cache=False, nogil=True, boundscheck=True, error_model="numpy")(function))
+    return cast(Callable[P, R], numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")(function))
 
 
 def _prefetch(context: Any, array: Any, index: Any) -> tuple[Any, Any]:
