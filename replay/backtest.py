@@ -261,8 +261,8 @@ class _Loop:
         ids = self.ranker.encoder.ids(tick.requests)
         scored = self.ranker.score(ids, self.store.read(self.ranker.encoder, ids))
         for _, record in served_records(scored, self.spec, partitions=1):
-            rows = served_rows(record, self.spec)
-            self._join.core.served(rows, self._next_record(len(rows)))
+            served = served_rows(record, self.spec)
+            self._join.core.served(served, self._next_record(len(served)))
         starts = scored.starts()
         for at, request in enumerate(tick.requests):
             rows = np.arange(starts[at], starts[at + 1])

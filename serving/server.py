@@ -97,7 +97,7 @@ class ServingServer:
             queue_bytes=settings.served_queue_bytes,
         )
         follow: dict[str, Any] = {
-            "client_options": broker.options,
+            "client_options": {**broker.options, "isolation_level": broker.isolation_level},
             "fetch_max_wait_ms": broker.fetch_max_wait_ms,
             "on_swap": self._show_versions,
         }

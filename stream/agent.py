@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -22,7 +21,10 @@ COMMIT_INTERVAL_S = 0.5
 TICK_INTERVAL_S = 0.1
 
 _log = structlog.get_logger(__name__)
-_SOURCES: dict[SourceKind, type[FaustSource] | type[AiokafkaSource]] = {"faust": FaustSource, "aiokafka": AiokafkaSource}
+_SOURCES: dict[SourceKind, type[FaustSource] | type[AiokafkaSource]] = {
+    "faust": FaustSource,
+    "aiokafka": AiokafkaSource,
+}
 
 
 class AgentCrashedError(RuntimeError):

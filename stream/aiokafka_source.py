@@ -44,7 +44,7 @@ class AiokafkaSource:
             heartbeat_interval_ms=round(broker.session_timeout_s * 250),
             max_poll_interval_ms=_MAX_POLL_MS,
             partition_assignment_strategy=(assignor,),
-            isolation_level="read_committed" if broker.idempotent else "read_uncommitted",
+            isolation_level=broker.isolation_level,
             **broker.options,
         )
 
@@ -125,4 +125,3 @@ class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         self._source.let_go()
         self._listener.assigned(frozenset(place.partition for place in assigned))
-

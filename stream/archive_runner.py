@@ -19,6 +19,7 @@ from stream.broker import Broker
 from stream.examples import ExampleRows
 from stream.examples_log import decode_examples
 from stream.inbox import Assigned, Inbox, InputRecord, Place
+from stream.log_gaps import LogGaps
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.records import RecordError
@@ -41,6 +42,8 @@ class ArchiveRunner:
         self._config = config
         self._store = store
         self._metrics = metrics
+        lost = metrics.counter("archive_lost_records_total")
+        self._gaps = LogGaps(broker, EXAMPLES, lost, "archived")
         self._buffers: dict[int, PartBuffer] = {}
         self._committable: dict[Place, int] = {}
 
@@ -56,6 +59,7 @@ class ArchiveRunner:
             if item.partition not in self._buffers:  # records may overtake the notice of the assignment
                 await self._restore({item.partition})
             await self._take(self._buffers[item.partition], item)
+        await self._gaps.check(time.monotonic())
         self._metrics.histogram("step_seconds", agent="archive").observe(time.perf_counter() - started)
         self._metrics.gauge("inbox_records", agent="archive").set(len(self.inbox))
         self._metrics.gauge("archive_waiting_rows").set(sum(map(len, self._buffers.values())))
@@ -82,26 +86,16 @@ class ArchiveRunner:
                 async for _ in log.read(EXAMPLES, partition, start):  # refuses a log that ends before the archive
                     break
                 self._buffers[partition] = PartBuffer(partition, start, self._config)
+                self._gaps.assigned((partition,))
                 _log.info("archiver restored", partition=partition, next_offset=start)
 
     async def _take(self, buffer: PartBuffer, record: InputRecord) -> None:
-        if record.offset > buffer.next_offset:
-            await self._fill_gap(buffer, record.offset)
+        """The group may have committed what these files lack, as when the folder is a new one."""
+        async for missed in self._gaps.before(buffer.partition, buffer.next_offset, record.offset):
+            await self._add(buffer, missed.offset, missed.value)
+        buffer.skip_to(record.offset)
         if record.offset == buffer.next_offset:
             await self._add(buffer, record.offset, record.value)
-
-    async def _fill_gap(self, buffer: PartBuffer, end: int) -> None:
-        """Take what the group committed but these files lack, as when the folder is a new one."""
-        async with LogReader(self._broker) as log:
-            oldest = await log.oldest(EXAMPLES, buffer.partition)
-            if oldest > buffer.next_offset:
-                gone = (buffer.next_offset, oldest)
-                _log.warning(
-                    "the log lost examples before they were archived", partition=buffer.partition, offsets=gone
-                )
-            async for missed in log.read(EXAMPLES, buffer.partition, buffer.next_offset, stop=end):
-                await self._add(buffer, missed.offset, missed.value)
-        buffer.skip_to(end)
 
     async def _add(self, buffer: PartBuffer, offset: int, value: bytes | None) -> None:
         try:

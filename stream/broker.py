@@ -37,6 +37,11 @@ class Broker:
         return 500 if self.idempotent else 20
 
     @property
+    def isolation_level(self) -> str:
+        """What a consumer may see: where there are transactions, only what was committed."""
+        return "read_committed" if self.idempotent else "read_uncommitted"
+
+    @property
     def session_timeout_s(self) -> float:
         """After how long a silent worker has left its group."""
         if self.given_session_timeout_s is not None:

@@ -20,6 +20,7 @@ from stream.broker import Broker
 from stream.calibrating import PartitionCalibrator
 from stream.examples_log import decode_examples
 from stream.inbox import Assigned, Inbox, InputRecord, Place
+from stream.log_gaps import LogGaps
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.producer import RecordProducer, stored
@@ -51,6 +52,8 @@ class CalibrateRunner:
         self._config = config
         self._publish_interval_s = publish_interval_s
         self._metrics = metrics
+        lost = metrics.counter("calibration_lost_records_total")
+        self._gaps = LogGaps(broker, EXAMPLES, lost, "counted for the calibration")
         self._calibrators: dict[int, PartitionCalibrator] = {}
         self._committable: dict[Place, int] = {}
 
@@ -65,8 +68,9 @@ class CalibrateRunner:
                 continue
             if item.partition not in self._calibrators:  # records may overtake the notice of the assignment
                 await self._restore({item.partition})
-            self._count(self._calibrators[item.partition], item)
+            await self._take(self._calibrators[item.partition], item)
         await self._publish()
+        await self._gaps.check(time.monotonic())
         self._metrics.histogram("step_seconds", agent="calibrate").observe(time.perf_counter() - started)
         self._metrics.gauge("inbox_records", agent="calibrate").set(len(self.inbox))
         slowest_ms = min((one.watermark_ms for one in self._calibrators.values()), default=0)
@@ -97,19 +101,26 @@ class CalibrateRunner:
             self._calibrators[partition] = PartitionCalibrator(
                 partition, self._config, self._publish_interval_s, record_or_none
             )
+            self._gaps.assigned((partition,))
             next_offset = self._calibrators[partition].next_offset
             _log.info("calibrator restored", partition=partition, next_offset=next_offset)
 
-    def _count(self, calibrator: PartitionCalibrator, record: InputRecord) -> None:
+    async def _take(self, calibrator: PartitionCalibrator, record: InputRecord) -> None:
+        """The group may have committed what the state lacks, as when its topic was made anew."""
+        async for missed in self._gaps.before(calibrator.partition, calibrator.next_offset, record.offset):
+            self._count(calibrator, missed.offset, missed.value)
+        self._count(calibrator, record.offset, record.value)
+
+    def _count(self, calibrator: PartitionCalibrator, offset: int, value: bytes | None) -> None:
         try:
-            rows, watermark_ms = decode_examples(record.value, self._spec)
+            rows, watermark_ms = decode_examples(value, self._spec)
         except RecordError:  # the learner puts such records aside; once is enough
-            calibrator.skip(record.offset)
+            calibrator.skip(offset)
             return
-        if record.offset >= calibrator.next_offset:
+        if offset >= calibrator.next_offset:
             counted = np.count_nonzero(rows.kind != CONVERSION)
             self._metrics.counter("calibration_rows_total").inc(int(counted))
-        calibrator.step(rows, record.offset, watermark_ms)
+        calibrator.step(rows, offset, watermark_ms)
 
     async def _publish(self, *, at_once: bool = False) -> None:
         records = [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import structlog
 from numpy.typing import NDArray
@@ -16,12 +14,11 @@ from stream.examples import ExampleRows, concat
 from stream.examples_log import decode_examples
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
+from stream.outage import Outage
 from stream.records import RecordError
 from stream.settled_clicks import SettledClicks
 from stream.topics import EXAMPLES
 
-_RETRY_S = 1.0
-_LOG_EVERY_S = 10.0
 _ROWS_A_CALL = 5_000
 
 _log = structlog.get_logger(__name__)
@@ -42,8 +39,7 @@ class ClickFold:
         self._partition = partition
         self._failures = metrics.counter("click_store_failures_total")
         self._fence: int | None = None  # None: to be asked for
-        self._away_until = 0.0
-        self._logged_at = -_LOG_EVERY_S
+        self._outage = Outage("store of settled clicks")
 
     async def take(self, examples: ExampleRows, end: int) -> None:
         """Take up what became known with the examples that end before offset ``end``."""
@@ -54,13 +50,14 @@ class ClickFold:
         except (RedisError, OSError) as error:
             self._failed(error)
             return
+        self._outage.over()
         self._fence = end if stands == end else None
 
     async def catch_up(self, end: int) -> bool:
         """Bring the store up to offset ``end`` of the examples, if it is not there; False while it does not answer."""
         if self._fence == end:
             return True
-        if time.monotonic() < self._away_until:
+        if self._outage.lasts:
             return False
         try:
             if self._fence is None:
@@ -69,6 +66,7 @@ class ClickFold:
         except (RedisError, OSError) as error:
             self._failed(error)
             return False
+        self._outage.over()
         return self._fence == end
 
     async def find(self, impression_ids: NDArray[np.uint64]) -> SettledClicks | None:
@@ -104,12 +102,6 @@ class ClickFold:
             self._fence = end if stands == end else None
 
     def _failed(self, error: Exception) -> None:
-        now = time.monotonic()
-        self._fence, self._away_until = None, now + _RETRY_S
+        self._fence = None
         self._failures.inc()
-        if now - self._logged_at >= _LOG_EVERY_S:
-            self._logged_at = now
-            _log.error(
-                "the store of settled clicks does not answer; conversions wait until it does",
-                partition=self._partition, error=f"{type(error).__name__}: {error}",
-            )  # fmt: skip
+        self._outage.failed(error)

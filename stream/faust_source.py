@@ -139,8 +139,7 @@ def _faust_app(group: str, broker: Broker, assignor: type[Any], data_dir: str) -
             consumer = super()._create_worker_consumer(transport)
             consumer._fetch_max_wait_ms = broker.fetch_max_wait_ms  # Faust's 1500 is the embedded broker's latency
             consumer._partition_assignment_strategy = (assignor,)
-            if broker.idempotent:
-                consumer._isolation_level = "read_committed"
+            consumer._isolation_level = broker.isolation_level
             return consumer
 
     class _Consumer(Consumer):

@@ -75,6 +75,7 @@ class Runner(Protocol):
         """For each input partition the first offset to read again after a restart."""
         ...
 
+
 class Inbox:
     """A bounded queue from which everything that waits is taken at once.
 

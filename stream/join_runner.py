@@ -128,8 +128,7 @@ class JoinRunner:
         """Take over what is ours now; let go of what is not, which a record under way can have brought back."""
         for partition in self._partitions.keys() - partitions:
             await self._partitions.pop(partition).close()
-        for partition in sorted(partitions - self._partitions.keys()):
-            await self._take_over(partition)
+        await asyncio.gather(*map(self._take_over, sorted(partitions - self._partitions.keys())))
 
     async def _take_over(self, partition: int) -> None:
         core = JoinCore(self._config, partition, self._salt)
@@ -148,9 +147,7 @@ class JoinRunner:
             self._decode(held, topic, await self._with_unread(held, topic, records))
             touched.add(partition)
 
-    async def _with_unread(
-        self, held: JoinedPartition, topic: str, records: list[InputRecord]
-    ) -> list[InputRecord]:
+    async def _with_unread(self, held: JoinedPartition, topic: str, records: list[InputRecord]) -> list[InputRecord]:
         """The records, and before the first ones of a partition those that lie between them and the low water.
 
         What was under way when the partitions were assigned can come before what is read from the low water on.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -29,6 +29,7 @@ from stream.examples import ExampleRows
 from stream.examples_log import decode_examples
 from stream.inbox import Assigned, Inbox, InputRecord, Place
 from stream.learning import Learned, LearningConfig, LearningLoop, LearnOutcome, LoopState, Rejected
+from stream.log_gaps import LogGaps
 from stream.log_reader import LogReader
 from stream.log_writer import LogWriter, Outgoing, open_writer
 from stream.metrics import WorkerMetrics
@@ -86,6 +87,7 @@ class LearnRunner:
         stop holding it; a click must not wait for that, so what waits is learned and published every
         ``learn_interval_s`` of this clock too.
     fresh_log : the broker was started just now: offsets in a snapshot are of another log and are dropped.
+    open_writer : opens what the model's owner writes through.
     """
 
     topics = (EXAMPLES,)
@@ -100,9 +102,11 @@ class LearnRunner:
         *,
         wall_s: Callable[[], float] | None = None,
         fresh_log: bool = False,
+        open_writer: Callable[[Broker, str], Awaitable[LogWriter]] = open_writer,
     ) -> None:
         self.inbox = Inbox()
         self._broker = broker
+        self._open_writer = open_writer
         self._writer: LogWriter | None = None  # while the model is ours
         self._spec = spec
         self._config = config
@@ -112,6 +116,7 @@ class LearnRunner:
         self._foreign_version = -1  # snapshots up to it are of another log
         self._wall_s = wall_s
         self._acted_s = 0.0  # of the wall clock
+        self._gaps = LogGaps(broker, EXAMPLES, metrics.counter("learn_lost_records_total"), "learned")
         self._loop: LearningLoop | None = None
         self._committable: dict[Place, int] = {}
         self._snapshot_task: asyncio.Task[None] | None = None
@@ -138,6 +143,7 @@ class LearnRunner:
             await self._end_snapshot()
         if self._loop.snapshot_due() and self._snapshot_task is None:
             await self._begin_snapshot(self._loop)
+        await self._gaps.check(time.monotonic())
         self._metrics.histogram("step_seconds", agent="learn").observe(time.perf_counter() - started)
         self._measure(self._loop)
 
@@ -179,18 +185,22 @@ class LearnRunner:
             _log.info("another worker learns this model; standing by", partitions=sorted(partitions))
             return
         if self._writer is None:
-            self._writer = await open_writer(self._broker, self._broker.group("learn"))
+            self._writer = await self._open_writer(self._broker, self._broker.group("learn"))
         async with LogReader(self._broker) as log:
             if await take_base(log, self._snapshots, self._spec, new_log=self._fresh_log):
                 self._metrics.counter("learn_bases_total").inc()
             snapshot = await asyncio.to_thread(first_snapshot, self._snapshots, self._spec)
             self._loop = loop = self._loop_of(snapshot)
+            self._gaps.assigned(partitions)
             await self._relearn(log, loop, snapshot)
             published = await last_published(log)
             if published > loop.version:
+                oldest = await log.oldest(JOURNAL, 0)
                 raise NoSnapshotError(
-                    f"version {published} was published, but snapshot and journal lead to {loop.version} only: its "
-                    f"weights cannot be made again. Give --snapshots the folder of this stream, not {self._snapshots}."
+                    f"version {published} was published, but snapshot {snapshot.version} and the journal ({JOURNAL}[0] "
+                    f"from offset {oldest} on) lead to {loop.version} only: its weights cannot be made again. Give "
+                    f"--snapshots the folder of this stream, not {self._snapshots}; if retention took the journal, "
+                    "train a new base (python -m learners base --out) and keep the topic for longer (retention.ms)."
                 )
             await asyncio.to_thread(loop.model.table.prepare_snapshot)
             if 0 < published < snapshot.version:  # a new base's, of which nothing was published yet
@@ -247,18 +257,12 @@ class LearnRunner:
     # ---------------------------------------------------------------------------------------------------- step
 
     async def _step(self, loop: LearningLoop, record: InputRecord) -> list[LearnOutcome]:
-        if record.offset > loop.next_offset(record.partition):
-            await self._fill_gap(loop, record)
+        """The group may have committed what this snapshot, older than that commit, lacks."""
+        async for missed in self._gaps.before(record.partition, loop.next_offset(record.partition), record.offset):
+            outcomes = await self._learn_record(loop, missed.partition, missed.offset, missed.value)
+            await self._write(self._store(loop, outcomes))
         self._metrics.counter("input_records_total", topic=EXAMPLES).inc()
         return await self._learn_record(loop, record.partition, record.offset, record.value)
-
-    async def _fill_gap(self, loop: LearningLoop, record: InputRecord) -> None:
-        """Learn records that the group committed but this snapshot, older than that commit, lacks."""
-        start = loop.next_offset(record.partition)
-        async with LogReader(self._broker) as log:
-            async for missed in log.read(EXAMPLES, record.partition, start, stop=record.offset):
-                outcomes = await self._learn_record(loop, missed.partition, missed.offset, missed.value)
-                await self._write(self._store(loop, outcomes))
 
     async def _learn_record(
         self, loop: LearningLoop, partition: int, offset: int, value: bytes | None

@@ -68,7 +68,7 @@ class LearnerPace:
             enable_auto_commit=False,
             auto_offset_reset="latest",
             fetch_max_wait_ms=self._broker.fetch_max_wait_ms,
-            isolation_level="read_committed" if self._broker.idempotent else "read_uncommitted",
+            isolation_level=self._broker.isolation_level,
             **self._broker.options,
         )
         await consumer.start()

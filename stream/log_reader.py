@@ -13,6 +13,7 @@ from aiokafka.errors import OffsetOutOfRangeError  # type: ignore[import-untyped
 from stream.broker import Broker
 
 _POLL_MS = 100
+_FETCH_WAIT_MS = 20  # what is read is there already; a broker that waits for more answers nothing else meanwhile
 
 
 class LogEndsEarlierError(RuntimeError):
@@ -29,9 +30,9 @@ class LogReader:
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="none",
-            fetch_max_wait_ms=broker.fetch_max_wait_ms,
+            fetch_max_wait_ms=_FETCH_WAIT_MS,
             max_partition_fetch_bytes=8 << 20,
-            isolation_level="read_committed" if broker.idempotent else "read_uncommitted",
+            isolation_level=broker.isolation_level,
             **broker.options,
         )
 
@@ -71,8 +72,10 @@ class LogReader:
                 continue
             if end < max(start, at_least):
                 raise _ends_earlier(topic, partition, max(start, at_least))
+            # What is behind an open transaction is nobody's yet: to wait for it could take as long as its timeout.
+            readable = self._consumer.last_stable_offset(place) if self._broker.idempotent else end
             position = await self._consumer.position(place)
-            if position >= (end if stop is None else min(stop, end)):
+            if position >= (readable if stop is None else min(stop, readable)):
                 return
 
     async def oldest(self, topic: str, partition: int) -> int:

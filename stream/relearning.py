@@ -134,8 +134,19 @@ async def _journal_after(log: LogReader, version: int, last_version: int | None)
         raise RelearnError(
             f"the journal ({JOURNAL}) leads from version {version} to {reached}, not to {last_version}: that version "
             "was not made from this snapshot and this log. Give a version that was published, and this stream's folder."
+            f"{await _what_retention_took(log)}"
         )
     return found
+
+
+async def _what_retention_took(log: LogReader) -> str:
+    oldest = await log.oldest(JOURNAL, 0)
+    if not oldest:
+        return ""
+    return (
+        f" Its offsets before {oldest} are no longer in the log: if the version was learned there, start from a newer "
+        "snapshot, and keep the topic for longer (retention.ms)."
+    )
 
 
 async def _fetched(

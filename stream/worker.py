@@ -29,9 +29,9 @@ from stream.agent import Agent
 from stream.archive_runner import ArchiveRunner
 from stream.archive_store import archive_store_of
 from stream.broker import Broker, find_broker
-from stream.click_store import RedisClickStore
 from stream.calibrate_runner import CalibrateRunner
 from stream.child_server import ServerStartError
+from stream.click_store import RedisClickStore
 from stream.embedded_broker import EmbeddedBroker
 from stream.embedded_redis import EmbeddedRedis, answers_ping
 from stream.health import HealthServer

@@ -43,6 +43,8 @@ class Peer:
     @property
     def installed(self) -> bool:
         """Whether its library is there: not every one has a wheel for every Python."""
+        if not self.python.exists():
+            return False
         return subprocess.run([self.python, "-c", f"import {self.library}"], capture_output=True).returncode == 0
 
 
@@ -87,8 +89,13 @@ class _Example(msgspec.Struct):
 
 
 async def produce(bootstrap: str, log: JoinLog, prefix: str, partitions: int = 1) -> None:
-    """Create all topics under the prefix and send the log, every record with the time at which it was sent."""
-    await ensure_topics(bootstrap, topic_table(partitions, prefix=prefix))
+    """Create all topics under the prefix and send the log, every record with the time at which it was sent.
+
+    The log's times are long past: topics keep everything, or a broker would delete it while it is read.
+    """
+    await ensure_topics(
+        bootstrap, [replace(topic, retention_ms=-1) for topic in topic_table(partitions, prefix=prefix)]
+    )
     producer = AIOKafkaProducer(
         bootstrap_servers=bootstrap, acks="all", linger_ms=5, max_batch_size=1 << 20, max_request_size=_RECORD_BYTES
     )
@@ -129,7 +136,7 @@ async def joined(
 ) -> Joined:
     """One contestant's run; ``output`` must be a new topic."""
     examples = next(topic for topic in topic_table(1) if topic.name == EXAMPLES)
-    await ensure_topics(bootstrap, [replace(examples, name=output)])
+    await ensure_topics(bootstrap, [replace(examples, name=output, retention_ms=-1)])
     with Child(peer.module, cores=[core], python=peer.python) as child:
         answer = await asyncio.to_thread(
             child.turn,

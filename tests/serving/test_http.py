@@ -51,10 +51,10 @@ async def test_a_score_call_answers_in_request_order_and_logs_each_row_on_its_us
     assert len(answered) == len(expected)
     for partition, records in logged.items():
         for record in records:
-            rows = decode_served(record.encode(), SMALL).data
-            assert (partition_of(rows["user_key"], running.topics.partitions) == partition).all()
-            assert {str(i): np.float32(p) for i, p in zip(rows["impression_id"], rows["p"], strict=True)} == {
-                str(i): np.float32(answered.pop(str(i))) for i in rows["impression_id"]
+            rows = decode_served(record.encode(), SMALL)
+            assert (partition_of(rows.user_key, running.topics.partitions) == partition).all()
+            assert {str(i): np.float32(p) for i, p in zip(rows.impression_id, rows.p, strict=True)} == {
+                str(i): np.float32(answered.pop(str(i))) for i in rows.impression_id
             }
     assert not answered
 

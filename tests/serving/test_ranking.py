@@ -71,13 +71,17 @@ def test_served_records_hold_every_row_once_on_its_users_partition(
     rows = found.encoded.rows()
     at = {impression: i for i, impression in enumerate(found.impression_id.tolist())}
     for partition, served in records:
-        decoded = decode_served(served.encode(), SMALL).data
-        assert (partition_of(decoded["user_key"], partitions) == partition).all()
-        where = [at.pop(impression) for impression in decoded["impression_id"].tolist()]
-        np.testing.assert_array_equal(decoded["ids"], rows.ids[where])
-        np.testing.assert_array_equal(decoded["dense"], rows.dense[where])
-        np.testing.assert_array_equal(decoded["logit"], found.logit[where])
-        np.testing.assert_array_equal(decoded["ts_ms"], found.ids.ts_ms[found.encoded.row_request[where]])
+        decoded = decode_served(served.encode(), SMALL)
+        of = decoded.row_request
+        assert (partition_of(decoded.user_key, partitions) == partition).all()
+        where = [at.pop(impression) for impression in decoded.impression_id.tolist()]
+        np.testing.assert_array_equal(
+            np.concatenate((decoded.request_ids[of], decoded.ad_ids), axis=1), rows.ids[where]
+        )
+        dense = np.concatenate((decoded.request_dense[of], decoded.ad_dense), axis=1)
+        np.testing.assert_array_equal(dense, rows.dense[where])
+        np.testing.assert_array_equal(decoded.logit, found.logit[where])
+        np.testing.assert_array_equal(decoded.served_ms, found.ids.ts_ms[found.encoded.row_request[where]])
     assert not at
     last = {partition: served.watermark_ms for partition, served in records}
     assert set(last.values()) == {NOW_MS}
@@ -87,4 +91,4 @@ def test_served_records_hold_every_row_once_on_its_users_partition(
 def test_a_heartbeat_has_no_rows_and_is_read_as_time_alone() -> None:
     """The join reads its watermark."""
     decoded = decode_served(heartbeat(SMALL, 1_700_000_000_000).encode(), SMALL)
-    assert (len(decoded.data), decoded.watermark_ms) == (0, 1_700_000_000_000)
+    assert (len(decoded), decoded.watermark_ms) == (0, 1_700_000_000_000)

@@ -20,6 +20,7 @@ from stream.inbox import Assigned, InputRecord, Place
 from stream.learn_runner import LearnRunner
 from stream.learning import LearningConfig, LearningLoop
 from stream.log_reader import LogReader
+from stream.log_writer import Commits, LogWriter, Outgoing, open_writer
 from stream.metrics import WorkerMetrics
 from stream.producer import RecordProducer, stored
 from stream.published import follow
@@ -43,25 +44,35 @@ class Killed(Exception):  # noqa: N818 - not an error of the program
     """The process ends here."""
 
 
-class MortalProducer(RecordProducer):
-    """Dies at a moment; what it sent before is stored, what comes after is not."""
+class MortalWriter:
+    """Dies at a moment of its life, on the way from record to record of one write.
 
-    def __init__(self, broker: Broker, moment: Moment | None) -> None:
-        super().__init__(broker)
+    What it had written by then is stored; of the write itself what the broker's transactions make of it: nothing
+    unless it was whole, or every record up to the moment where there are none.
+    """
+
+    def __init__(self, broker: Broker, inner: LogWriter, moment: Moment | None) -> None:
+        self.inner = inner
+        self._atomic = broker.idempotent
         self._moment = moment
 
-    async def send(self, topic: str, value: bytes, **where: Any) -> Any:
-        """Like a producer's, until the moment has come."""
-        decoder = _decoders.get(topic)
-        if self._moment is None or decoder is None:
-            return await super().send(topic, value, **where)
-        if self._moment(topic, decoder.decode(value), "before"):
-            raise Killed
-        future = await super().send(topic, value, **where)
-        if self._moment(topic, decoder.decode(value), "after"):
-            await stored([future])
-            raise Killed
-        return future
+    async def write(self, records: Sequence[Outgoing], commits: Commits | None = None) -> list[int]:
+        """Like a writer's, until the moment has come."""
+        for at, record in enumerate(records):
+            for when, end in (("before", at), ("after", at + 1)):
+                if self._is_moment(record, when):
+                    if not self._atomic or end == len(records):
+                        await self.inner.write(records[:end], commits)
+                    raise Killed
+        return await self.inner.write(records, commits)
+
+    async def close(self) -> None:
+        """Let go."""
+        await self.inner.close()
+
+    def _is_moment(self, record: Outgoing, when: str) -> bool:
+        decoder = _decoders.get(record.topic)
+        return bool(decoder and self._moment and self._moment(record.topic, decoder.decode(record.value), when))
 
 
 @dataclass
@@ -102,20 +113,27 @@ class World:
 
         ``in_step``: it waits for its snapshots.
         """
-        async with running(MortalProducer(self.broker, moment)) as producer:
-            metrics = WorkerMetrics(CollectorRegistry())
-            runner = LearnRunner(self.broker, producer, SPEC, CONFIG, str(self.root), metrics)
-            try:
-                await runner.work([Assigned(frozenset(range(self.broker.partitions)))])
-                for record in self.records:
-                    if record.offset >= (committed or {}).get(record.place, 0):
-                        await runner.work([record])
-                        if in_step:
-                            await _written(runner)  # a process that is killed writes nothing afterwards
-                await runner.give_up()
-            except Killed:
-                return True, dict(runner.committable())
-            return False, dict(runner.committable())
+        writers: list[LogWriter] = []
+
+        async def open_mortal(broker: Broker, owner: str) -> LogWriter:
+            writers.append(await open_writer(broker, owner))
+            return MortalWriter(broker, writers[-1], moment)
+
+        metrics = WorkerMetrics(CollectorRegistry())
+        runner = LearnRunner(self.broker, SPEC, CONFIG, str(self.root), metrics, open_writer=open_mortal)
+        try:
+            await runner.work([Assigned(frozenset(range(self.broker.partitions)))])
+            for record in self.records:
+                if record.offset >= (committed or {}).get(record.place, 0):
+                    await runner.work([record])
+                    if in_step:
+                        await _written(runner)  # a process that is killed writes nothing afterwards
+            await runner.give_up()
+        except Killed:
+            return True, dict(runner.committable())
+        finally:
+            await asyncio.gather(*(writer.close() for writer in writers))
+        return False, dict(runner.committable())
 
     async def journal(self) -> list[JournalRecord]:
         """All learn steps of the topic."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from learners.kinds import CONVERSION, CORRECTION, SETTLED
-from stream.join import JoinConfig
+from stream.join_config import JoinConfig
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 
 

@@ -19,7 +19,6 @@ from stream.learn_runner import LearnRunner
 from stream.learning import LearningConfig
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
-from stream.producer import RecordProducer
 from stream.records import DeadLetter
 from stream.topics import CLICKS, DEADLETTER, EXAMPLES
 from tests.brokers import TestTopics
@@ -91,22 +90,17 @@ async def test_the_learner_puts_such_a_batch_aside_and_goes_on(kafka_topics: Tes
     async with compressing(broker, "zstd") as producer:
         for value in (good[0], bytes(70 * MIB), good[1]):
             await send_batch(producer, kafka_topics.name(EXAMPLES), [value])
-    sink, metrics = RecordProducer(broker), WorkerMetrics(CollectorRegistry())
-    await sink.start()
-    runner = LearnRunner(broker, sink, SPEC, LearningConfig(), str(tmp_path), metrics)
-    try:
-        await runner.work([Assigned(frozenset(range(broker.partitions)))])
-        async with LogReader(broker) as log:
-            async for record in log.read(EXAMPLES, 0):
-                await runner.work([InputRecord(EXAMPLES, 0, record.offset, record.value, START_MS)])
-    finally:
-        await sink.stop()
+    runner = LearnRunner(broker, SPEC, LearningConfig(), str(tmp_path), WorkerMetrics(CollectorRegistry()))
+    await runner.work([Assigned(frozenset(range(broker.partitions)))])
+    async with LogReader(broker) as log:
+        async for record in log.read(EXAMPLES, 0):
+            await runner.work([InputRecord(EXAMPLES, 0, record.offset, record.value, START_MS)])
+    assert runner._loop is not None
+    assert runner._loop.next_offset(0) == 3
+    await runner.give_up()
     (letter,) = (msgspec.msgpack.decode(value, type=DeadLetter) for value in await values(broker, DEADLETTER))
     assert (letter.topic, letter.partition, letter.offset, letter.reason) == (EXAMPLES, 0, 1, "malformed")
     assert b"offsets 1 to 1 cannot be unpacked" in letter.payload
-    assert runner.committable() == {}
-    assert runner._loop is not None
-    assert runner._loop.next_offset(0) == 3
 
 
 async def test_a_reader_of_its_own_is_bound_too(kafka_topics: TestTopics) -> None:

@@ -231,16 +231,18 @@ def test_damaged_records_decode_or_raise_a_record_error(cut: int, byte: int) -> 
 
 
 def test_served_rows_carry_their_request() -> None:
-    """Request columns are spread over the request's rows and stand before the ad's."""
+    """Request columns are there once; each row names its request."""
     rows = decode_served(served().encode(), Spec())
     assert rows.watermark_ms == T0
-    assert rows.data["impression_id"].tolist() == [11, 12, 13]
-    assert rows.data["user_key"].tolist() == [80, 70, 80]
-    assert rows.data["ts_ms"].tolist() == [T0 + 5, T0, T0 + 5]
-    assert rows.data["ids"].tolist() == [[3, 4, 5], [1, 2, 6], [3, 4, 7]]
-    assert rows.data["dense"].tolist() == [[0.25, 1, 2], [0.5, 3, 4], [0.25, 5, 6]]
-    assert rows.data["logit"].tolist() == [0, 1, 2]
-    assert set(rows.data["model_version"].tolist()) == {9}
+    assert rows.impression_id.tolist() == [11, 12, 13]
+    assert rows.user_key[rows.row_request].tolist() == [80, 70, 80]
+    assert rows.served_ms.tolist() == [T0 + 5, T0, T0 + 5]
+    assert rows.request_ids[rows.row_request].tolist() == [[3, 4], [1, 2], [3, 4]]
+    assert rows.ad_ids.tolist() == [[5], [6], [7]]
+    assert rows.request_dense[rows.row_request].tolist() == [[0.25], [0.5], [0.25]]
+    assert rows.ad_dense.tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert rows.logit.tolist() == [0, 1, 2]
+    assert set(rows.model_version.tolist()) == {9}
 
 
 def test_served_heartbeat_has_no_rows() -> None:
@@ -280,5 +282,5 @@ def test_bad_served_rows_are_left_out_alone() -> None:
     assert len(rows) == 0
     assert [one.reason for one in rows.rejected] == ["time", "schema", "time"]
     rows = decode_served(served(ts_ms=[7, T0]).encode(), Spec())
-    assert rows.data["impression_id"].tolist() == [11, 13]
+    assert rows.impression_id.tolist() == [11, 13]
     assert json.loads(rows.rejected[0].payload)["ids"] == ["1", "2", "6"]

@@ -41,10 +41,8 @@ async def test_a_snapshot_that_cannot_be_written_stops_the_learner(
     """Also when the next one is due before anybody looked: no later success hides it."""
     base_snapshot(tmp_path)
     broker = await find_broker(kafka_topics.settings())
-    producer = RecordProducer(broker)
-    await producer.start()
     config = LearningConfig(learn_batch_rows=8, snapshot_interval_s=60)
-    runner = LearnRunner(broker, producer, SPEC, config, str(tmp_path), WorkerMetrics(CollectorRegistry()))
+    runner = LearnRunner(broker, SPEC, config, str(tmp_path), WorkerMetrics(CollectorRegistry()))
     failed = asyncio.Event()
 
     def full(*_: Any) -> None:
@@ -65,7 +63,7 @@ async def test_a_snapshot_that_cannot_be_written_stops_the_learner(
         with pytest.raises(OSError, match="no space left"):
             await runner.work(records(2))
     finally:
-        await producer.stop()
+        await runner._writer.close() if runner._writer else None
 
 
 async def test_a_snapshot_is_of_the_moment_at_which_it_began(
@@ -181,7 +179,7 @@ async def learned(
     await producer.start()
     config = LearningConfig(learn_batch_rows=8, publish_interval_s=1.0, **options)
     metrics = WorkerMetrics(CollectorRegistry())
-    runner = LearnRunner(broker, producer, SPEC, config, str(root), metrics)
+    runner = LearnRunner(broker, SPEC, config, str(root), metrics)
     marks = [START_MS + 2_000 * at for at in range(len(batches))]
     records = [
         given if isinstance(given, bytes) else given.to_record(SPEC.hash, mark).encode()

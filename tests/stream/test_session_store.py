@@ -219,9 +219,7 @@ async def test_a_seeded_store_reads_like_the_one_exported(redis: Redis, monkeypa
 async def test_a_store_in_use_is_not_seeded(redis: Redis) -> None:
     """Folded state is never overwritten."""
     _, memory, store = await both(redis)
-    with pytest.raises(
-        SeedError, match=r"up to examples offset \d+: .* Seed before the first worker"
-    ):
+    with pytest.raises(SeedError, match=r"up to examples offset \d+: .* Seed before the first worker"):
         await store.seed(memory.export())
 
 

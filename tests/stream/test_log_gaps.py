@@ -1,0 +1,156 @@
+"""Leaps in a partition's offsets, told apart: transactions, records to fetch, records that retention took."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import structlog
+from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete  # type: ignore[import-untyped]
+from prometheus_client import CollectorRegistry
+
+from stream.broker import Broker, find_broker
+from stream.log_gaps import CHECK_INTERVAL_S, LogGaps
+from stream.log_reader import LogReader
+from stream.metrics import WorkerMetrics
+from stream.topics import EXAMPLES
+from tests.brokers import TestTopics
+
+
+@asynccontextmanager
+async def transactional(topics: TestTopics) -> AsyncIterator[AIOKafkaProducer]:
+    """A producer of transactions."""
+    name = f"{topics.prefix}writer"
+    async with AIOKafkaProducer(bootstrap_servers=topics.broker.bootstrap, transactional_id=name) as producer:
+        yield producer
+
+
+async def written(topics: TestTopics, values: Sequence[bytes], *, rolled_back: bool = False) -> None:
+    """One transaction of partition 0."""
+    async with transactional(topics) as producer:
+        await producer.begin_transaction()
+        for value in values:
+            await producer.send_and_wait(topics.name(EXAMPLES), value, partition=0)
+        await (producer.abort_transaction() if rolled_back else producer.commit_transaction())
+
+
+async def retained_from(topics: TestTopics, topic: str, offset: int, partition: int = 0) -> None:
+    """Do to a topic's readers what retention does: let go of all before an offset; -1: of all."""
+    client = AIOKafkaAdminClient(bootstrap_servers=topics.broker.bootstrap)
+    await client.start()
+    try:
+        place = TopicPartition(topics.name(topic), partition)
+        await client.delete_records({place: RecordsToDelete(before_offset=offset)})
+    finally:
+        await client.close()
+
+
+def watched(broker: Broker) -> tuple[LogGaps, WorkerMetrics]:
+    """Gaps of the examples, as the archiver has them."""
+    metrics = WorkerMetrics(CollectorRegistry())
+    return LogGaps(broker, EXAMPLES, metrics.counter("archive_lost_records_total"), "archived"), metrics
+
+
+def lost(metrics: WorkerMetrics) -> float:
+    """How many offsets are counted as lost."""
+    return float(metrics.counter("archive_lost_records_total")._value.get())
+
+
+async def missed(gaps: LogGaps, next_offset: int, offset: int) -> list[bytes]:
+    """The records that must be taken before one of partition 0."""
+    return [record.value async for record in gaps.before(0, next_offset, offset)]
+
+
+async def test_a_read_of_nothing_but_the_ends_of_transactions_ends(kafka_topics: TestTopics) -> None:
+    """Whatever stretch is asked for, and although a transaction is open: none of it is waited for."""
+    await written(kafka_topics, [b"0"])  # its end: 1
+    await written(kafka_topics, [b"2", b"3"], rolled_back=True)  # 4
+    await written(kafka_topics, [b"5"])  # 6
+    broker = await find_broker(kafka_topics.settings())
+    async with transactional(kafka_topics) as producer, LogReader(broker) as log:
+        await producer.begin_transaction()
+        await producer.send_and_wait(kafka_topics.name(EXAMPLES), b"7", partition=0)
+        for start, stop, found in (
+            (1, 2, []),
+            (1, 5, []),
+            (2, 4, []),
+            (1, 6, [b"5"]),
+            (6, 7, []),
+            (0, None, [b"0", b"5"]),
+            (6, None, []),
+            (7, None, []),
+        ):
+            async with asyncio.timeout(2):
+                read = [record.value async for record in log.read(EXAMPLES, 0, start, stop=stop)]
+            assert read == found, (start, stop)
+        await producer.commit_transaction()
+        assert [record.value async for record in log.read(EXAMPLES, 0, 6)] == [b"7"]
+
+
+async def test_the_first_record_of_an_assignment_shows_what_is_to_be_fetched(kafka_topics: TestTopics) -> None:
+    """The group had committed more than the reader holds; of a later leap nothing is read, nor of a record known."""
+    async with AIOKafkaProducer(bootstrap_servers=kafka_topics.broker.bootstrap) as producer:
+        for number in range(5):
+            await producer.send_and_wait(kafka_topics.name(EXAMPLES), b"%d" % number, partition=0)
+    gaps, metrics = watched(await find_broker(kafka_topics.settings()))
+    gaps.assigned({0, 1})
+    assert await missed(gaps, 1, 4) == [b"1", b"2", b"3"]
+    assert await missed(gaps, 1, 4) == []
+    gaps.assigned({0})
+    assert await missed(gaps, 3, 3) == []  # it is the next one: nothing is missing, and its assignment has begun
+    assert await missed(gaps, 1, 4) == []
+    await gaps.check(0.0)
+    assert lost(metrics) == 0
+
+
+async def test_ends_of_transactions_are_no_loss_and_cost_nothing(kafka_topics: TestTopics) -> None:
+    """Every record comes after a leap: the broker is asked about all of them once a second."""
+    for number in range(3):
+        await written(kafka_topics, [b"%d" % number])
+    gaps, metrics = watched(await find_broker(kafka_topics.settings()))
+    gaps.assigned({0})
+    began = time.perf_counter()
+    for _ in range(10_000):
+        for offset in (2, 4):
+            assert await missed(gaps, offset - 1, offset) == []
+        await gaps.check(1.0)
+    assert time.perf_counter() - began < 3
+    await gaps.check(1.0 + CHECK_INTERVAL_S)
+    assert lost(metrics) == 0
+    assert gaps._leaps == []
+
+
+async def test_what_retention_took_is_counted_once_and_told(kafka_topics: TestTopics) -> None:
+    """Before the first record or under way; up to the oldest offset there is, or to the record that came."""
+    await written(kafka_topics, [b"%d" % number for number in range(10)])
+    gaps, metrics = watched(await find_broker(kafka_topics.settings()))
+    await retained_from(kafka_topics, EXAMPLES, 4)
+    gaps.assigned({0})
+    with structlog.testing.capture_logs() as logs:
+        assert await missed(gaps, 1, 6) == [b"4", b"5"]
+        assert lost(metrics) == 3
+        await retained_from(kafka_topics, EXAMPLES, 9)
+        assert await missed(gaps, 7, 9) == []  # the consumer was put to the oldest offset
+        assert await missed(gaps, 10, 11) == []  # the end of the transaction
+        await gaps.check(0.0)
+        await gaps.check(5.0)
+    assert lost(metrics) == 5
+    assert [entry["offsets"] for entry in logs] == [(1, 4), (7, 9)]
+    assert all("before they were archived" in entry["event"] and "retention.ms" in entry["event"] for entry in logs)
+
+
+@pytest.mark.parametrize("oldest", [2, 3])
+async def test_a_record_behind_the_oldest_offset_bounds_the_loss(
+    oldest: int, kafka_topics: TestTopics
+) -> None:
+    """What was read before retention took it is not lost."""
+    await written(kafka_topics, [b"%d" % number for number in range(4)])
+    gaps, metrics = watched(await find_broker(kafka_topics.settings()))
+    await missed(gaps, 1, 2)
+    await retained_from(kafka_topics, EXAMPLES, oldest)
+    await gaps.check(0.0)
+    assert lost(metrics) == 1

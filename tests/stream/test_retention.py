@@ -1,0 +1,244 @@
+"""Retention that overtook a reader: it starts from what it holds, or says what is gone; a gap is never silent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import structlog
+from prometheus_client import CollectorRegistry
+
+from calibration.bins import BinState
+from calibration.stream import CalibratorConfig
+from learners.archive import read_examples
+from learners.snapshot import versions
+from stream.archive_runner import ArchiveRunner
+from stream.archive_store import archive_store_of
+from stream.archiving import ArchiveConfig
+from stream.broker import Broker, find_broker
+from stream.calibrate_runner import CalibrateRunner
+from stream.examples_log import decode_examples
+from stream.inbox import Assigned, InputRecord
+from stream.learn_runner import LearnRunner, NoSnapshotError
+from stream.log_reader import LogReader
+from stream.metrics import WorkerMetrics
+from stream.producer import RecordProducer, stored
+from stream.rebuild import rebuild
+from stream.relearning import RelearnError
+from stream.topics import EXAMPLES, JOURNAL
+from tests.brokers import TestTopics
+from tests.stream.learn_world import CONFIG, World
+from tests.stream.rig import SPEC, START_MS, example_rows
+from tests.stream.test_log_gaps import retained_from
+
+KEEPS = CalibratorConfig(half_life_rows=float("inf"))
+
+pytestmark = pytest.mark.usefixtures("apache_kafka")
+
+
+# -------------------------------------------------------------------------------------------------------------- learner
+
+
+async def life(
+    world: World, records: Iterable[InputRecord], *, killed: bool = False
+) -> tuple[LearnRunner, WorkerMetrics]:
+    """A learner that is given records, and stops, or is killed without a last snapshot."""
+    metrics = WorkerMetrics(CollectorRegistry())
+    runner = LearnRunner(world.broker, SPEC, CONFIG, str(world.root), metrics)
+    try:
+        await runner.work([Assigned(frozenset(range(world.broker.partitions)))])
+        for record in records:
+            await runner.work([record])
+        if not killed:
+            await runner.give_up()
+    finally:
+        if runner._snapshot_task is not None:
+            await runner._snapshot_task
+        if runner._writer is not None:
+            await runner._writer.close()
+    return runner, metrics
+
+
+async def killed_after(world: World, count: int) -> tuple[int, int]:
+    """A learner is killed; the version of its newest snapshot and the last one of its journal."""
+    await life(world, world.records[:count], killed=True)
+    newest, last = versions(str(world.root))[0], (await world.journal())[-1].version
+    assert newest < last
+    return newest, last
+
+
+async def test_the_learner_starts_from_its_snapshot_when_all_before_it_is_gone(
+    kafka_topics: TestTopics, tmp_path: Path
+) -> None:
+    """Journal and examples up to the snapshot: the same version goes on, and what it learns can be made again."""
+    world = await World.make(kafka_topics.settings(), tmp_path)
+    runner, _ = await life(world, world.records[:40])
+    before = versions(str(tmp_path))[0]
+    for (_, partition), offset in runner.committable().items():
+        await retained_from(kafka_topics, EXAMPLES, offset, partition)
+    await retained_from(kafka_topics, JOURNAL, -1)
+    _, metrics = await life(world, world.records[40:])
+    assert metrics.counter("learn_lost_records_total")._value.get() == 0
+    assert metrics.counter("learned_rows_total")._value.get() == sum(one.rows for one in await world.journal())
+    assert versions(str(tmp_path))[0] > before
+    rebuilt = await rebuild(world.broker, str(tmp_path), lambda _: SPEC, start_version=before)
+    assert rebuilt.version == versions(str(tmp_path))[0]
+    assert rebuilt.equal
+    assert rebuilt.sha256 == rebuilt.published_sha256 == rebuilt.snapshot_sha256
+
+
+@pytest.mark.parametrize("kept", ["nothing", "the last entries"])
+async def test_a_journal_that_is_gone_behind_the_snapshot_is_an_error(
+    kept: str, kafka_topics: TestTopics, tmp_path: Path
+) -> None:
+    """Of the learner's start and of a rebuild; it names the topic, the offset, the versions and the remedy."""
+    world = await World.make(kafka_topics.settings(), tmp_path)
+    newest, last = await killed_after(world, 45)
+    async with LogReader(world.broker) as log:
+        offsets = [record.offset async for record in log.read(JOURNAL, 0)]
+    if kept == "nothing":
+        await retained_from(kafka_topics, JOURNAL, -1)
+        said = rf"snapshot {newest} and the journal \({JOURNAL}\[0\] from offset \d+ on\) lead to {newest} only"
+        with pytest.raises(NoSnapshotError, match=rf"{said}.*train a new base.*retention\.ms"):
+            await life(world, [])
+        again = rf"leads from version {newest} to {newest}, not to {last}.* before \d+ are no longer.*retention\.ms"
+    else:
+        await retained_from(kafka_topics, JOURNAL, offsets[-1])
+        begins = rf"\({JOURNAL}, oldest offset {offsets[-1]}\) begins with version {last}"
+        again = rf"{begins}, needed are {newest + 1} on.*retention\.ms"
+        with pytest.raises(RelearnError, match=again):
+            await life(world, [])
+    with pytest.raises(RelearnError, match=again):
+        await rebuild(world.broker, str(tmp_path), lambda _: SPEC, version=last)
+
+
+async def test_examples_of_the_journal_that_are_gone_are_an_error(kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """Of the learner's start and of a rebuild; it names partition, offsets, version and the remedy."""
+    world = await World.make(kafka_topics.settings(), tmp_path)
+    newest, last = await killed_after(world, 45)
+    stretch = next(one for one in (await world.journal())[newest].ranges if one.to_offset > one.from_offset)
+    await retained_from(kafka_topics, EXAMPLES, stretch.to_offset, stretch.partition)
+    said = (
+        rf"version \d+ was learned from {EXAMPLES}\[{stretch.partition}\] offsets \d+ to \d+, of which those before "
+        rf"{stretch.to_offset} are no longer in the log.*newer snapshot.*retention\.ms"
+    )
+    with pytest.raises(RelearnError, match=said):
+        await life(world, [])
+    with pytest.raises(RelearnError, match=said):
+        await rebuild(world.broker, str(tmp_path), lambda _: SPEC, version=last, start_version=newest)
+
+
+async def test_examples_that_were_never_learned_are_counted(kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """The learner was away for longer than the topic keeps them: it goes on behind them, and says so."""
+    world = await World.make(kafka_topics.settings(), tmp_path)
+    runner, _ = await life(world, world.records[:30])
+    held = {place[1]: offset for place, offset in runner.committable().items()}
+    partition, rest = 2, world.records[30:]
+    left = [record for record in rest if record.partition == partition][2:]
+    await retained_from(kafka_topics, EXAMPLES, left[0].offset, partition)
+    kept = [record for record in rest if record.partition != partition or record in left]
+    with structlog.testing.capture_logs() as logs:
+        _, metrics = await life(world, kept)
+    gone = (held[partition], left[0].offset)
+    assert metrics.counter("learn_lost_records_total")._value.get() == gone[1] - gone[0] > 0
+    (entry,) = (one for one in logs if "lost" in one["event"])
+    assert (entry["topic"], entry["partition"], entry["offsets"]) == (EXAMPLES, partition, gone)
+    rebuilt = await rebuild(world.broker, str(tmp_path), lambda _: SPEC)
+    assert rebuilt.equal, "the journal tells what was learned, and it was not these"
+
+
+# --------------------------------------------------------------------------------------------- archiver and calibrator
+
+
+async def log_of(topics: TestTopics, count: int) -> tuple[Broker, list[InputRecord]]:
+    """Records of five examples in partition 0, each bringing 5 s."""
+    broker = await find_broker(topics.settings())
+    producer, records = RecordProducer(broker), list[InputRecord]()
+    await producer.start()
+    for at in range(count):
+        value = example_rows(5, seed=at).to_record(SPEC.hash, START_MS + 5_000 * at).encode()
+        (sent,) = await stored([await producer.send(EXAMPLES, value, partition=0)])
+        records.append(InputRecord(EXAMPLES, 0, sent.offset, value, START_MS))
+    await producer.stop()
+    return broker, records
+
+
+async def archived(broker: Broker, folder: Path, parts: Sequence[Sequence[InputRecord]]) -> WorkerMetrics:
+    """An archiver's metrics after one life."""
+    metrics = WorkerMetrics(CollectorRegistry())
+    config = ArchiveConfig(archive_rows=1_000, archive_interval_s=900.0)
+    runner = ArchiveRunner(broker, SPEC, config, archive_store_of(str(folder)), metrics)
+    await runner.work([Assigned(frozenset({0}))])
+    for records in parts:
+        await runner.work(list(records))
+    await runner.give_up()
+    return metrics
+
+
+async def calibrated(broker: Broker, parts: Sequence[Sequence[InputRecord]]) -> tuple[WorkerMetrics, CalibrateRunner]:
+    """A calibrator's metrics after one life."""
+    metrics, producer = WorkerMetrics(CollectorRegistry()), RecordProducer(broker)
+    await producer.start()
+    runner = CalibrateRunner(broker, producer, SPEC, KEEPS, 1.0, metrics)
+    await runner.work([Assigned(frozenset({0}))])
+    for records in parts:
+        await runner.work(list(records))
+    await producer.stop()
+    return metrics, runner
+
+
+def counted(runner: CalibrateRunner, records: Sequence[InputRecord]) -> bool:
+    """Whether a calibrator's state is the sum of these records, and of nothing else."""
+    expected = BinState(KEEPS.grid)
+    for record in records:
+        rows, _ = decode_examples(record.value, SPEC)
+        expected.add(rows.logit, rows.label.astype(np.bool_))
+    return runner._calibrators[0]._calibrator.state == expected
+
+
+async def test_what_the_archive_lacks_for_ever_is_counted(kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """Before its start, and while it was behind; the rest is archived, each row once."""
+    broker, records = await log_of(kafka_topics, 12)
+    await archived(broker, tmp_path, [records[:2]])
+    await retained_from(kafka_topics, EXAMPLES, 4)
+    with structlog.testing.capture_logs() as logs:
+        metrics = await archived(broker, tmp_path, [records[4:6], records[9:]])
+        assert metrics.counter("archive_lost_records_total")._value.get() == 2
+        (entry,) = (one for one in logs if one["log_level"] == "warning")
+        assert entry["offsets"] == (2, 4)
+    assert len(read_examples(tmp_path)) == 5 * (2 + 2 + 3)
+
+
+async def test_retention_that_overtakes_the_archiver_is_counted(kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """The consumer is put to the oldest offset in the middle of its work."""
+    broker, records = await log_of(kafka_topics, 12)
+    await retained_from(kafka_topics, EXAMPLES, 9)
+    metrics = await archived(broker, tmp_path, [records[9:]])
+    assert metrics.counter("archive_lost_records_total")._value.get() == 9
+    other = await archived(broker, tmp_path / "other", [records[:6], records[9:]])
+    assert other.counter("archive_lost_records_total")._value.get() == 3, "0 to 5 were read before"
+
+
+async def test_what_the_calibrator_lacks_for_ever_is_counted(kafka_topics: TestTopics) -> None:
+    """Its state goes on with what is left, and a warning names the offsets."""
+    broker, records = await log_of(kafka_topics, 12)
+    await calibrated(broker, [records[:2]])
+    await retained_from(kafka_topics, EXAMPLES, 5)
+    with structlog.testing.capture_logs() as logs:
+        metrics, runner = await calibrated(broker, [records[5:]])
+    assert metrics.counter("calibration_lost_records_total")._value.get() == 3
+    (entry,) = (one for one in logs if one["log_level"] == "warning")
+    assert entry["offsets"] == (2, 5)
+    assert "calibration" in entry["event"]
+    assert counted(runner, [*records[:2], *records[5:]])
+
+
+async def test_what_the_calibrator_lacks_and_the_log_holds_is_counted_in(kafka_topics: TestTopics) -> None:
+    """The group had committed more than the state holds, as when its topic was made anew."""
+    broker, records = await log_of(kafka_topics, 8)
+    metrics, runner = await calibrated(broker, [records[5:]])
+    assert counted(runner, records)
+    assert metrics.counter("calibration_rows_total")._value.get() == 5 * 8
+    assert metrics.counter("calibration_lost_records_total")._value.get() == 0
