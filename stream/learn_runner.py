@@ -228,6 +228,8 @@ class LearnRunner:
         """Learn all that came since a new base, then publish: a snapshot first, so that serving loads that one."""
         outcomes: list[LearnOutcome] = []
         starts = {partition: loop.next_offset(partition) for partition in range(self._broker.partitions)}
+        for partition, start in starts.items():
+            self._gaps.begins(partition, start, await log.oldest(EXAMPLES, partition))
         async for record in as_they_came(log, starts):
             outcomes += await self._learn_record(loop, record.partition, record.offset, record.value)
             if len(outcomes) >= _JOURNALED_AT_ONCE:

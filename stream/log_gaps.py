@@ -44,11 +44,16 @@ class LogGaps:
         self._what = what
         self._unread: set[int] = set()  # partitions of which nothing came since they were assigned
         self._leaps: list[_Leap] = []  # not yet compared with the oldest offset
+        self._told: dict[int, int] = {}  # up to where losses of a partition were told
         self._checked_s = -CHECK_INTERVAL_S
 
     def assigned(self, partitions: Iterable[int]) -> None:
         """The next record of these partitions is the first of their assignment."""
         self._unread.update(partitions)
+
+    def begins(self, partition: int, next_offset: int, oldest: int) -> None:
+        """The reader reads the log itself, from ``next_offset`` on, of which ``oldest`` is the oldest offset."""
+        self._tell([_Leap(partition, next_offset, oldest)], oldest)
 
     async def before(self, partition: int, next_offset: int, offset: int) -> AsyncGenerator[Any, None]:
         """The records from ``next_offset``, which the reader holds up to, that it must take before ``offset``."""
@@ -77,9 +82,10 @@ class LogGaps:
                 self._tell([leap for leap in leaps if leap.partition == partition], oldest)
 
     def _tell(self, leaps: Iterable[_Leap], oldest: int) -> None:
-        for partition, start, stop in leaps:
-            end = min(oldest, stop)
+        for partition, first, stop in leaps:
+            start, end = max(first, self._told.get(partition, 0)), min(oldest, stop)
             if end > start:
+                self._told[partition] = end
                 self._lost.inc(end - start)
                 _log.warning(
                     f"the log lost records before they were {self._what}: keep the topic for longer (retention.ms)",

@@ -86,13 +86,16 @@ class TransactionalWriter:
 
     async def write(self, records: Sequence[Outgoing], commits: Commits | None = None) -> list[int]:
         """Store records; their offsets."""
+        sends: list[asyncio.Future[Any]] = []
         try:
             async with self._one_at_a_time, self._producer.transaction():
-                sends = [await _send(self._producer, self._broker, record) for record in records]
+                for record in records:
+                    sends.append(await _send(self._producer, self._broker, record))  # noqa: PERF401 - see below
                 if commits is not None:
                     await self._producer.send_offsets_to_transaction(self._named(commits), commits.group)
                 metadata = await asyncio.gather(*sends)
         except (ProducerFenced, InvalidProducerEpoch) as error:
+            await asyncio.gather(*sends, return_exceptions=True)  # they failed for the same reason
             raise FencedError(
                 f"another worker writes as {self._owner} now ({error!r}). Nothing of this step was written; this "
                 "worker stops and resumes from the log. It was silent for longer than its session: if that comes "

@@ -1,64 +1,84 @@
-"""The join's shell over a real broker and Redis, without Faust: what is kept when steps repeat or break off."""
+"""The join's shell over a real broker and Redis, without a group: what is kept when steps repeat or break off."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-import numpy as np
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from stream.broker import Broker, find_broker
+from stream.click_store import RedisClickStore
 from stream.examples import ExampleRows, concat
-from stream.examples_log import decode_examples
+from stream.examples_log import decode_record
 from stream.inbox import Assigned, InputRecord
-from stream.join import JoinConfig
+from stream.join_config import JoinConfig
 from stream.join_runner import JoinRunner
+from stream.log_writer import FencedError
 from stream.metrics import WorkerMetrics
 from stream.producer import RecordProducer
-from stream.session_store import RedisSessionStore
-from stream.sessions import Fence, SessionKeys
-from stream.topics import CLICKS, EXAMPLES, IMPRESSIONS, SERVED
+from stream.records import JournalRecord, OffsetRange
+from stream.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS, JOURNAL, SERVED
+from tests import brokers
 from tests.brokers import TestTopics
-from tests.stream.rig import SPEC, START_MS, Shown, events, serve, silent, values
+from tests.stream.rig import SPEC, START_MS, Shown, events, serve, silent, until, values
 
 CONFIG = JoinConfig(click_window_s=60)
-
-
-class CutOffError(RuntimeError):
-    """Stands for the end of the process."""
+NOW_MS = START_MS + 86_400_000  # when the records are read
 
 
 @dataclass
 class Joiner:
-    """A runner without a group, what it was fed, and the users it left in Redis."""
+    """Runners without a group, what they were fed, and the topics and the Redis that they left."""
 
     broker: Broker
-    make: Callable[[], JoinRunner]
     redis: Redis
+    config: JoinConfig = CONFIG
+    most_unlearned_rows: int = 0
     runner: JoinRunner = field(init=False)
+    made: list[JoinRunner] = field(default_factory=list)
+    metrics: WorkerMetrics = field(init=False)
     log: list[InputRecord] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.runner = self.make()
+        self.again()
+
+    def again(self) -> None:
+        """Another life, which knows nothing of the one before; that one is not told."""
+        self.metrics = WorkerMetrics(CollectorRegistry())
+        clicks = RedisClickStore(self.redis, SPEC, self.config.conversion_horizon_s)
+        self.runner = JoinRunner(
+            self.broker, clicks, SPEC, self.config, self.metrics, None, most_unlearned_rows=self.most_unlearned_rows
+        )
+        self.made.append(self.runner)
 
     def record(self, topic: str, partition: int, value: bytes) -> InputRecord:
         """The next record of a partition."""
         offset = sum(one.place == (topic, partition) for one in self.log)
-        self.log.append(InputRecord(topic, partition, offset, value, START_MS))
+        self.log.append(InputRecord(topic, partition, offset, value, NOW_MS))
         return self.log[-1]
+
+    def served(self, shown: Shown, partition: int) -> InputRecord:
+        """What was served on a partition."""
+        return self.record(SERVED, partition, shown.record[partition].encode())
 
     def impressions(self, shown: Shown, rows: list[int], partition: int) -> InputRecord:
         """The displays of some rows as one batch."""
         return self.record(IMPRESSIONS, partition, events(self._of(shown, rows, 100)).encode())
 
-    def clicks(self, shown: Shown, rows: list[int], partition: int) -> InputRecord:
+    def clicks(self, shown: Shown, rows: list[int], partition: int, after_ms: int = 1_100) -> InputRecord:
         """Clicks on some rows as one batch."""
-        return self.record(CLICKS, partition, events(self._of(shown, rows, 1_100)).encode())
+        return self.record(CLICKS, partition, events(self._of(shown, rows, after_ms)).encode())
+
+    def conversions(self, shown: Shown, rows: list[int], partition: int) -> InputRecord:
+        """Conversions of some rows as one batch."""
+        return self.record(CONVERSIONS, partition, events(self._of(shown, rows, 5_000)).encode())
 
     @staticmethod
     def _of(shown: Shown, rows: list[int], after_ms: int) -> list[tuple[int, int, int]]:
@@ -75,33 +95,31 @@ class Joiner:
 
     async def examples(self) -> ExampleRows:
         """Everything on the examples topic."""
-        parts = [decode_examples(v, SPEC)[0] for v in await values(self.broker, EXAMPLES, self.broker.partitions)]
+        parts = [decode_record(v, SPEC).rows for v in await values(self.broker, EXAMPLES, self.broker.partitions)]
         return concat([ExampleRows.empty(SPEC.id_columns, SPEC.dense_inputs), *parts])
 
-    async def users(self, shown: Shown, partition: int) -> Any:
-        """The states of the users shown to, (U,) USER in the order of their keys."""
-        none = np.zeros(0, np.uint64)
-        store = RedisSessionStore(self.redis, SPEC, self.broker.partitions)
-        keys = SessionKeys(np.unique(np.array(shown.user_key, np.uint64)), none, none)
-        return (await store.load(partition, keys)).users
+    async def displays(self) -> list[int]:
+        """The impressions that the examples topic calls displayed, in its order."""
+        found = [decode_record(v, SPEC).displays for v in await values(self.broker, EXAMPLES, self.broker.partitions)]
+        return [key for shown in found if shown is not None for key in shown.impression_id.tolist()]
+
+    async def outcomes(self) -> list[tuple[int, int, int]]:
+        """(kind, impression id, label) of every example."""
+        rows = await self.examples()
+        return list(zip(rows.kind.tolist(), rows.impression_id.tolist(), rows.label.tolist(), strict=True))
 
 
 @pytest.fixture
 async def joiner(kafka_topics: TestTopics, redis_url: str) -> AsyncIterator[Joiner]:
-    """A runner over fresh topics and an empty Redis; ``make`` makes another over the same."""
+    """A runner over fresh topics and an empty Redis."""
     broker = await find_broker(kafka_topics.settings(redis_url))
     async with AsyncExitStack() as stack:
         redis: Redis = Redis.from_url(redis_url)
         stack.push_async_callback(redis.aclose)
-        producer = RecordProducer(broker)
-        await producer.start()
-        stack.push_async_callback(producer.stop)
-
-        def make() -> JoinRunner:
-            store = RedisSessionStore(redis, SPEC, broker.partitions)
-            return JoinRunner(broker, producer, store, SPEC, CONFIG, WorkerMetrics(CollectorRegistry()), None)
-
-        yield Joiner(broker, make, redis)
+        made = Joiner(broker, redis)
+        yield made
+        for runner in made.made:
+            await runner.give_up()
 
 
 def one_partition(users: int, partitions: int) -> tuple[Shown, int]:
@@ -113,79 +131,221 @@ def one_partition(users: int, partitions: int) -> tuple[Shown, int]:
     return serve(mine, [START_MS + 1_000 * i for i in range(users)], partitions, first_id=101), partition
 
 
-async def test_a_repeated_impression_changes_no_session(joiner: Joiner) -> None:
-    """Twice in one record, before its served row, after it, after its click: each display counts once."""
+async def test_a_repeated_impression_is_displayed_once(joiner: Joiner) -> None:
+    """Twice in one record, before its served row, after it, after its click, after its settlement."""
     shown, partition = one_partition(3, joiner.broker.partitions)
     early = joiner.impressions(shown, [0, 1, 1], partition)
     await joiner.runner.work([Assigned(frozenset([partition])), early])
     await joiner.runner.work([joiner.impressions(shown, [0, 2], partition)])
-    await joiner.runner.work([joiner.record(SERVED, partition, shown.record[partition].encode())])
+    await joiner.runner.work([joiner.served(shown, partition)])
     await joiner.runner.work([joiner.impressions(shown, [2, 0], partition), joiner.clicks(shown, [0], partition)])
     await joiner.runner.work([joiner.impressions(shown, [0], partition), *joiner.time(partition, START_MS + 300_000)])
     await joiner.runner.work([joiner.impressions(shown, [0, 1, 2], partition)])
-    assert (await joiner.users(shown, partition))["session_impressions"].tolist() == [1, 1, 1]
+    assert sorted(await joiner.displays()) == shown.impression_id
     assert len(await joiner.examples()) == 3
 
 
-def _broken_off(after: int) -> Callable[..., Awaitable[Fence]]:
-    """A store's `step` that works ``after`` times."""
-    works = RedisSessionStore.step
-    left = [after]
-
-    async def step(self: RedisSessionStore, *arguments: Any) -> Fence:
-        if not left[0]:
-            raise CutOffError
-        left[0] -= 1
-        return await works(self, *arguments)
-
-    return step
-
-
-@pytest.mark.parametrize("steps_before", [0, 1])
-async def test_a_death_between_examples_and_sessions_loses_and_doubles_no_display(
-    joiner: Joiner, monkeypatch: pytest.MonkeyPatch, steps_before: int
+@pytest.mark.parametrize("store_down", [False, True])
+async def test_another_life_goes_on_where_the_log_ends(
+    joiner: Joiner, monkeypatch: pytest.MonkeyPatch, store_down: bool
 ) -> None:
-    """What the next runner reads again is folded once, whether its row is settled by now or not."""
+    """Everything read again: no display, example or conversion twice, and none lost, with the store behind, too."""
     shown, partition = one_partition(3, joiner.broker.partitions)
-    served = joiner.record(SERVED, partition, shown.record[partition].encode())
-    first = joiner.impressions(shown, [0], partition)
-    then = [joiner.impressions(shown, [1, 2, 2], partition), joiner.clicks(shown, [0, 1], partition)]
-    again = joiner.impressions(shown, [0, 1], partition)
-    monkeypatch.setattr(RedisSessionStore, "step", _broken_off(steps_before))
-    steps = [[served, first], [*then, again]] if steps_before else [[served, first, *then, again]]
-    for step in steps[:-1]:
-        await joiner.runner.work([*step])
-    with pytest.raises(CutOffError):
-        await joiner.runner.work([*steps[-1]])
-    monkeypatch.undo()
-    assert len(await joiner.examples()) == 2
 
-    joiner.runner = joiner.make()
+    async def down(*_: object) -> int:
+        raise RedisConnectionError("gone")
+
+    if store_down:
+        monkeypatch.setattr(RedisClickStore, "put", down)
+    first = [Assigned(frozenset([partition])), joiner.served(shown, partition)]
+    await joiner.runner.work([*first, joiner.impressions(shown, [0, 1], partition)])
+    await joiner.runner.work([joiner.clicks(shown, [0], partition)])
+    monkeypatch.undo()
+    assert await joiner.outcomes() == [(SETTLED, shown.impression_id[0], 1)]
+    for _ in range(2):
+        joiner.again()
+        await joiner.runner.work([Assigned(frozenset([partition])), *joiner.log])
+    converted = joiner.conversions(shown, [0, 0], partition)
+    await joiner.runner.work([joiner.impressions(shown, [0, 1, 2], partition), converted])
+    await joiner.runner.work([*joiner.time(partition, START_MS + 300_000), joiner.conversions(shown, [0], partition)])
+    joiner.again()
     await joiner.runner.work([Assigned(frozenset([partition])), *joiner.log])
-    await joiner.runner.work([joiner.impressions(shown, [0, 1, 2], partition)])
-    await joiner.runner.work([*joiner.time(partition, START_MS + 300_000)])
-    users = await joiner.users(shown, partition)
-    assert users["session_impressions"].tolist() == [1, 1, 1]
-    assert users["outcome_count"].tolist() == [1, 1, 1]
-    assert int(users["session_clicks"].sum()) == 2
-    assert len(await joiner.examples()) == 3
+    assert sorted(await joiner.displays()) == shown.impression_id
+    one, two, three = shown.impression_id
+    assert sorted(await joiner.outcomes()) == [
+        (SETTLED, one, 1),
+        (SETTLED, two, 0),
+        (SETTLED, three, 0),
+        (CONVERSION, one, 1),
+    ]
+
+
+async def test_a_late_click_corrects_what_the_log_holds(joiner: Joiner) -> None:
+    """Of what this life wrote, and of what an earlier one did; the columns are those that were served."""
+    shown, partition = one_partition(2, joiner.broker.partitions)
+    await joiner.runner.work(
+        [
+            Assigned(frozenset([partition])),
+            joiner.served(shown, partition),
+            joiner.impressions(shown, [0, 1], partition),
+            *joiner.time(partition, START_MS + 120_000),
+        ]
+    )
+    await joiner.runner.work([joiner.clicks(shown, [0], partition, after_ms=130_000)])
+    joiner.again()
+    joiner.clicks(shown, [1], partition, after_ms=140_000)
+    await joiner.runner.work([Assigned(frozenset([partition])), *joiner.log])
+    rows = await joiner.examples()
+    assert rows.kind.tolist() == [SETTLED, SETTLED, CORRECTION, CORRECTION]
+    assert rows.impression_id.tolist() == [*shown.impression_id, *shown.impression_id]
+    assert (rows.ids[:2] == rows.ids[2:]).all()
+    assert (rows.logit[:2] == rows.logit[2:]).all()
+
+
+async def test_conversions_wait_while_the_store_is_away(joiner: Joiner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples go out meanwhile; once the store answers, what it missed comes from the log."""
+    shown, partition = one_partition(2, joiner.broker.partitions)
+
+    async def away(*_: object) -> int:
+        raise RedisConnectionError("gone")
+
+    await joiner.runner.work([Assigned(frozenset([partition])), joiner.served(shown, partition)])
+    for name in ("put", "find", "fence"):
+        monkeypatch.setattr(RedisClickStore, name, away)
+    await joiner.runner.work([joiner.impressions(shown, [0, 1], partition), joiner.clicks(shown, [0], partition)])
+    await joiner.runner.work([joiner.conversions(shown, [0], partition), *joiner.time(partition, START_MS + 900_000)])
+    assert len(await joiner.examples()) == 2
+    assert joiner.metrics.counter("click_store_failures_total")._value.get() > 0
+    monkeypatch.undo()
+
+    async def converted() -> bool:
+        await joiner.runner.tick()
+        return len(await joiner.examples()) == 3
+
+    await until(converted, "the conversion was joined")
+    assert (await joiner.outcomes())[-1] == (CONVERSION, shown.impression_id[0], 1)
 
 
 async def test_records_ahead_of_their_assignment_are_settled_in_the_same_step(joiner: Joiner) -> None:
     """In a replay nothing else may follow that would settle them: everybody waits for this very watermark."""
     shown, partition = one_partition(2, joiner.broker.partitions)
-    served = joiner.record(SERVED, partition, shown.record[partition].encode())
+    served = joiner.served(shown, partition)
     ahead = [served, joiner.impressions(shown, [0, 1], partition), *joiner.time(partition, START_MS + 300_000)]
     await joiner.runner.work([*ahead, Assigned(frozenset([partition]))])
     assert len(await joiner.examples()) == 2
-    assert joiner.runner.committable()[IMPRESSIONS, partition] > 0
+
+
+async def test_what_lies_before_the_first_record_is_read_from_the_log(joiner: Joiner) -> None:
+    """What was under way at a change of partitions comes ahead of the records that are read from the low water on."""
+    shown, partition = one_partition(3, joiner.broker.partitions)
+    producer = RecordProducer(joiner.broker)
+    await producer.start()
+    written = [joiner.served(shown, partition)]
+    written += [joiner.impressions(shown, [row], partition) for row in (0, 1, 2)]
+    for record in written:
+        assert record.value is not None
+        await (await producer.send(record.topic, record.value, partition=partition))
+    await producer.stop()
+    await joiner.runner.work([Assigned(frozenset([partition])), written[3]])
+    await joiner.runner.work(written)
+    await joiner.runner.work([*joiner.time(partition, START_MS + 300_000)])
+    assert sorted(await joiner.outcomes()) == [(SETTLED, key, 0) for key in shown.impression_id]
 
 
 async def test_a_partition_that_went_elsewhere_is_let_go(joiner: Joiner) -> None:
     """A record under way at the change brings a partition back; the next assignment ends that."""
     shown, partition = one_partition(1, joiner.broker.partitions)
-    late = joiner.impressions(shown, [0], partition)
     other = (partition + 1) % joiner.broker.partitions
-    await joiner.runner.work([late, Assigned(frozenset([other]))])
-    assert joiner.runner.committable() == {}
-    assert (await joiner.users(shown, partition))["session_impressions"].tolist() == [0]
+    await joiner.runner.work([joiner.served(shown, partition), joiner.impressions(shown, [0], partition)])
+    await joiner.runner.work([joiner.clicks(shown, [0], partition), Assigned(frozenset([other]))])
+    assert {place[1] for place in joiner.runner.committable()} <= {other}
+    assert len(await joiner.examples()) == 0
+
+
+async def test_a_zombie_is_fenced_and_writes_nothing(joiner: Joiner, apache_kafka: brokers.Broker) -> None:
+    """Once another has taken the partition over, the step of the former owner fails as a whole."""
+    shown, partition = one_partition(2, joiner.broker.partitions)
+    zombie = joiner.runner
+    await zombie.work([Assigned(frozenset([partition])), joiner.served(shown, partition)])
+    joiner.again()
+    await joiner.runner.work([Assigned(frozenset([partition])), *joiner.log])
+    rest = [joiner.impressions(shown, [0, 1], partition), joiner.clicks(shown, [0], partition)]
+    with pytest.raises(FencedError, match="another worker writes"):
+        await zombie.work(rest)
+    assert len(await joiner.examples()) == 0
+    await joiner.runner.work([*rest, *joiner.time(partition, START_MS + 300_000)])
+    assert len(await joiner.examples()) == 2
+    joiner.made.remove(zombie)
+
+
+async def test_another_life_recalls_only_what_still_matters(joiner: Joiner, apache_kafka: brokers.Broker) -> None:
+    """The place to read the examples from travels with the committed offsets."""
+    joiner.config = replace(CONFIG, late_horizon_s=60)
+    joiner.again()
+    for at in range(20):
+        hour_ms = START_MS + at * 3_600_000
+        later = serve([1], [hour_ms], joiner.broker.partitions, first_id=1_000 + at)
+        (place,) = later.record
+        await joiner.runner.work(
+            [joiner.served(later, place), joiner.impressions(later, [0], place), *joiner.time(place, hour_ms + 900_000)]
+        )
+    joiner.again()
+    await joiner.runner.work([Assigned(frozenset([place]))])
+    (held,) = joiner.runner._partitions.values()
+    assert held.core.settled_rows <= 2
+    assert len(await joiner.examples()) == 20
+
+
+async def test_a_learner_that_is_behind_holds_the_inputs_back(joiner: Joiner) -> None:
+    """Once it has journalled anything: then until it has caught up."""
+    joiner.most_unlearned_rows = 2
+    joiner.again()
+    shown, partition = one_partition(6, joiner.broker.partitions)
+    producer = RecordProducer(joiner.broker)
+    await producer.start()
+
+    async def journalled(up_to: int) -> None:
+        stretch = OffsetRange(partition=partition, from_offset=0, from_row=0, to_offset=up_to, to_row=0)
+        step = JournalRecord(version=1, rows=1, ranges=[stretch], watermark_ms=0)
+        await (await producer.send(JOURNAL, msgspec.msgpack.encode(step)))
+
+    async def held_back() -> bool:
+        await joiner.runner.tick()
+        await joiner.runner.work([joiner.impressions(shown, [5], partition)])
+        return bool(joiner.runner.inbox.held_back)
+
+    async def let_through() -> bool:
+        return not await held_back()
+
+    await joiner.runner.work([Assigned(frozenset([partition])), joiner.served(shown, partition)])
+    await joiner.runner.tick()
+    rows = [joiner.impressions(shown, [0, 1, 2], partition), joiner.clicks(shown, [0, 1, 2], partition)]
+    await joiner.runner.work(rows)
+    assert not await held_back()
+    await journalled(0)
+    await until(held_back, "the inputs were held back")
+    assert joiner.metrics.gauge("join_unlearned_rows")._value.get() == 3
+    await journalled(1_000)
+    await until(let_through, "the inputs were read again")
+    await producer.stop()
+
+
+async def test_at_half_of_the_memory_inputs_that_are_ahead_wait(joiner: Joiner) -> None:
+    """Served rows far ahead of their clicks would only lie in memory; the slowest input is read on."""
+    joiner.config = replace(CONFIG, join_memory_bytes=16 << 20)
+    joiner.again()
+    shown, partition = one_partition(2, joiner.broker.partitions)
+    await joiner.runner.work([Assigned(frozenset([partition])), *joiner.time(partition, START_MS)])
+    at, first_id = 0, 1_000
+    while not joiner.runner.inbox.held_back:
+        users = [1] * 4_000
+        more = serve(users, [START_MS + 1_000 + at] * len(users), 1, first_id=first_id)
+        more = Shown(more.impression_id, more.user_key, more.ts_ms, {partition: more.record[0]})
+        await joiner.runner.work([joiner.served(more, partition)])
+        at, first_id = at + 10_000, first_id + len(users)
+    assert joiner.runner.inbox.held_back == frozenset([(SERVED, partition)])
+    taken = joiner.metrics.gauge("join_memory_bytes")._value.get()
+    assert 8 << 20 < taken < 16 << 20
+    await joiner.runner.work([*joiner.time(partition, START_MS + 3_600_000)])
+    await joiner.runner.work([joiner.clicks(shown, [0], partition)])
+    assert joiner.runner.inbox.held_back == frozenset()

@@ -9,8 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import structlog
-from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
-from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete  # type: ignore[import-untyped]
+from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from prometheus_client import CollectorRegistry
 
 from stream.broker import Broker, find_broker
@@ -19,6 +18,7 @@ from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.topics import EXAMPLES
 from tests.brokers import TestTopics
+from tests.stream.retained import retained_from
 
 
 @asynccontextmanager
@@ -38,17 +38,6 @@ async def written(topics: TestTopics, values: Sequence[bytes], *, rolled_back: b
         await (producer.abort_transaction() if rolled_back else producer.commit_transaction())
 
 
-async def retained_from(topics: TestTopics, topic: str, offset: int, partition: int = 0) -> None:
-    """Do to a topic's readers what retention does: let go of all before an offset; -1: of all."""
-    client = AIOKafkaAdminClient(bootstrap_servers=topics.broker.bootstrap)
-    await client.start()
-    try:
-        place = TopicPartition(topics.name(topic), partition)
-        await client.delete_records({place: RecordsToDelete(before_offset=offset)})
-    finally:
-        await client.close()
-
-
 def watched(broker: Broker) -> tuple[LogGaps, WorkerMetrics]:
     """Gaps of the examples, as the archiver has them."""
     metrics = WorkerMetrics(CollectorRegistry())
@@ -65,6 +54,7 @@ async def missed(gaps: LogGaps, next_offset: int, offset: int) -> list[bytes]:
     return [record.value async for record in gaps.before(0, next_offset, offset)]
 
 
+@pytest.mark.usefixtures("apache_kafka")
 async def test_a_read_of_nothing_but_the_ends_of_transactions_ends(kafka_topics: TestTopics) -> None:
     """Whatever stretch is asked for, and although a transaction is open: none of it is waited for."""
     await written(kafka_topics, [b"0"])  # its end: 1
@@ -107,6 +97,7 @@ async def test_the_first_record_of_an_assignment_shows_what_is_to_be_fetched(kaf
     assert lost(metrics) == 0
 
 
+@pytest.mark.usefixtures("apache_kafka")
 async def test_ends_of_transactions_are_no_loss_and_cost_nothing(kafka_topics: TestTopics) -> None:
     """Every record comes after a leap: the broker is asked about all of them once a second."""
     for number in range(3):
@@ -124,8 +115,9 @@ async def test_ends_of_transactions_are_no_loss_and_cost_nothing(kafka_topics: T
     assert gaps._leaps == []
 
 
+@pytest.mark.usefixtures("apache_kafka")
 async def test_what_retention_took_is_counted_once_and_told(kafka_topics: TestTopics) -> None:
-    """Before the first record or under way; up to the oldest offset there is, or to the record that came."""
+    """Before the first record, under way, or where the reader reads by itself; up to what there is, or what came."""
     await written(kafka_topics, [b"%d" % number for number in range(10)])
     gaps, metrics = watched(await find_broker(kafka_topics.settings()))
     await retained_from(kafka_topics, EXAMPLES, 4)
@@ -138,15 +130,18 @@ async def test_what_retention_took_is_counted_once_and_told(kafka_topics: TestTo
         assert await missed(gaps, 10, 11) == []  # the end of the transaction
         await gaps.check(0.0)
         await gaps.check(5.0)
-    assert lost(metrics) == 5
-    assert [entry["offsets"] for entry in logs] == [(1, 4), (7, 9)]
+        assert lost(metrics) == 5
+        gaps.begins(0, 2, 8)
+        assert lost(metrics) == 5
+        gaps.begins(0, 9, 11)
+        assert lost(metrics) == 7
+    assert [entry["offsets"] for entry in logs] == [(1, 4), (7, 9), (9, 11)]
     assert all("before they were archived" in entry["event"] and "retention.ms" in entry["event"] for entry in logs)
 
 
+@pytest.mark.usefixtures("apache_kafka")
 @pytest.mark.parametrize("oldest", [2, 3])
-async def test_a_record_behind_the_oldest_offset_bounds_the_loss(
-    oldest: int, kafka_topics: TestTopics
-) -> None:
+async def test_a_record_behind_the_oldest_offset_bounds_the_loss(oldest: int, kafka_topics: TestTopics) -> None:
     """What was read before retention took it is not lost."""
     await written(kafka_topics, [b"%d" % number for number in range(4)])
     gaps, metrics = watched(await find_broker(kafka_topics.settings()))

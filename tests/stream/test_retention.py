@@ -30,8 +30,9 @@ from stream.relearning import RelearnError
 from stream.topics import EXAMPLES, JOURNAL
 from tests.brokers import TestTopics
 from tests.stream.learn_world import CONFIG, World
+from tests.stream.next_base import ARCHIVED, archive, train
+from tests.stream.retained import retained_from
 from tests.stream.rig import SPEC, START_MS, example_rows
-from tests.stream.test_log_gaps import retained_from
 
 KEEPS = CalibratorConfig(half_life_rows=float("inf"))
 
@@ -147,6 +148,20 @@ async def test_examples_that_were_never_learned_are_counted(kafka_topics: TestTo
     assert (entry["topic"], entry["partition"], entry["offsets"]) == (EXAMPLES, partition, gone)
     rebuilt = await rebuild(world.broker, str(tmp_path), lambda _: SPEC)
     assert rebuilt.equal, "the journal tells what was learned, and it was not these"
+
+
+async def test_examples_since_a_new_base_that_are_gone_are_counted(kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """The base was trained for longer than the topic keeps them: its line begins behind them, and says so once."""
+    world = await World.make(kafka_topics.settings(), tmp_path / "snapshots")
+    await life(world, world.records)
+    await archive(world, tmp_path / "archive", world.records[:ARCHIVED])
+    base = train(tmp_path / "archive", tmp_path / "snapshots")
+    oldest = max(record.offset for record in world.records if record.partition == 1) - 1
+    await retained_from(kafka_topics, EXAMPLES, oldest, 1)
+    _, metrics = await life(world, world.records)
+    assert metrics.counter("learn_bases_total")._value.get() == 1
+    assert metrics.counter("learn_lost_records_total")._value.get() == oldest - base.offsets[1] > 0
+    assert (await rebuild(world.broker, str(world.root), lambda _: SPEC)).equal
 
 
 # --------------------------------------------------------------------------------------------- archiver and calibrator

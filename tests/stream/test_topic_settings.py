@@ -9,9 +9,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete  # type: ignore[import-untyped]
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped]
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
-from aiokafka.structs import TopicPartition  # type: ignore[import-untyped]
 
 from stream.admin import check_topics, ensure_topics
 from stream.apache_kafka import ApacheKafka
@@ -22,6 +21,7 @@ from stream.records import CalibrationRecord
 from stream.settings import StreamSettings
 from stream.topics import CALIBRATION, CLICKS, topic_table
 from tests.brokers import Broker, TestTopics, skip_or_fail
+from tests.stream.retained import retained_from
 
 QUICK = {"segment.ms": "100", "min.cleanable.dirty.ratio": "0.01"}  # so that cleaning need not be waited for
 
@@ -76,11 +76,7 @@ async def test_readers_of_what_retention_left_begin_there(apache_kafka: Broker, 
     await producer.start()
     await stored([await producer.send(CLICKS, b"%d" % number, partition=0) for number in range(5)])
     await producer.stop()
-    client = AIOKafkaAdminClient(bootstrap_servers=apache_kafka.bootstrap)
-    await client.start()
-    place = TopicPartition(kafka_topics.name(CLICKS), 0)
-    await client.delete_records({place: RecordsToDelete(before_offset=3)})
-    await client.close()
+    await retained_from(kafka_topics, CLICKS, 3)
     async with LogReader(broker) as log:
         assert await log.oldest(CLICKS, 0) == 3
         for start in (0, 2, 3):

@@ -1,0 +1,19 @@
+"""What retention does to a topic's readers, at once."""
+
+from __future__ import annotations
+
+from aiokafka import TopicPartition  # type: ignore[import-untyped]
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete  # type: ignore[import-untyped]
+
+from tests.brokers import TestTopics
+
+
+async def retained_from(topics: TestTopics, topic: str, offset: int, partition: int = 0) -> None:
+    """Let go of all records before an offset; -1: of all that there are."""
+    client = AIOKafkaAdminClient(bootstrap_servers=topics.broker.bootstrap)
+    await client.start()
+    try:
+        place = TopicPartition(topics.name(topic), partition)
+        await client.delete_records({place: RecordsToDelete(before_offset=offset)})
+    finally:
+        await client.close()

@@ -1,0 +1,63 @@
+"""A store that does not answer: how often it is asked, and how often that is said."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import structlog
+
+from stream.outage import RETRY_AFTER_S, Outage
+
+
+class _Clock:
+    """A clock that is advanced by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    """The monotonic clock of the module."""
+    clock = _Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+def test_a_store_that_failed_is_left_alone_for_a_while(clock: _Clock) -> None:
+    """Then it may be asked again, and at once after it answered."""
+    outage = Outage("session store")
+    assert not outage.lasts
+    outage.failed(OSError("refused"))
+    assert outage.lasts
+    clock.now_s += RETRY_AFTER_S
+    assert not outage.lasts
+    outage.failed(OSError("refused"))
+    outage.over()
+    assert not outage.lasts
+
+
+def test_an_outage_is_told_at_its_start_its_end_and_every_ten_seconds(clock: _Clock) -> None:
+    """Twenty-five seconds of failures are three lines and one of the end; the next outage is told anew."""
+    outage = Outage("session store")
+    with structlog.testing.capture_logs() as logs:
+        outage.over()
+        for _ in range(50):
+            outage.failed(OSError("refused"))
+            clock.now_s += 0.5
+        outage.over()
+        outage.over()
+        outage.failed(TimeoutError())
+    assert [(entry["log_level"], entry["away_s"]) for entry in logs] == [
+        ("error", 0.0),
+        ("error", 10.0),
+        ("error", 20.0),
+        ("info", 25.0),
+        ("error", 0.0),
+    ]
+    assert logs[0]["store"] == "session store"
+    assert logs[0]["error"] == "OSError: refused"
