@@ -34,10 +34,20 @@ def broker_program() -> str:
 
 
 class EmbeddedBroker(LocalServer):
-    """A broker for one process tree: `async with EmbeddedBroker() as broker: broker.bootstrap`."""
+    """A broker for one process tree: `async with EmbeddedBroker() as broker: broker.bootstrap`.
 
-    def __init__(self, port: int | None = None, data_dir: Path | None = None) -> None:
+    Parameters
+    ----------
+    port : where it listens; None takes a free one.
+    data_dir : its log; None takes a temporary one.
+    advertised_port : where it tells clients to connect, as to a proxy before it; None: where it listens.
+    """
+
+    def __init__(
+        self, port: int | None = None, data_dir: Path | None = None, *, advertised_port: int | None = None
+    ) -> None:
         super().__init__("the embedded broker", port, data_dir, grace_s=2.0)
+        self._advertised_port = advertised_port
 
     @property
     def bootstrap(self) -> str:
@@ -47,8 +57,8 @@ class EmbeddedBroker(LocalServer):
     async def _launch(self) -> str:
         program = broker_program()
         port = claim_port(self._asked_port, self._name, "set KAFKA_BOOTSTRAP_SERVERS to use that one")
-        url = f"tcp://{LOOPBACK}:{port}"
-        argv = [program, "broker", "--listener-url", url, "--advertised-listener-url", url]
+        url, advertised_url = (f"tcp://{LOOPBACK}:{at}" for at in (port, self._advertised_port or port))
+        argv = [program, "broker", "--listener-url", url, "--advertised-listener-url", advertised_url]
         argv += ["--storage-engine", "memory://millstream/"]
 
         async def ready() -> bool:

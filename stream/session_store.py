@@ -184,8 +184,11 @@ class RedisSessionStore:
         return await self._answer(cast("Awaitable[list[bytes | None]]", self._redis.mget(names)))
 
     async def _answer(self, call: Awaitable[T]) -> T:
-        async with asyncio.timeout(self._timeout_s):
-            return await call
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await call
+        except TimeoutError as error:
+            raise TimeoutError(f"no answer within {self._timeout_s:g} s") from error
 
     async def _read(self, users: _Wanted, counters: _Wanted) -> tuple[NDArray[Any], NDArray[Any]]:
         """States from any partitions: each distinct one once, one MGET a partition, one round trip."""

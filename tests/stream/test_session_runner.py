@@ -178,7 +178,7 @@ async def test_the_states_are_the_fold_of_the_log(world: World, size: int) -> No
 
 async def test_steps_are_cut_by_their_rows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the cut into steps nor the pauses of reading the log show in the states."""
-    await world.write(60)
+    await world.write(30)
     monkeypatch.setattr(session_runner, "MOST_ROWS_A_STEP", 7)
     monkeypatch.setattr(session_runner, "READ_AT_ONCE_S", 0.0)
     runner = await world.assigned()
@@ -415,7 +415,7 @@ async def test_a_redis_that_hangs_holds_up_neither_a_stop_nor_a_cancellation(
         await runner.work([*more[10:]])
         await runner.tick()
         await runner.give_up()
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < 2.5
         await asyncio.sleep(RETRY_AFTER_S)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
