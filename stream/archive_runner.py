@@ -47,7 +47,7 @@ class ArchiveRunner:
         self._buffers: dict[int, PartBuffer] = {}
         self._committable: dict[Place, int] = {}
 
-    async def work(self, items: list[InputRecord | Assigned]) -> None:
+    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
         """Take the records; write the parts that are complete."""
         started = time.perf_counter()
         for item in items:

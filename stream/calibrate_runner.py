@@ -7,7 +7,7 @@ restart reads the newest record of its partitions and goes on there. Commits onl
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -57,7 +57,7 @@ class CalibrateRunner:
         self._calibrators: dict[int, PartitionCalibrator] = {}
         self._committable: dict[Place, int] = {}
 
-    async def work(self, items: list[InputRecord | Assigned]) -> None:
+    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
         """Count the records' labels, then publish the states that are due."""
         started = time.perf_counter()
         for item in items:

@@ -70,7 +70,8 @@ class HeldRows:
     @property
     def settled_row_bytes(self) -> int:
         """What forgetting one settled row gives back."""
-        return sum(getattr(self._rows, name).itemsize for name in _BY_NUMBER) + int(8 / _FULL_AT)
+        sizes: list[int] = [getattr(self._rows, name).itemsize for name in _BY_NUMBER]
+        return sum(sizes) + int(8 / _FULL_AT)
 
     # ----------------------------------------------------------------------------------------------- what events do
 
@@ -223,8 +224,8 @@ class HeldRows:
         if self.settled + settled > len(rows.settled_keys):
             rows = _with_settled(rows, self.settled + settled)
         references = int(rows.counters[COUNT]) + pending + settled
-        if references > len(rows.index) * _FULL_AT:
-            rows = rows._replace(index=_spread(rows.index, references))
+        if references > len(rows.slots) * _FULL_AT:
+            rows = rows._replace(slots=_spread(rows.slots, references))
         self._rows = rows
         return places
 
@@ -237,14 +238,14 @@ class HeldRows:
         if 4 * self.settled < len(rows.settled_keys) and len(rows.settled_keys) > _FIRST_SETTLED:
             rows = _with_settled(rows, self.settled + 1)
         references = int(rows.counters[COUNT])
-        if 4 * references < len(rows.index) * _FULL_AT and len(rows.index) > _FIRST_SLOTS:
-            rows = rows._replace(index=_spread(rows.index, references))
+        if 4 * references < len(rows.slots) * _FULL_AT and len(rows.slots) > _FIRST_SLOTS:
+            rows = rows._replace(slots=_spread(rows.slots, references))
         self._rows = rows
 
 
 def _no_rows() -> Rows:
     return Rows(
-        index=np.zeros(_FIRST_SLOTS, np.uint64),
+        slots=np.zeros(_FIRST_SLOTS, np.uint64),
         counters=np.zeros(3, np.int64),
         keys=np.zeros(0, np.uint64),
         times=np.zeros(0, np.int64),

@@ -59,7 +59,7 @@ class Runner(Protocol):
         """Where the agent puts what it reads."""
         ...
 
-    async def work(self, items: list[InputRecord | Assigned]) -> None:
+    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
         """Work off what was taken from the inbox. An error ends the process: nothing more is committed."""
         ...
 

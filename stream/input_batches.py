@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,7 @@ def events_batch(topic: str, records: Sequence[InputRecord], max_ahead_ms: int) 
             single = []
         parts.append(rows)
     parts.append(event_columns(single))
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in JsonEvent._fields}
+    columns = _joined(parts, JsonEvent._fields)
     return EventBatch(EventRows(**columns), found.records(), found.rejects)
 
 
@@ -90,7 +90,7 @@ def served_batch(records: Sequence[InputRecord], spec: SpecWidths, max_ahead_ms:
             continue
         if len(rows):
             parts.append(rows)
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in (*_BY_ROW, *_BY_REQUEST)}
+    columns = _joined(parts, (*_BY_ROW, *_BY_REQUEST))
     row_request = np.concatenate(list(_requests(parts)))
     return ServedBatch(ServedRows(**columns, row_request=row_request), found.records(), found.rejects)
 
@@ -131,6 +131,10 @@ class _Found:
     def _promise(self, at: int, watermark_ms: int, latest_ms: int) -> None:
         check_ahead("watermark_ms", watermark_ms, latest_ms)
         self._promises[at] = watermark_ms
+
+
+def _joined(parts: Sequence[EventRows] | Sequence[ServedRows], names: Sequence[str]) -> dict[str, Any]:
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
 
 
 def _single(topic: str, record: InputRecord) -> JsonEvent | Promise | None:

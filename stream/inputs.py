@@ -152,7 +152,8 @@ class ServedRows:
         }
         layout = {name: dtype for name, (dtype, _, _) in ServedRecord.LAYOUT.items()} | {"model_version": "<i8"}
         del layout["request_id"]
-        return cls(**{name: np.empty((0, *widths.get(name, ())), dtype) for name, dtype in layout.items()})
+        columns: dict[str, Any] = {name: np.empty((0, *widths.get(name, ())), dtype) for name, dtype in layout.items()}
+        return cls(**columns)
 
     @property
     def served_ms(self) -> NDArray[np.int64]:
@@ -227,8 +228,10 @@ def event_columns(events: Sequence[JsonEvent], watermark_ms: int = 0) -> EventRo
     """Return events as columns."""
     columns = list(zip(*events, strict=True)) or [()] * len(JsonEvent._fields)
     dtypes = (np.uint64, np.int64, np.uint64, np.int32, np.float32)
-    arrays = (np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True))
-    return EventRows(**dict(zip(JsonEvent._fields, arrays, strict=True)), watermark_ms=watermark_ms)
+    arrays: dict[str, Any] = {
+        name: np.array(column, dtype) for name, column, dtype in zip(JsonEvent._fields, columns, dtypes, strict=True)
+    }
+    return EventRows(**arrays, watermark_ms=watermark_ms)
 
 
 def event_rows(topic: str, record: EventsRecord) -> EventRows:

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -213,8 +213,9 @@ class JoinCore:
     def _events(self, topic: str, rows: EventRows, records: Records) -> None:
         numbers, fresh = self._start(topic, rows.ts_ms, records)
         produced_ms = np.repeat(records.produced_ms, records.rows)
-        columns = (rows.impression_id, rows.ts_ms, rows.user_key, rows.position, rows.value, produced_ms)
-        self._apply(topic, Events(*(column[fresh] for column in columns), numbers))
+        columns: list[NDArray[Any]] = [rows.impression_id, rows.ts_ms, rows.user_key, rows.position, rows.value]
+        columns.append(produced_ms)
+        self._apply(topic, Events.of([*(column[fresh] for column in columns), numbers]))
 
     def _start(
         self, topic: str, ts_ms: NDArray[np.int64], records: Records

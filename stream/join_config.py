@@ -46,7 +46,8 @@ class JoinConfig:
 
     def ms(self, name: str) -> int:
         """One of the times in milliseconds."""
-        return round(getattr(self, name) * 1000)
+        seconds: float = getattr(self, name)
+        return round(seconds * 1000)
 
 
 def _setting(name: str) -> str:

@@ -46,13 +46,13 @@ NEVER = np.int64(1 << 62)
 class Rows(NamedTuple):
     """The rows that a partition's join holds.
 
-    index : (capacity,) u64, a power of two · counters : (3,) i64 ·
+    slots : (capacity,) u64, the index, a power of two · counters : (3,) i64 ·
     keys, times, states, served, displayed : pending rows by place: impression id; served ms, then display ms; state;
     numbers of the records that served and displayed it · live, due : by block: rows in it; no row is due before, ms ·
     settled_keys, settled_times, settled_states : a ring by number, a power of two long.
     """
 
-    index: NDArray[np.uint64]
+    slots: NDArray[np.uint64]
     counters: NDArray[np.int64]
     keys: NDArray[np.uint64]
     times: NDArray[np.int64]
@@ -151,8 +151,8 @@ def look_up(rows: Rows, keys: NDArray[np.uint64], salt: np.uint64) -> NDArray[np
     found = np.empty(len(keys), np.int64)
     for i in range(len(keys)):
         if i + _AHEAD < len(keys):
-            prefetch(rows.index, np.int64(_hashed(keys[i + _AHEAD], salt)) & (len(rows.index) - 1))
-        found[i], _ = _find(rows.index, rows.keys, rows.settled_keys, keys[i], _hashed(keys[i], salt))
+            prefetch(rows.slots, np.int64(_hashed(keys[i + _AHEAD], salt)) & (len(rows.slots) - 1))
+        found[i], _ = _find(rows.slots, rows.keys, rows.settled_keys, keys[i], _hashed(keys[i], salt))
     return found
 
 
@@ -167,7 +167,7 @@ def add_served(
     places: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
     """Make the first of each unknown key a pending row at the next of ``places``; which are new, (B,)."""
-    index, held, times, states, served = rows.index, rows.keys, rows.times, rows.states, rows.served
+    index, held, times, states, served = rows.slots, rows.keys, rows.times, rows.states, rows.served
     settled_keys, live, due, salt = rows.settled_keys, rows.live, rows.due, rules.salt
     fresh = np.empty(len(keys), np.bool_)
     used = 0
@@ -228,8 +228,8 @@ def apply_impressions(
     fate, met = np.empty(len(keys), np.uint8), np.empty(len(keys), np.int64)
     for i in range(len(keys)):
         if i + _AHEAD < len(keys):
-            prefetch(rows.index, np.int64(_hashed(keys[i + _AHEAD], rules.salt)) & (len(rows.index) - 1))
-        place, _ = _find(rows.index, rows.keys, rows.settled_keys, keys[i], _hashed(keys[i], rules.salt))
+            prefetch(rows.slots, np.int64(_hashed(keys[i + _AHEAD], rules.salt)) & (len(rows.slots) - 1))
+        place, _ = _find(rows.slots, rows.keys, rows.settled_keys, keys[i], _hashed(keys[i], rules.salt))
         met[i] = place
         if times[i] <= rules.forgotten and (place < 0 or (place < SETTLED and rows.states[place] == SERVED)):
             fate[i] = LATE
@@ -274,8 +274,8 @@ def apply_clicks(
     fate, met = np.empty(len(keys), np.uint8), np.empty(len(keys), np.int64)
     for i in range(len(keys)):
         if i + _AHEAD < len(keys):
-            prefetch(rows.index, np.int64(_hashed(keys[i + _AHEAD], rules.salt)) & (len(rows.index) - 1))
-        place, slot = _find(rows.index, rows.keys, rows.settled_keys, keys[i], _hashed(keys[i], rules.salt))
+            prefetch(rows.slots, np.int64(_hashed(keys[i + _AHEAD], rules.salt)) & (len(rows.slots) - 1))
+        place, slot = _find(rows.slots, rows.keys, rows.settled_keys, keys[i], _hashed(keys[i], rules.salt))
         met[i] = place
         if place < 0:
             fate[i] = WAIT
@@ -291,7 +291,7 @@ def apply_clicks(
             _finish(impressions.counts, impressions.base, rows.displayed[place])
             _finish(clicks.counts, clicks.base, records[i])
             _settle(
-                rows.index, slot, rows.settled_keys, rows.settled_times, rows.settled_states,
+                rows.slots, slot, rows.settled_keys, rows.settled_times, rows.settled_states,
                 rows.counters[TAIL], keys[i], rows.times[place], CLICKED,
             )  # fmt: skip
             rows.counters[TAIL] += 1
@@ -339,7 +339,7 @@ def due_places(
 @kernel
 def settle_unclicked(rows: Rows, rules: Rules, served: Open, impressions: Open, places: NDArray[np.int64]) -> None:
     """Settle displayed rows, in this order, as unclicked; their places stay taken until their columns were read."""
-    index, keys, times, states = rows.index, rows.keys, rows.times, rows.states
+    index, keys, times, states = rows.slots, rows.keys, rows.times, rows.states
     settled_keys, settled_times, settled_states = rows.settled_keys, rows.settled_times, rows.settled_states
     number = rows.counters[TAIL]
     for i in range(len(places)):
@@ -361,8 +361,8 @@ def drop_undisplayed(rows: Rows, rules: Rules, served: Open, places: NDArray[np.
     """Forget served rows that nobody saw; their places are free at once."""
     for place in places:
         key = rows.keys[place]
-        _, slot = _find(rows.index, rows.keys, rows.settled_keys, key, _hashed(key, rules.salt))
-        _remove(rows.index, slot)
+        _, slot = _find(rows.slots, rows.keys, rows.settled_keys, key, _hashed(key, rules.salt))
+        _remove(rows.slots, slot)
         _finish(served.counts, served.base, rows.served[place])
         rows.states[place] = FREE
         rows.live[place // BLOCK] -= 1
@@ -377,7 +377,7 @@ def release(rows: Rows, places: NDArray[np.int64]) -> None:
 
 
 @kernel
-def forget(rows: Rows, rules: Rules, before_ms: int, most: int, passing: bool) -> tuple[int, int]:
+def forget(rows: Rows, rules: Rules, before_ms: int, most: int, passing: bool) -> tuple[int, Integer]:
     """Forget settled rows, oldest first, while they were displayed before ``before_ms``, at most so many.
 
     Clicked rows settle before older ones that nobody clicks: ``passing`` moves those that must stay out of the way, to
@@ -392,16 +392,16 @@ def forget(rows: Rows, rules: Rules, before_ms: int, most: int, passing: bool) -
         key, time, state = rows.settled_keys[at], rows.settled_times[at], rows.settled_states[at]
         if time >= before_ms and not (passing and state == CLICKED):
             break
-        _, slot = _find(rows.index, rows.keys, rows.settled_keys, key, _hashed(key, rules.salt))
+        _, slot = _find(rows.slots, rows.keys, rows.settled_keys, key, _hashed(key, rules.salt))
         head += 1
         if time < before_ms:
-            _remove(rows.index, slot)
+            _remove(rows.slots, slot)
             newest = max(newest, time)
             count += 1
         else:
             rows.settled_keys[tail & ring], rows.settled_times[tail & ring] = key, time
             rows.settled_states[tail & ring] = state
-            rows.index[slot] = (rows.index[slot] >> _32) << _32 | np.uint64(SETTLED + (tail & (SETTLED - 1)) + 1)
+            rows.slots[slot] = (rows.slots[slot] >> _32) << _32 | np.uint64(SETTLED + (tail & (SETTLED - 1)) + 1)
             tail += 1
     rows.counters[HEAD], rows.counters[TAIL] = head, tail
     rows.counters[COUNT] -= count
@@ -415,7 +415,7 @@ def recall(
     """Take up rows that were settled in an earlier life, in the order of their examples; a known one's click counts."""
     for i in range(len(keys)):
         hashed = _hashed(keys[i], rules.salt)
-        reference, slot = _find(rows.index, rows.keys, rows.settled_keys, keys[i], hashed)
+        reference, slot = _find(rows.slots, rows.keys, rows.settled_keys, keys[i], hashed)
         if reference >= SETTLED:
             if clicked[i]:
                 rows.settled_states[(reference - SETTLED) & (len(rows.settled_keys) - 1)] = CLICKED
@@ -424,7 +424,7 @@ def recall(
         at = number & (len(rows.settled_keys) - 1)
         rows.settled_keys[at], rows.settled_times[at] = keys[i], times[i]
         rows.settled_states[at] = CLICKED if clicked[i] else UNCLICKED
-        rows.index[slot] = hashed << _32 | np.uint64(SETTLED + (number & (SETTLED - 1)) + 1)
+        rows.slots[slot] = hashed << _32 | np.uint64(SETTLED + (number & (SETTLED - 1)) + 1)
         rows.counters[TAIL] = number + 1
         rows.counters[COUNT] += 1
 

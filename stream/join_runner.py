@@ -85,7 +85,7 @@ class JoinRunner:
         self._partitions: dict[int, JoinedPartition] = {}
         metrics.gauge("join_memory_limit_bytes").set(config.join_memory_bytes)
 
-    async def work(self, items: list[InputRecord | Assigned]) -> None:
+    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
         """Feed the records to their partitions' cores and store what comes out."""
         started = time.perf_counter()
         touched: set[int] = set()

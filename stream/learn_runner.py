@@ -125,7 +125,7 @@ class LearnRunner:
         self._quality_at = 0.0
         self._drift = DriftWatch()
 
-    async def work(self, items: list[InputRecord | Assigned]) -> None:
+    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
         """Learn from the records, then publish what is due."""
         started = time.perf_counter()
         outcomes: list[LearnOutcome] = []

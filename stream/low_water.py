@@ -134,6 +134,6 @@ class LowWater:
 
     def _make_room(self, count: int) -> None:
         while self._count + count > len(self._open):
-            self._open, self._offsets, self._ends = (
-                np.concatenate((array, np.zeros_like(array))) for array in (self._open, self._offsets, self._ends)
-            )
+            self._open = np.concatenate((self._open, np.zeros_like(self._open)))
+            self._offsets = np.concatenate((self._offsets, np.zeros_like(self._offsets)))
+            self._ends = np.concatenate((self._ends, np.zeros_like(self._ends)))

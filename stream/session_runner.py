@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -93,7 +93,7 @@ class SessionRunner:
         self._committable: dict[Place, int] = {}
         _compile(self._fold)
 
-    async def work(self, items: list[InputRecord | Assigned]) -> None:
+    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
         """Fold the records, each partition's in as few steps as their rows allow."""
         started = time.perf_counter()
         records: dict[int, list[InputRecord]] = {}

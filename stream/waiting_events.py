@@ -5,13 +5,15 @@ A chain holds the events of one id. Its first one stands in an index of the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from learners.kernel import kernel
+
+Integer: TypeAlias = int | np.signedinteger
 
 _FIRST_EVENTS = 1024  # a power of two
 _FULL_AT = 0.5  # load of the index
@@ -31,20 +33,29 @@ class Events(NamedTuple):
     produced_ms: NDArray[np.int64]  # (B,) Kafka's time of the record
     record: NDArray[np.uint32]  # (B,) number of the record
 
-    def __len__(self) -> int:  # type: ignore[override]  # of the rows, as of any batch here
+    def __len__(self) -> int:
         return len(self.impression_id)
 
     @classmethod
     def joined(cls, parts: Sequence[Events]) -> Events:
         """The events of all parts, one after another; at least one part."""
-        return cls(*(np.concatenate([part[at] for part in parts]) for at in range(len(cls._fields))))
+        return cls.of(np.concatenate([part[at] for part in parts]) for at in range(len(cls._fields)))
+
+    @classmethod
+    def of(cls, columns: Iterable[Any]) -> Events:
+        """The events of these columns, in the order of the fields."""
+        return cls(*columns)
 
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Events:
         """The events at ``index``, in its order."""
-        return Events(*(column[index] for column in self))
+        return Events.of(column[index] for column in self.columns())
+
+    def columns(self) -> Iterator[NDArray[Any]]:
+        """The columns, in the order of the fields."""
+        return iter(self)
 
 
-_COLUMNS = (np.uint64, np.int64, np.uint64, np.int32, np.float32, np.int64, np.uint32)
+_COLUMNS: tuple[DTypeLike, ...] = (np.uint64, np.int64, np.uint64, np.int32, np.float32, np.int64, np.uint32)
 
 
 class WaitingEvents:
@@ -53,7 +64,7 @@ class WaitingEvents:
     def __init__(self, salt: int = 0) -> None:
         self._salt = np.uint64(salt)
         self._index = np.zeros(2 * _FIRST_EVENTS, np.uint64)
-        self._columns = [np.zeros(_FIRST_EVENTS, dtype) for dtype in _COLUMNS]
+        self._columns: list[NDArray[Any]] = [np.zeros(_FIRST_EVENTS, dtype) for dtype in _COLUMNS]
         self._input = np.zeros(_FIRST_EVENTS, np.uint8)
         self._due = np.full(_FIRST_EVENTS, _NEVER)
         self._next = np.full(_FIRST_EVENTS, -1, np.int32)
@@ -86,7 +97,7 @@ class WaitingEvents:
         used = ids[:count].copy()
         self._free_count -= count
         self._keys += int(chains)
-        for column, new in zip(self._columns[2:], events[2:], strict=True):
+        for column, new in zip(self._columns[2:], list(events.columns())[2:], strict=True):
             column[used] = new[added]
         if count:
             self._next_due_ms = min(self._next_due_ms, int(due_ms[added].min()))
@@ -122,7 +133,7 @@ class WaitingEvents:
         taken = []
         for which in np.unique(inputs).tolist():
             of = ids[inputs == which]
-            taken.append((which, Events(*(column[of] for column in self._columns))))
+            taken.append((which, Events.of(column[of] for column in self._columns)))
         self._due[ids] = _NEVER
         self._free[self._free_count : self._free_count + len(ids)] = ids
         self._free_count += len(ids)
@@ -156,7 +167,9 @@ def _hashed(key: np.uint64, salt: np.uint64) -> np.uint64:
 
 
 @kernel
-def _find(index: NDArray[np.uint64], keys: NDArray[np.uint64], key: np.uint64, hashed: np.uint64) -> tuple[int, int]:
+def _find(
+    index: NDArray[np.uint64], keys: NDArray[np.uint64], key: np.uint64, hashed: np.uint64
+) -> tuple[Integer, Integer]:
     """The first event of a key, or −1, and the slot where it is or belongs."""
     mask = len(index) - 1
     place = np.int64(hashed) & mask
@@ -170,7 +183,7 @@ def _find(index: NDArray[np.uint64], keys: NDArray[np.uint64], key: np.uint64, h
 
 
 @kernel
-def _remove(index: NDArray[np.uint64], place: int) -> None:
+def _remove(index: NDArray[np.uint64], place: Integer) -> None:
     mask = len(index) - 1
     at = place
     while True:
@@ -216,7 +229,8 @@ def _add(
     for i in range(len(new_keys)):
         hashed = _hashed(new_keys[i], salt)
         first, slot = _find(index, keys, new_keys[i], hashed)
-        last, at = -1, first
+        last: Integer = -1
+        at = first
         while at >= 0:
             if inputs[at] == which and times[at] == new_times[i]:
                 added[i] = False
@@ -268,7 +282,7 @@ def _take_due(
     following: NDArray[np.int32],
     watermark: int,
     salt: np.uint64,
-) -> tuple[NDArray[np.int32], int, int]:
+) -> tuple[NDArray[np.int32], int, Integer]:
     """Events due before the watermark, how many chains that ended, and when the next is due."""
     ids = np.empty(len(due), np.int32)
     count, chains, next_due = 0, 0, _NEVER

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -28,7 +28,7 @@ class Idle:
         self.inbox = Inbox()
         self.fault = fault
 
-    async def work(self, items: list[InputRecord | Assigned]) -> None:
+    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
         """Drop them, or raise the fault."""
         if self.fault is not None:
             raise self.fault

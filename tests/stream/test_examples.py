@@ -89,7 +89,8 @@ def test_displays_travel_with_the_examples() -> None:
 def test_displays_of_odd_length_are_refused() -> None:
     """As any column is."""
     spec = SimpleNamespace(hash="abc", id_columns=3, dense_inputs=2)
-    record = _rows(1).to_record("abc", 5, Displays(*[np.ones(1, np.uint64)] * 2, np.ones(1, np.int64)))  # type: ignore[misc]
+    columns = np.ones(1, np.uint64), np.ones(1, np.uint64), np.ones(1, np.int64)
+    record = _rows(1).to_record("abc", 5, Displays(*columns))
     assert record.displays is not None
     short = msgspec.structs.replace(record, displays=msgspec.structs.replace(record.displays, ts_ms=b"\0"))
     with pytest.raises(RecordError, match="ts_ms holds 1 bytes"):

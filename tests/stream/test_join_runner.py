@@ -157,8 +157,8 @@ async def test_another_life_goes_on_where_the_log_ends(
 
     if store_down:
         monkeypatch.setattr(RedisClickStore, "put", down)
-    first = [Assigned(frozenset([partition])), joiner.served(shown, partition)]
-    await joiner.runner.work([*first, joiner.impressions(shown, [0, 1], partition)])
+    await joiner.runner.work([Assigned(frozenset([partition])), joiner.served(shown, partition)])
+    await joiner.runner.work([joiner.impressions(shown, [0, 1], partition)])
     await joiner.runner.work([joiner.clicks(shown, [0], partition)])
     monkeypatch.undo()
     assert await joiner.outcomes() == [(SETTLED, shown.impression_id[0], 1)]

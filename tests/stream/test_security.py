@@ -8,7 +8,7 @@ import os
 import ssl
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -349,7 +349,7 @@ class Taker:
         self.inbox = Inbox()
         self.taken: asyncio.Queue[bytes | None] = asyncio.Queue()
 
-    async def work(self, items: list[InputRecord | Assigned]) -> None:
+    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
         """Keep the values."""
         for item in items:
             if isinstance(item, InputRecord):
