@@ -33,7 +33,7 @@ from stream.session_store import RedisSessionStore
 from stream.sessions import SessionFold, SessionStates, Told
 from stream.topics import EXAMPLES
 
-MOST_ROWS_A_STEP = 8_192  # examples and displays: some 10,000 states, for which Redis is deaf for 50 ms
+MOST_ROWS_A_STEP = 8_192  # examples and displays: some 9,000 states, and Redis answers nobody else for 50 ms
 READ_AT_ONCE_S = 0.5  # from the log, so that a stop or a change of partitions need not wait until it ends
 
 _log = structlog.get_logger(__name__)

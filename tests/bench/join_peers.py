@@ -88,14 +88,19 @@ class _Example(msgspec.Struct):
     label: int
 
 
-async def produce(bootstrap: str, log: JoinLog, prefix: str, partitions: int = 1) -> None:
-    """Create all topics under the prefix and send the log, every record with the time at which it was sent.
+async def create_topics(bootstrap: str, prefix: str, partitions: int = 1) -> None:
+    """Create all topics under the prefix, where they are missing.
 
     The log's times are long past: topics keep everything, or a broker would delete it while it is read.
     """
     await ensure_topics(
         bootstrap, [replace(topic, retention_ms=-1) for topic in topic_table(partitions, prefix=prefix)]
     )
+
+
+async def produce(bootstrap: str, log: JoinLog, prefix: str, partitions: int = 1) -> None:
+    """Create the topics and send the log, every record with the time at which it was sent."""
+    await create_topics(bootstrap, prefix, partitions)
     producer = AIOKafkaProducer(
         bootstrap_servers=bootstrap, acks="all", linger_ms=5, max_batch_size=1 << 20, max_request_size=_RECORD_BYTES
     )

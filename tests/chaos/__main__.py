@@ -1,0 +1,157 @@
+"""`python -m tests.chaos --kills N --seed S`: exit 0 when nothing was lost or doubled, 1 when something was."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stream.broker import find_broker
+from stream.child_server import ServerStartError
+from stream.source import SourceKind
+from tests.chaos.cluster import JOIN, BrokerKind, Cluster, ClusterOptions, NotReadyError
+from tests.chaos.faults import Faults
+from tests.chaos.findings import findings, of_stops
+from tests.chaos.outcome import Outcome
+from tests.chaos.progress import elapsed_s, say
+from tests.chaos.report import all_hold, as_json, print_tables
+from tests.chaos.settling import Settling
+from tests.chaos.stores import Stores
+from tests.chaos.topic_log import TopicLog
+from tests.chaos.traffic import Traffic, TrafficError
+from tests.chaos.verdict import Check
+from tests.chaos.world import World
+from tests.stream.rig import SPEC, START_MS
+
+_QUIET_S = 10.0  # before the first fault and after the last one
+_OURS = ("KAFKA_", "REDIS_", "MILLSTREAM_")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is asked of a run."""
+
+    kills: int
+    seed: int
+    speed: float
+    cluster: ClusterOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of it."""
+
+    checks: list[Check]
+    facts: dict[str, Any]
+
+
+def main(
+    kills: Annotated[int, typer.Option(min=0, help="How many faults hit the stream.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the traffic, and of the faults and their moments.")] = 1,
+    broker: Annotated[str, typer.Option(help="kafka or embedded; kafka where KAFKA_HOME is set.")] = "",
+    partitions: Annotated[int, typer.Option(min=1, help="Of the input topics.")] = 4,
+    runner: Annotated[SourceKind, typer.Option(help="What reads the topics in the workers.")] = "faust",
+    speed: Annotated[float, typer.Option(min=1, help="Event time over wall-clock time, at most.")] = 30.0,
+    keep: Annotated[Path | None, typer.Option(help="Folder for logs and data; a temporary one by default.")] = None,
+    as_json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Run the whole stream under faults, then prove from its log that nothing was lost, doubled or changed.
+
+    A run whose checks hold leaves nothing behind unless --keep names a folder; the logs of any other stay.
+    """
+    kind = _broker_kind(broker)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # a broker that is away is what is asked for here
+    for name in [name for name in os.environ if name.startswith(_OURS) and name != "KAFKA_HOME"]:
+        del os.environ[name]
+    work_dir = keep or Path(tempfile.mkdtemp(prefix="millstream-chaos-"))
+    cluster = ClusterOptions(broker=kind, partitions=partitions, work_dir=work_dir.absolute(), runner=runner)
+    try:
+        result = asyncio.run(_run(Options(kills=kills, seed=seed, speed=speed, cluster=cluster)))
+    except (NotReadyError, ServerStartError, TrafficError) as error:
+        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"everything is kept in {work_dir}", err=True)
+        raise typer.Exit(1) from error
+    if as_json_:
+        typer.echo(as_json(result.checks, result.facts))
+    else:
+        print_tables(result.checks, result.facts)
+    if not all_hold(result.checks):
+        typer.echo(f"not everything holds; everything is kept in {work_dir}, the logs in {work_dir / 'logs'}", err=True)
+        raise typer.Exit(1)
+    if keep is None:
+        shutil.rmtree(work_dir, ignore_errors=True)
+
+
+def _broker_kind(asked: str) -> BrokerKind:
+    if asked not in ("", "kafka", "embedded"):
+        raise typer.BadParameter(f"--broker {asked} is neither kafka nor embedded: there is no other to start.")
+    if asked == "kafka" and not os.environ.get("KAFKA_HOME"):
+        raise typer.BadParameter(
+            "--broker kafka needs KAFKA_HOME, the folder of an unpacked Apache Kafka: none can be started without it. "
+            "Set it, or give --broker embedded."
+        )
+    if asked == "embedded" or not os.environ.get("KAFKA_HOME"):
+        return "embedded"
+    return "kafka"
+
+
+async def _run(options: Options) -> Result:
+    async with Cluster(options.cluster) as cluster:
+        say(f"{options.cluster.broker} broker, {len(cluster.workers)} workers and serving work: {cluster.logs}")
+        faults = Faults(cluster, options.seed)
+        broker = await find_broker(cluster.settings)
+        log = TopicLog(broker)
+        outcome, stores = Outcome(log), Stores(cluster.redis.url, SPEC)
+        async with Traffic(cluster, World(options.seed, JOIN, START_MS), options.speed) as traffic:
+            await _disturb(traffic, faults, options.kills)
+            say(f"{options.kills} faults, {traffic.requests:,} requests: waiting until everything is settled")
+            await Settling(traffic, log, outcome, stores, options.cluster.partitions).settle()
+        statuses = await cluster.stop_programs()
+        checks = await findings(log, outcome, cluster.settings, cluster.snapshots, cluster.archive)
+        ends = {program.name: dict(sorted(program.ends.items())) for program in cluster.programs}
+        facts = {
+            "faults": dict(faults.counts.most_common()),
+            **{f"ends of {name}": ended for name, ended in ends.items()},
+            "requests": f"{traffic.requests:,}",
+            "events": f"{traffic.events:,}",
+            "examples": f"{checks[0].found:,}",
+            "event time": f"{(traffic.world.now_ms - START_MS) / 1000:,.0f} s",
+            "seconds": f"{elapsed_s():.0f}",
+        }
+        return Result([*checks, of_stops(statuses)], facts)
+
+
+async def _disturb(traffic: Traffic, faults: Faults, kills: int) -> None:
+    """Play traffic, and faults from a while later until a while before its end."""
+    stop = asyncio.Event()
+
+    async def unleash() -> None:
+        await asyncio.sleep(_QUIET_S)
+        await faults.unleash(kills)
+        await asyncio.sleep(_QUIET_S)
+        stop.set()
+
+    await _together(traffic.run(stop), unleash())
+
+
+async def _together(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run them all; the first failure ends the others and is raised."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

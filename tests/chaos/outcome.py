@@ -1,0 +1,132 @@
+"""What the stream made of its inputs, as the topics hold it in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+import orjson
+
+from learners.kinds import CONVERSION
+from stream.examples import ExampleRows
+from stream.examples_log import Decoded, decode_record
+from stream.records import CalibrationRecord, DeadLetter, JournalRecord
+from stream.topics import CALIBRATION, DEADLETTER, EXAMPLES, JOURNAL
+from tests.chaos.topic_log import TopicLog
+from tests.chaos.truth import ServedRow, Unreadable
+from tests.chaos.verdict import Row
+from tests.chaos.world import BROKEN_MARK
+from tests.stream.oracle import Example, Rejected
+from tests.stream.rig import SPEC
+
+
+class ExamplesRecord(NamedTuple):
+    """A record of the examples topic."""
+
+    partition: int
+    offset: int
+    content: Decoded
+
+
+class Outcome:
+    """Reads on in a topic log; what was decoded once is kept."""
+
+    def __init__(self, log: TopicLog) -> None:
+        self._log = log
+        self._examples: dict[int, list[ExamplesRecord]] = {}
+
+    def partitions(self) -> Iterator[tuple[int, list[ExamplesRecord]]]:
+        """Each partition of the examples with its records."""
+        for partition, records in self._log.partitions(EXAMPLES):
+            held = self._examples.setdefault(partition, [])
+            for stored in records[len(held) :]:
+                held.append(ExamplesRecord(partition, stored.offset, decode_record(stored.value, SPEC)))
+            yield partition, held
+
+    def examples(self) -> Iterator[tuple[Example, ServedRow]]:
+        """Every example, and what it holds of its served row."""
+        for _, records in self.partitions():
+            for record in records:
+                yield from _examples(record.content.rows)
+
+    def displays(self) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Every display that was told: its impression id, user and time."""
+        for _, records in self.partitions():
+            for displays in (record.content.displays for record in records):
+                if displays is not None:
+                    columns = (displays.impression_id, displays.user_key, displays.ts_ms)
+                    for impression_id, user_key, ts_ms in zip(*(c.tolist() for c in columns), strict=True):
+                        yield impression_id, (user_key, ts_ms)
+
+    def watermarks(self) -> dict[int, int]:
+        """How far each partition of the examples has come."""
+        return {p: max((one.content.watermark_ms for one in records), default=0) for p, records in self.partitions()}
+
+    def ends(self) -> dict[int, int]:
+        """The offset behind the last record of each partition of the examples."""
+        return {p: records[-1].offset + 1 if records else 0 for p, records in self.partitions()}
+
+    def learnable(self) -> dict[int, list[Row]]:
+        """The rows that a model without a head for conversions learns, by partition, in their order."""
+        return {
+            partition: [
+                (record.offset, at)
+                for record in records
+                for at, kind in enumerate(record.content.rows.kind.tolist())
+                if kind != CONVERSION
+            ]
+            for partition, records in self.partitions()
+        }
+
+    def archived(self) -> dict[tuple[int, int, int], tuple[int, ...]]:
+        """Every example as the archive must hold it: its place, and what tells it from others."""
+        return {
+            (partition, record.offset, at): row
+            for partition, records in self.partitions()
+            for record in records
+            for at, row in enumerate(archived_columns(record.content.rows))
+        }
+
+    def journal(self) -> list[JournalRecord]:
+        """The steps of the learner."""
+        return [msgspec.msgpack.decode(stored.value, type=JournalRecord) for stored in self._log.records(JOURNAL)]
+
+    def calibration(self) -> dict[int, CalibrationRecord]:
+        """The newest state of each partition."""
+        records = (msgspec.msgpack.decode(one.value, type=CalibrationRecord) for one in self._log.records(CALIBRATION))
+        return {record.partition: record for record in records}
+
+    def rejected(self) -> tuple[set[Rejected], set[Unreadable]]:
+        """The events, and the records, that were put aside."""
+        events: set[Rejected] = set()
+        records: set[Unreadable] = set()
+        for stored in self._log.records(DEADLETTER):
+            letter = msgspec.msgpack.decode(stored.value, type=DeadLetter)
+            if BROKEN_MARK in letter.payload or not letter.payload.startswith(b"{"):
+                records.add((letter.topic, letter.partition, letter.offset))
+            else:
+                event = orjson.loads(letter.payload)
+                events.add((letter.topic, int(event["impression_id"]), event["ts_ms"]))
+        return events, records
+
+
+def archived_columns(rows: ExampleRows) -> Iterator[tuple[int, ...]]:
+    """What tells one example from another."""
+    columns = (rows.impression_id, rows.kind, rows.label, rows.known_ms)
+    return zip(*(column.tolist() for column in columns), strict=True)
+
+
+def _examples(rows: ExampleRows) -> Iterator[tuple[Example, ServedRow]]:
+    columns = [getattr(rows, name).tolist() for name in Example._fields]
+    for at, row in enumerate(zip(*columns, strict=True)):
+        served = ServedRow(
+            user_key=int(rows.user_key[at]),
+            model_version=int(rows.model_version[at]),
+            logit=rows.logit[at].tobytes(),
+            p=rows.p[at].tobytes(),
+            propensity=rows.propensity[at].tobytes(),
+            ids=rows.ids[at].tobytes(),
+            dense=rows.dense[at].tobytes(),
+        )
+        yield Example(*row), served
