@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from stream.source import Source, SourceKind
 
 COMMIT_INTERVAL_S = 0.5
 TICK_INTERVAL_S = 0.1
+_MOST_REST_S = 0.02
 
 _log = structlog.get_logger(__name__)
 _SOURCES: dict[SourceKind, type[FaustSource] | type[AiokafkaSource]] = {
@@ -60,6 +62,7 @@ class Agent:
         self._tasks: list[asyncio.Task[None]] = []
         self._busy = asyncio.Lock()  # a step of the runner, or a change of partitions
         self._committed: dict[Place, int] = {}
+        self._held: frozenset[Place] = frozenset()
         self._taking = True
         self._ending = False
         self._settled = asyncio.Event()  # the first assignment was worked off, or the runner failed
@@ -96,6 +99,7 @@ class Agent:
     def assigned(self, partitions: frozenset[int]) -> None:
         """These partitions are ours from here on."""
         _log.info("partitions assigned", agent=self.name, partitions=sorted(partitions))
+        self._held = frozenset()
         self._runner.inbox.extend((Assigned(partitions),))
 
     async def revoked(self) -> None:
@@ -117,12 +121,23 @@ class Agent:
             await inbox.filled()
             async with self._busy:
                 items = inbox.take()
-                if items:
-                    await self._runner.work(items)
-                    self._lag.worked_off([item for item in items if isinstance(item, InputRecord)])
-                    self.source.hold(self._runner.inbox.held_back)
+                began = time.monotonic()
+                await self._work(items)
             if any(isinstance(item, Assigned) for item in items):
                 self._settled.set()
+            if not inbox.is_full:  # a step costs its share whatever it holds: as much time to gather as to work
+                await asyncio.sleep(min(time.monotonic() - began, _MOST_REST_S))
+
+    async def _work(self, items: Sequence[InputRecord | Assigned]) -> None:
+        if items:
+            await self._runner.work(items)
+            self._lag.worked_off([item for item in items if isinstance(item, InputRecord)])
+            self._hold()
+
+    def _hold(self) -> None:
+        if (wanted := self._runner.inbox.held_back) != self._held:
+            self._held = wanted
+            self.source.hold(wanted)
 
     async def _tick(self) -> None:
         while True:
@@ -134,7 +149,7 @@ class Agent:
                 ) from reason
             async with self._busy:
                 await self._runner.tick()
-                self.source.hold(self._runner.inbox.held_back)
+                self._hold()
             self._lag.measure(self.source.assignment(), self.source.end_offsets())
 
     async def _commits(self) -> None:

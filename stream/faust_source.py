@@ -1,15 +1,18 @@
 """A source on Faust: an app with one agent, which only hands on what it reads.
 
-Faust gives group membership, rebalancing, flow control and supervision of its own parts. Acknowledgement is ours: the
-topics are declared with ``acks=False``, so Faust neither tracks events (a low water that lags by a click window would
-keep all of them in memory) nor commits, and an agent that failed cannot acknowledge what it did not do.
+Faust gives group membership, rebalancing, flow control and supervision of its own parts. Its price is by the event, so
+an event here is a fetch: all records that the consumer had at hand go through the agent's channel as one.
+Acknowledgement is ours: nothing is tracked (a low water that lags by a click window would keep all of it in memory) or
+committed by Faust, and an agent that failed cannot acknowledge what it did not do.
 """
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import faust
@@ -22,7 +25,10 @@ from stream.broker import Broker
 from stream.inbox import InputRecord, Place
 from stream.source import Listener
 
+_FETCHES_AHEAD = 1
+_MOST_RECORDS = 2_000  # of a fetch
 _COMMIT_INTERVAL_S = 0.5  # of Faust's own commits, of which there are none
+_REQUEST_TIMEOUT_S = 30.0
 
 
 class FaustSource:
@@ -97,27 +103,16 @@ class FaustSource:
         return self._broker.table_name(place.topic), place.partition
 
     def _add_agent(self, names: Sequence[str]) -> None:
-        inputs = self._app.topic(
-            *names, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw", acks=False
-        )
+        self._app.topics.add(self._app.topic(*names, value_type=bytes, value_serializer="raw", acks=False))
 
-        async def agent(stream: Any) -> None:
+        async def agent(fetches: Any) -> None:
             assert self._listener is not None
-            async for event in stream.noack().events():
-                await self._listener.arrived((self._record(event.message),))
+            async for fetched in fetches:
+                for place, records in fetched.items():
+                    topic = self._broker.table_name(place.topic)
+                    await self._listener.arrived([InputRecord.of(topic, record) for record in records])
 
-        self._app.agent(inputs, name="inputs")(agent)
-
-    def _record(self, message: Any) -> InputRecord:
-        content_type = next((value for name, value in message.headers or () if name == "content-type"), None)
-        return InputRecord(
-            topic=self._broker.table_name(message.topic),
-            partition=message.partition,
-            offset=message.offset,
-            value=message.value,
-            produced_ms=round(message.timestamp * 1000),
-            content_type=content_type.decode("latin-1") if content_type is not None else None,
-        )
+        self._app.agent(self._app.fetches, name="inputs")(agent)
 
     async def _assigned(self, sender: Any, assigned: set[TP], **_: Any) -> None:
         assert self._listener is not None
@@ -131,29 +126,61 @@ class FaustSource:
             await self._listener.revoked()
 
 
+class _ConsumerThread(AIOKafkaConsumerThread):
+    app: Any
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = self.app.kafka.fetch_max_wait_ms  # Faust's is the embedded broker's latency
+        consumer._isolation_level = self.app.kafka.isolation_level
+        consumer._partition_assignment_strategy = (self.app.partition_assignor,)
+        return consumer
+
+
+class _Consumer(Consumer):
+    app: Any
+
+    def _new_consumer_thread(self) -> Any:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        """As Faust's own, but for what an event is."""
+        try:
+            while not (self.should_stop or fetcher.should_stop):
+                records, active = await self._wait_next_records(1.0)
+                if not self.flow_active:
+                    await self.perform_seek()  # what was fetched is fetched again
+                elif ours := {place: found for place, found in (records or {}).items() if place in (active or ())}:
+                    await self.wait_first(self.app.fetches.put(ours), self.suspend_flow.wait())
+        except self.consumer_stopped_errors:
+            if not self.transport.app.should_stop:
+                raise
+        except asyncio.CancelledError:
+            if not self.transport.app.should_stop:
+                raise
+
+
+class _Transport(Transport):
+    Consumer = _Consumer
+
+
+class _App(faust.App):
+    """Reads bytes, makes no topics of its own, opens no port and keeps no tables."""
+
+    kafka: Broker
+    partition_assignor: type[Any]
+
+    @cached_property
+    def fetches(self) -> Any:
+        """What the consumer read, a fetch an event."""
+        return self.channel(maxsize=_FETCHES_AHEAD)
+
+    def _new_transport(self) -> Any:
+        return _Transport(self.conf.broker_consumer, self)
+
+
 def _faust_app(group: str, broker: Broker, assignor: type[Any], data_dir: str) -> Any:
-    """A Faust app that reads bytes, makes no topics of its own, opens no port and keeps no tables."""
-
-    class _ConsumerThread(AIOKafkaConsumerThread):
-        def _create_worker_consumer(self, transport: Any) -> Any:
-            consumer = super()._create_worker_consumer(transport)
-            consumer._fetch_max_wait_ms = broker.fetch_max_wait_ms  # Faust's 1500 is the embedded broker's latency
-            consumer._partition_assignment_strategy = (assignor,)
-            consumer._isolation_level = broker.isolation_level
-            return consumer
-
-    class _Consumer(Consumer):
-        def _new_consumer_thread(self) -> Any:
-            return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
-
-    class _Transport(Transport):
-        Consumer = _Consumer
-
-    class _App(faust.App):
-        def _new_transport(self) -> Any:
-            return _Transport(self.conf.broker_consumer, self)
-
-    return _App(
+    app = _App(
         group,
         broker=[URL(f"kafka://{host}") for host in broker.bootstrap.split(",")],
         broker_credentials=broker.faust_credentials,
@@ -167,12 +194,15 @@ def _faust_app(group: str, broker: Broker, assignor: type[Any], data_dir: str) -
         reply_create_topic=False,
         table_standby_replicas=0,
         stream_wait_empty=False,
-        stream_buffer_maxsize=256,
+        stream_buffer_maxsize=_FETCHES_AHEAD,
         worker_redirect_stdouts=False,
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=4 << 20,
+        broker_max_poll_records=_MOST_RECORDS,
         broker_session_timeout=broker.session_timeout_s,
         broker_heartbeat_interval=broker.session_timeout_s / 4,
         broker_commit_interval=_COMMIT_INTERVAL_S,
-        broker_request_timeout=max(30.0, broker.session_timeout_s),  # Faust refuses a shorter one
+        broker_request_timeout=max(_REQUEST_TIMEOUT_S, broker.session_timeout_s),  # Faust refuses a shorter one
     )
+    app.kafka, app.partition_assignor = broker, assignor
+    return app

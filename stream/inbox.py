@@ -115,6 +115,11 @@ class Inbox:
         self._filled.set()
         self._note_room()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as much waits as is taken at once, or as may wait."""
+        return len(self._items) >= self._at_once or not self._has_room.is_set()
+
     async def filled(self) -> None:
         """Return when something waits."""
         await self._filled.wait()

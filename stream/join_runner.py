@@ -38,6 +38,7 @@ from stream.topics import CLICKS, DEADLETTER, EXAMPLES, IMPRESSIONS, INPUTS, SER
 MOST_ROWS_A_RECORD = 8_192  # 4 MB at 32 ids and 36 dense inputs: below the topic's limit
 HEARTBEAT_MS = 500  # of event time: how far a watermark that brings no rows must move to be worth a record
 COMMIT_INTERVAL_S = 1.0  # between two commits of a partition in which nothing else is written
+_MEASURE_INTERVAL_S = 0.05  # in which some ten MB can come
 _MOST_WAITING_RECORDS = 20_000  # in the inbox: of one event each, a step takes some thousand
 _AT_ONCE = 4_000
 _REMEMBERED_SHARE = 1 / 16  # of the memory, for examples that late clicks correct
@@ -83,6 +84,7 @@ class JoinRunner:
         self._lookup = ExamplesLookup(broker, spec, int(config.join_memory_bytes * _REMEMBERED_SHARE))
         self._pace = LearnerPace(broker, most_unlearned_rows)
         self._partitions: dict[int, JoinedPartition] = {}
+        self._measured_at = 0.0
         metrics.gauge("join_memory_limit_bytes").set(config.join_memory_bytes)
 
     async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
@@ -184,8 +186,10 @@ class JoinRunner:
         """Take what the cores know now and store it."""
         now_ms = self._now_ms() if self._now_ms else None
         await asyncio.gather(*(self._step(self._partitions[p], now_ms) for p in partitions))
-        self._bound_memory()
-        self._measure()
+        if (now := time.monotonic()) - self._measured_at >= _MEASURE_INTERVAL_S:
+            self._measured_at = now
+            self._bound_memory()
+            self._measure()
 
     async def _step(self, held: JoinedPartition, now_ms: int | None) -> None:
         core = held.core

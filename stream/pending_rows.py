@@ -86,6 +86,7 @@ class PendingRows:
         self._free: list[int] = []  # a heap: low numbers first, so that those at the end can be given up
         self._open: int | None = None  # the block that is being filled
         self._used = 0  # of its rows
+        self._bytes = 0
 
     @property
     def block_count(self) -> int:
@@ -95,7 +96,7 @@ class PendingRows:
     @property
     def bytes(self) -> int:
         """Memory taken by columns."""
-        return sum(block.bytes for block in self._blocks if block is not None)
+        return self._bytes
 
     @property
     def id_bytes(self) -> int:
@@ -127,7 +128,9 @@ class PendingRows:
             block = self._blocks[self._open or 0]
             assert block is not None
             part = which[at : at + BLOCK - self._used]
+            before = block.bytes
             block.put(rows, part, self._used)
+            self._bytes += block.bytes - before
             self._used += len(part)
             at += len(part)
 
@@ -154,6 +157,7 @@ class PendingRows:
                 self._used, block.request_count = 0, 0  # it is filled again from its start
             else:
                 self._blocks[number] = None
+                self._bytes -= block.bytes
                 heapq.heappush(self._free, number)
                 if number == self._open:
                     self._open = None
@@ -167,6 +171,7 @@ class PendingRows:
 
     def _begin_block(self, like: ServedRows) -> None:
         block = _Block(like)
+        self._bytes += block.bytes
         if self._free:
             self._open = heapq.heappop(self._free)
             self._blocks[self._open] = block

@@ -46,7 +46,7 @@ class Settling:
         await self._wait_for("the join", lambda: self._joined(until_ms, {event.impression_id for event in last}))
         until_ms = await self._traffic.pass_time(_MARGIN_S)
         await self._wait_for("the join", lambda: self._joined(until_ms, set()))
-        await self._wait_for("the session features", self._folded)
+        await self._wait_for("the session fold", self._folded)
         await self._wait_for("the learner", self._learned)
 
     def _conversion_of_nothing(self, partition: int) -> Event:
