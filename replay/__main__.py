@@ -36,7 +36,7 @@ from replay.report import Report, facts_table, quality_table
 from replay.scenario import Scenario
 from stream.admin import BrokerUnreachableError, TopicMismatchError
 from stream.child_server import ServerStartError
-from stream.learning import LearningConfig
+from stream.learning_config import LearningConfig
 from stream.settings import StreamSettings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)

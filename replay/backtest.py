@@ -42,7 +42,8 @@ from stream.join import JoinCore
 from stream.join_config import JoinConfig
 from stream.join_memory import MemoryJoin
 from stream.join_output import Records
-from stream.learning import LearningConfig, LearningLoop
+from stream.learning import LearningLoop
+from stream.learning_config import LearningConfig
 from stream.session_memory import MemorySessionStore
 from stream.sessions import SessionFold
 from stream.topics import CLICKS, IMPRESSIONS, SERVED

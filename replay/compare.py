@@ -26,7 +26,7 @@ from replay.example_stream import ExampleStream, Step, base_steps, online_steps
 from replay.progress import Progress
 from replay.report import SMALLEST_P, Outcomes, Report, report
 from stream.examples import ExampleRows
-from stream.learning import LearningConfig
+from stream.learning_config import LearningConfig
 
 CHUNK_ROWS = 8_192
 _BASE_BATCH_ROWS = 128  # as base training

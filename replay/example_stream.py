@@ -19,7 +19,7 @@ from replay.backtest import BacktestOptions, collect
 from replay.progress import Progress
 from replay.scenario import Scenario
 from stream.examples import ExampleRows, concat
-from stream.learning import LearningConfig
+from stream.learning_config import LearningConfig
 from stream.session_memory import MemorySessionStore
 
 

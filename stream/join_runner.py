@@ -277,7 +277,7 @@ class JoinRunner:
             held_back = {(topic, partition) for partition, core in cores.items() for topic in core.ahead()}
         self.inbox.held_back = frozenset(held_back)
         self._metrics.gauge("join_memory_bytes").set(total)
-        self._metrics.gauge("join_held_back_inputs").set(len(held_back))
+        self._metrics.gauge("join_held_back_partitions").set(len(held_back))
         self._metrics.gauge("join_unlearned_rows").set(self._pace.unlearned_rows)
 
     # -------------------------------------------------------------------------------------------------------- measure

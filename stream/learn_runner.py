@@ -28,7 +28,8 @@ from stream.deltas import to_parts
 from stream.examples import ExampleRows
 from stream.examples_log import decode_examples
 from stream.inbox import Assigned, Inbox, InputRecord, Place
-from stream.learning import Learned, LearningConfig, LearningLoop, LearnOutcome, LoopState, Rejected
+from stream.learning import Learned, LearningLoop, LearnOutcome, LoopState, Rejected
+from stream.learning_config import LearningConfig
 from stream.log_gaps import LogGaps
 from stream.log_reader import LogReader
 from stream.log_writer import LogWriter, Outgoing, open_writer

@@ -19,41 +19,10 @@ from learners.metrics import losses, probability
 from learners.targets import arrivals
 from stream.examples import ExampleRows
 from stream.learnable import faults, learnable
+from stream.learning_config import LearningConfig
 from stream.loss_watch import BatchLoss, LossWatch
 from stream.pending import Batch, PendingExamples, Position
 from stream.records import JournalRecord
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearningConfig:
-    """When the loop learns, publishes and takes a snapshot. Intervals are event time, the time of the watermark."""
-
-    learn_batch_rows: int = 128  # the best progressive log loss on KuaiRand-Pure; 64 to 256 are close
-    learn_interval_s: float = 300.0  # a smaller batch is learned when it has waited this long
-    publish_interval_s: float = 1.0
-    snapshot_interval_s: float = 3600.0  # a restart learns again what came after the newest one
-    diverged_loss_ratio: float = 3.0  # times the loss of a constant: a model that works stays below 1
-    diverged_loss_batches: int = 20  # over which the loss is taken
-
-    def __post_init__(self) -> None:
-        if self.learn_batch_rows < 1:
-            raise ValueError(
-                f"learn_batch_rows={self.learn_batch_rows} must be at least 1: no batch would ever be full. Set "
-                "MILLSTREAM_LEARN_BATCH_ROWS; 128 is the default."
-            )
-        if not (self.diverged_loss_ratio > 1 and self.diverged_loss_batches >= 1):
-            raise ValueError(
-                f"diverged_loss_ratio={self.diverged_loss_ratio} must be above 1 and "
-                f"diverged_loss_batches={self.diverged_loss_batches} at least 1: a model that works would count as "
-                "diverged. Set MILLSTREAM_DIVERGED_LOSS_RATIO (3, or inf to never stop) and "
-                "MILLSTREAM_DIVERGED_LOSS_BATCHES (20)."
-            )
-        for name in ("learn_interval_s", "publish_interval_s", "snapshot_interval_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} must be positive: the loop would do nothing else. Set "
-                    f"MILLSTREAM_{name.upper()}."
-                )
 
 
 class LoopState(msgspec.Struct, frozen=True, kw_only=True):

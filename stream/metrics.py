@@ -70,7 +70,7 @@ TABLE = (
     Metric("millstream_join_settled_rows", "gauge", "Settled rows that late clicks can still correct"),
     Metric("millstream_join_memory_bytes", "gauge", "Memory that the join's rows and events take"),
     Metric("millstream_join_memory_limit_bytes", "gauge", "Bound of that memory, MILLSTREAM_JOIN_MEMORY_BYTES"),
-    Metric("millstream_join_held_back_inputs", "gauge",
+    Metric("millstream_join_held_back_partitions", "gauge",
            "Input partitions that are not read on: they are ahead of the others, or the learner is behind"),
     Metric("millstream_join_unlearned_rows", "gauge", "Examples written that the learner has not journalled yet"),
     Metric("millstream_join_lost_records_total", "counter", "Records deleted by retention before they were joined",

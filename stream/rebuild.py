@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from learners.snapshot import Manifest, Snapshot, TornSnapshotError, load_snapshot, read_manifest, versions
 from learners.spec import FeatureSpec
 from stream.broker import Broker
-from stream.learning import Learned, LearningConfig, LearningLoop
+from stream.learning import Learned, LearningLoop
+from stream.learning_config import LearningConfig
 from stream.log_reader import LogReader
 from stream.published import NotPublishedError, follow, last_published
 from stream.relearning import loop_state, relearn

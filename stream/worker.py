@@ -22,7 +22,6 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type:
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from redis.asyncio import Redis
 
-from learners.snapshot import SnapshotError
 from learners.spec import FeatureSpec
 from stream.admin import BrokerUnreachableError, TopicMismatchError, ensure_topics
 from stream.agent import Agent
@@ -37,7 +36,6 @@ from stream.embedded_redis import EmbeddedRedis, answers_ping
 from stream.health import HealthServer
 from stream.inbox import Runner
 from stream.join_runner import JoinRunner
-from stream.learn_runner import LearnRunner, NoSnapshotError, first_snapshot
 from stream.metrics import WorkerMetrics
 from stream.producer import RecordProducer
 from stream.session_runner import SessionRunner
@@ -100,9 +98,7 @@ async def run_worker(options: WorkerOptions, settings: StreamSettings, intervals
             health, apps = await _start(stack, options, settings, intervals, failed)
         except (
             BrokerUnreachableError,
-            NoSnapshotError,
             ServerStartError,
-            SnapshotError,
             TopicMismatchError,
             ValueError,
         ) as error:
@@ -131,7 +127,7 @@ async def _start(
         await health.start(options.metrics_host, options.metrics_port)
         stack.push_async_callback(health.stop)
     if "learn" in options.agents:  # before anything is started: the usual thing to forget
-        await asyncio.to_thread(first_snapshot, options.snapshots, options.spec)
+        await asyncio.to_thread(_check_snapshot, options)
     fresh_log = settings.kafka_bootstrap_servers is None
     agents = [name for name in AGENTS if name in options.agents and (name != "archive" or options.archive)]
     if fresh_log and "archive" in agents:
@@ -202,6 +198,8 @@ class _Parts:
         return SessionRunner(self._broker, store, self._options.spec, self._metrics)
 
     def learn(self, *, fresh_log: bool) -> Runner:
+        from stream.learn_runner import LearnRunner  # and torch with it: only who learns waits for that
+
         return LearnRunner(
             self._broker,
             self._options.spec,
@@ -226,6 +224,16 @@ class _Parts:
     def archive(self) -> Runner:
         store = archive_store_of(self._options.archive or "")
         return ArchiveRunner(self._broker, self._options.spec, self._intervals.archive(), store, self._metrics)
+
+
+def _check_snapshot(options: WorkerOptions) -> None:
+    from learners.snapshot import SnapshotError
+    from stream.learn_runner import NoSnapshotError, first_snapshot
+
+    try:
+        first_snapshot(options.snapshots, options.spec)
+    except (NoSnapshotError, SnapshotError) as error:
+        raise WorkerStartError(str(error)) from error
 
 
 def _refuse_other_log(archive: str) -> None:

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from calibration.stream import CalibratorConfig
 from stream.archiving import ArchiveConfig
 from stream.join_config import JoinConfig
-from stream.learning import LearningConfig
+from stream.learning_config import LearningConfig
 
 Clock = Literal["wall", "log"]
 

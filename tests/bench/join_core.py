@@ -38,7 +38,12 @@ def _decoded(step: Sequence[InputRecord]) -> list[tuple[str, ServedBatch | Event
     by_topic = groupby(sorted(step, key=lambda one: one.topic), key=lambda one: one.topic)
     parts = {topic: list(records) for topic, records in by_topic}
     return [
-        (topic, served_batch(parts[topic], SPEC, _AHEAD_MS) if topic == SERVED else events_batch(topic, parts[topic], _AHEAD_MS))
+        (
+            topic,
+            served_batch(parts[topic], SPEC, _AHEAD_MS)
+            if topic == SERVED
+            else events_batch(topic, parts[topic], _AHEAD_MS),
+        )
         for topic in (SERVED, IMPRESSIONS, CLICKS)
         if topic in parts
     ]

@@ -1,5 +1,6 @@
 """Our join as its users run it: a worker process between topics, measured from the first record sent to the last
-example written."""
+example written.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +103,9 @@ def joined_rows(samples: Mapping[str, float]) -> float:
 
 
 @asynccontextmanager
-async def worker(bootstrap: str, redis_url: str, load: Load, prefix: str, cores: Sequence[int]) -> AsyncIterator[Worker]:
+async def worker(
+    bootstrap: str, redis_url: str, load: Load, prefix: str, cores: Sequence[int]
+) -> AsyncIterator[Worker]:
     """A worker on fresh topics, ready; killed at the end."""
     environment = {
         "KAFKA_BOOTSTRAP_SERVERS": bootstrap,

@@ -37,7 +37,11 @@ class TopicLog:
                     held = self._records[topic, partition]
                     start = held[-1].offset + 1 if held else 0
                     async for record in log.read(topic, partition, start):
-                        held.append(Stored(record.offset, record.timestamp, record.value or b""))
+                        self.take(topic, partition, Stored(record.offset, record.timestamp, record.value or b""))
+
+    def take(self, topic: str, partition: int, record: Stored) -> None:
+        """Hold one more record of a partition."""
+        self._records[topic, partition].append(record)
 
     def partitions(self, topic: str) -> Iterator[tuple[int, list[Stored]]]:
         """Each partition of a topic with its records."""

@@ -22,7 +22,7 @@ from replay.compare import Drive, chosen, compare
 from replay.example_stream import ExampleStream, Span, collect_stream
 from replay.kuairand import KuaiRand
 from replay.progress import Progress
-from stream.learning import LearningConfig
+from stream.learning_config import LearningConfig
 from tests.replay.kuairand_files import random_rows, write_folder
 
 pytestmark = pytest.mark.timeout(240)

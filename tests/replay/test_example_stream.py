@@ -13,7 +13,8 @@ from replay.backtest import BacktestOptions
 from replay.example_stream import ExampleStream, Span, base_steps, collect_stream, online_steps
 from replay.kuairand import KuaiRand
 from replay.progress import Progress
-from stream.learning import Learned, LearningConfig, LearningLoop
+from stream.learning import Learned, LearningLoop
+from stream.learning_config import LearningConfig
 from tests.replay.kuairand_files import random_rows, write_folder
 
 SPEC = load_spec("kuairand")

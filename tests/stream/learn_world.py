@@ -18,7 +18,8 @@ from stream.broker import Broker, find_broker
 from stream.examples import ExampleRows, concat
 from stream.inbox import Assigned, InputRecord, Place
 from stream.learn_runner import LearnRunner
-from stream.learning import LearningConfig, LearningLoop
+from stream.learning import LearningLoop
+from stream.learning_config import LearningConfig
 from stream.log_reader import LogReader
 from stream.log_writer import Commits, LogWriter, Outgoing, open_writer
 from stream.metrics import WorkerMetrics

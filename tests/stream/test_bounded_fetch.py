@@ -16,7 +16,7 @@ from stream.bounded_fetch import bound_fetches
 from stream.broker import Broker, find_broker
 from stream.inbox import Assigned, InputRecord
 from stream.learn_runner import LearnRunner
-from stream.learning import LearningConfig
+from stream.learning_config import LearningConfig
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.records import DeadLetter

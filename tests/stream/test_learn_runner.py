@@ -22,7 +22,8 @@ from stream.examples import ExampleRows
 from stream.examples_log import decode_examples
 from stream.inbox import Assigned, InputRecord
 from stream.learn_runner import LearnRunner, NoSnapshotError, first_snapshot
-from stream.learning import LearningConfig, LearningLoop
+from stream.learning import LearningLoop
+from stream.learning_config import LearningConfig
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.producer import RecordProducer, stored

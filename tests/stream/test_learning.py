@@ -16,7 +16,8 @@ from learners.kinds import CONVERSION, CORRECTION
 from learners.shape import ModelShape
 from learners.targets import arrivals
 from stream.examples import ExampleRows, concat
-from stream.learning import Diverged, Learned, LearningConfig, LearningLoop, LoopState, Rejected
+from stream.learning import Diverged, Learned, LearningLoop, LoopState, Rejected
+from stream.learning_config import LearningConfig
 from stream.records import JournalRecord, OffsetRange
 from tests.stream.rig import SMALL, SPEC, START_MS, example_rows
 

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from stream.metrics import TABLE, Metric, WorkerMetrics
 
-UNITS = ("_total", "_seconds", "_ratio", "_bytes", "_rows", "_records", "_events")
+UNITS = ("_total", "_seconds", "_ratio", "_bytes", "_rows", "_records", "_events", "_partitions")
 WITHOUT_UNIT = {  # a version, a switch, and a loss in nats
     "millstream_model_version",
     "millstream_learn_diverged",
