@@ -1,5 +1,6 @@
 # make demo [DATA=folder of KuaiRand-Pure]   the whole loop on this machine, from installation to summary table
 # make test                                  every check: lint, types, import contracts, tests
+# make chaos KILLS=20 SEED=1                 the stream under faults: nothing lost, nothing doubled [BROKER=embedded JSON=1]
 # make bench NAME=learner [JSON=1]           ratios to the field's libraries and the targets; no NAME lists the benchmarks
 PYTHON ?= python3
 VENV := .venv
@@ -7,8 +8,10 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c docker/constraints.txt
 DEMO_ARGS ?=
 BENCH_VENV := .venv-bench
+KILLS ?= 20
+SEED ?= 1
 
-.PHONY: help install install-dev demo test lint types contracts docker-lint unit bench clean
+.PHONY: help install install-dev demo test lint types contracts docker-lint unit chaos bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -53,6 +56,9 @@ docker-lint: install-dev
 
 unit: install-dev
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+chaos: install-dev
+	@$(PY) -m tests.chaos --kills $(KILLS) --seed $(SEED) $(if $(BROKER),--broker $(BROKER)) $(if $(JSON),--json)
 
 $(BENCH_VENV)/.installed: tests/bench/requirements.txt
 	$(PYTHON) -m venv $(BENCH_VENV)

@@ -39,7 +39,7 @@ class LastingRedis(LocalServer):
         await self._server.stop(grace_s=0.0)
         await self._end_watch()
         before = [length for at, length in self._lengths if at <= killed_s - lost_s]
-        if before and before[-1] < self._file_bytes():
+        if lost_s > 0 and before and before[-1] < self._file_bytes():
             os.truncate(self._file, before[-1])
         self._lengths.clear()
 

@@ -41,6 +41,7 @@ class Program:
         self._environment = environment
         self._ready_url = ready_url
         self._process: asyncio.subprocess.Process | None = None
+        self._status = 0
         self._killed = False
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -62,7 +63,7 @@ class Program:
 
     def resume(self, paused: asyncio.subprocess.Process | None) -> None:
         """SIGCONT, if that life of it has not ended."""
-        if paused is not None and paused is self._process:
+        if paused is self._process:
             self._signal(signal.SIGCONT)
 
     async def is_ready(self, http: aiohttp.ClientSession) -> bool:
@@ -74,19 +75,14 @@ class Program:
             return False
 
     async def stop(self) -> int:
-        """SIGTERM and no restart; its exit status."""
+        """SIGTERM and no restart; its exit status, that of its last life where it does not run just now."""
         self._stopping = True
-        process, task = self._process, self._task
-        if process is None or task is None:
-            return self._last_status()
         self._signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(_STOP_LIMIT_S):
-                await asyncio.shield(task)
-        except TimeoutError:
-            self.kill()
-            await task
-        return process.returncode or 0
+        if self._task is not None:
+            _, running = await asyncio.wait([self._task], timeout=_STOP_LIMIT_S)
+            if running:
+                await self.end()
+        return self._status
 
     async def end(self) -> None:
         """Kill it, whatever it does, and its supervisor."""
@@ -99,20 +95,15 @@ class Program:
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
 
-    def _last_status(self) -> int:
-        """It ended by itself a moment ago, and was not started again."""
-        return 1
-
     async def _supervise(self) -> None:
         while self._process is not None:
-            status = await self._process.wait()
-            how = KILLED if self._killed else f"status {status}"
+            self._status = await self._process.wait()
             self._process = None
             if self._stopping:
                 return
-            self.ends[how] += 1
+            self.ends[KILLED if self._killed else f"status {self._status}"] += 1
             if not self._killed:
-                say(f"{self.name} ended by itself with status {status}")
+                say(f"{self.name} ended by itself with status {self._status}")
             self._killed = False
             await asyncio.sleep(_RESTART_AFTER_S)
             if not self._stopping:
