@@ -67,8 +67,15 @@ $(BENCH_VENV)/.installed: tests/bench/requirements.txt
 	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-bench: install $(if $(filter learner,$(NAME)),$(BENCH_VENV)/.installed)
+$(BENCH_VENV)-join/.installed: tests/bench/requirements-join.txt
+	$(PYTHON) -m venv $(BENCH_VENV)-join
+	@echo "installing the join benchmark's peers into $(BENCH_VENV)-join"
+	@echo '*' > $(BENCH_VENV)-join/.gitignore
+	$(BENCH_VENV)-join/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench: install $(if $(filter learner,$(NAME)),$(BENCH_VENV)/.installed) $(if $(filter join,$(NAME)),$(BENCH_VENV)-join/.installed)
 	@$(PY) -m tests.bench $(NAME) $(if $(JSON),--json) $(if $(QUICK),--quick)
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis .millstream *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) $(BENCH_VENV)-join .mypy_cache .ruff_cache .import_linter_cache .hypothesis .millstream *.egg-info

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tests.bench import learner, table
+from tests.bench import join, learner, table
 from tests.bench.harness import Measure, all_hold, as_json, as_table, machine, progress
 
 
@@ -17,13 +17,17 @@ def _learner(*, quick: bool) -> list[Measure]:
 
 BENCHMARKS: dict[str, tuple[str, Callable[..., list[Measure]]]] = {
     "learner": ("DeepFM against deepctr-torch and FuxiCTR, then all of `table`; about eight minutes", _learner),
+    "join": (
+        "the join, beside bytewax, Quix Streams and Faust; session features, recovery; ten minutes",
+        join.measures,
+    ),
     "table": ("the embedding table alone: look-ups, memory, growth, snapshots", table.measures),
     "churn": ("100 million distinct ids through admission and expiry", table.churn),
 }
 
 
 def main(
-    name: Annotated[str, typer.Argument(help="learner, table or churn; none lists them.")] = "",
+    name: Annotated[str, typer.Argument(help="join, learner, table or churn; none lists them.")] = "",
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rows and rounds, for a first look.")] = False,
 ) -> None:

@@ -131,10 +131,11 @@ def _pend(run: _Run, first: int, count: int) -> int:
     """Serve and display rows of one moment; requests of ten ads."""
     key = (np.arange(first, first + count, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     requests = count // 10
+    scores: dict[str, Any] = {name: np.ones(count, np.float32) for name in ("logit", "p", "propensity")}
     served = ServedRows(
         impression_id=key,
         row_request=np.repeat(np.arange(requests, dtype=np.uint32), 10),
-        **{name: np.ones(count, np.float32) for name in ("logit", "p", "propensity")},
+        **scores,
         ad_ids=np.ones((count, len(SPEC.ad_fields)), np.uint64),
         ad_dense=np.ones((count, len(SPEC.ad_dense)), np.float32),
         ts_ms=np.full(requests, 1_767_225_600_000),

@@ -8,12 +8,10 @@ import asyncio
 import os
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import aiohttp
 import numpy as np
@@ -26,6 +24,7 @@ from stream.settings import StreamSettings
 from stream.topics import EXAMPLES
 from tests.bench.harness import Child, progress
 from tests.bench.join_log import SPEC, WINDOW_MS, Encoding, digest, join_log
+from tests.bench.join_peers import produce
 
 _POLL_S = 0.25  # asking costs the worker some milliseconds
 _PATIENCE_S = 300.0
@@ -73,9 +72,8 @@ class Worker:
         """Return once it has its partitions."""
         await self.until(lambda samples: True)
 
-    async def until(self, holds: object) -> dict[str, float]:
+    async def until(self, holds: Callable[[Mapping[str, float]], bool]) -> dict[str, float]:
         """Ask for its metrics until they satisfy ``holds``."""
-        assert callable(holds)
         deadline = time.monotonic() + _PATIENCE_S
         async with aiohttp.ClientSession() as http:
             while time.monotonic() < deadline:
@@ -149,6 +147,31 @@ async def end_to_end(bootstrap: str, redis_url: str, load: Load, prefix: str, co
     return load.impressions / wall_s
 
 
+async def recovery(bootstrap: str, redis_url: str, load: Load, prefix: str, cores: Sequence[int]) -> float:
+    """Seconds from the start of a process, after another was killed, until it holds all pending rows again.
+
+    Half of the log's displays must still wait for the end of their window when the log ends.
+    """
+    log = join_log(2 * load.impressions, load.encoding, partitions=load.partitions, per_second=load.per_second)
+    log = replace(log, records=log.records[: -3 * load.partitions])  # without the promises that would settle all
+    await produce(bootstrap, log, prefix, load.partitions)
+
+    def holds_all(samples: Mapping[str, float]) -> bool:
+        lag = sum(value for name, value in samples.items() if name.startswith("millstream_lag_records"))
+        return lag == 0 and samples["millstream_join_pending_rows"] >= load.impressions
+
+    async with worker(bootstrap, redis_url, load, prefix, cores) as running:
+        before = await running.until(holds_all)
+        await running.kill()
+        began = time.monotonic()
+        await running.start()
+        after = await running.until(holds_all)
+        seconds = time.monotonic() - began
+    progress(f"recovery: {seconds:.1f} s, pending {before['millstream_join_pending_rows']:,.0f} before, "
+             f"{after['millstream_join_pending_rows']:,.0f} after")  # fmt: skip
+    return seconds
+
+
 async def _check(bootstrap: str, load: Load, prefix: str) -> None:
     log = join_log(load.impressions, load.encoding, partitions=load.partitions, per_second=load.per_second)
     settings = StreamSettings(
@@ -164,8 +187,3 @@ async def _check(bootstrap: str, load: Load, prefix: str) -> None:
     found = np.concatenate(ids)
     if (len(found), digest(found, np.concatenate(labels))) != (log.impressions, log.digest):
         raise RuntimeError(f"{load}: the examples written are not those that must come out ({len(found)} rows)")
-
-
-def scratch() -> Path:
-    """A folder for a server's data."""
-    return Path(tempfile.mkdtemp(prefix="bench-join-"))

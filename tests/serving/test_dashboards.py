@@ -6,11 +6,14 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from serving.metrics import TABLE as SERVING
 from stream.metrics import TABLE as WORKERS
 
 DASHBOARDS = Path(__file__).parents[2] / "docker" / "grafana" / "dashboards"
 LEARNER = r"millstream_(learn|learned|archive|archived|progressive|model|deltas|delta|snapshots)_"
+JOIN = r"millstream_(join|session|lag|click_store|examples|input|dead_letters)_"
 
 
 def asked() -> set[str]:
@@ -26,10 +29,11 @@ def test_panels_ask_for_metrics_that_exist() -> None:
     assert asked() <= {row.name for row in (*WORKERS, *SERVING)}
 
 
-def test_every_metric_of_learner_and_archiver_is_on_a_dashboard() -> None:
+@pytest.mark.parametrize(("names", "at_least"), [(LEARNER, 15), (JOIN, 20)])
+def test_every_metric_of_the_agents_is_on_a_dashboard(names: str, at_least: int) -> None:
     """One that is counted and never shown is seen by nobody."""
-    expected = {row.name for row in WORKERS if re.match(LEARNER, row.name)}
-    assert len(expected) > 15
+    expected = {row.name for row in WORKERS if re.match(names, row.name)}
+    assert len(expected) > at_least
     assert expected <= asked()
 
 
