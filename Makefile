@@ -53,6 +53,9 @@ contracts: install-dev
 docker-lint: install-dev
 	$(VENV)/bin/hadolint docker/Dockerfile
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+	@if command -v promtool > /dev/null; then \
+	  promtool check config docker/prometheus/prometheus.yml && promtool test rules docker/prometheus/alerts_test.yml; \
+	else echo "promtool is not here, so the alerts are not tested (Debian: the package prometheus holds it)"; fi
 
 unit: install-dev
 	$(PY) -m pytest $(PYTEST_ARGS)

@@ -7,7 +7,7 @@ type names its array fields with dtype and shape once, and both directions are d
 
 from __future__ import annotations
 
-import math
+from functools import cache
 from typing import Any, ClassVar, Self
 
 import msgspec
@@ -46,14 +46,18 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             ``schema`` when a field's length is not rows x width x itemsize.
         """
         out: dict[str, NDArray[Any]] = {}
-        for name, (dtype, rows_field, width_field) in self.LAYOUT.items():
+        for name, dtype, rows_field, width_field in _layout(type(self)):
             raw: bytes = getattr(self, name)
             rows: int = getattr(self, rows_field)
-            shape = (rows, getattr(self, width_field)) if width_field else (rows,)
-            expected = math.prod(shape) * np.dtype(dtype).itemsize
-            if min(shape) < 0 or len(raw) != expected:
-                raise RecordError("schema", f"{name} holds {len(raw)} bytes where {shape} of {dtype} need {expected}")
-            out[name] = np.frombuffer(raw, dtype=dtype).reshape(shape)
+            width: int = getattr(self, width_field) if width_field else 1
+            expected = rows * width * dtype.itemsize
+            if rows < 0 or width < 0 or len(raw) != expected:
+                shape = (rows, width) if width_field else (rows,)
+                raise RecordError(
+                    "schema", f"{name} holds {len(raw)} bytes where {shape} of {dtype.str} need {expected}"
+                )
+            array = np.frombuffer(raw, dtype)
+            out[name] = array.reshape(rows, width) if width_field else array
         return out
 
     @classmethod
@@ -68,6 +72,12 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def encode(self) -> bytes:
         """The msgpack bytes of the record."""
         return msgspec.msgpack.encode(self)
+
+
+@cache
+def _layout(record: type[Columns]) -> list[tuple[str, np.dtype[Any], str, str]]:
+    """Field, dtype, the field that gives the rows, the one that gives the width."""
+    return [(name, np.dtype(dtype), rows, width) for name, (dtype, rows, width) in record.LAYOUT.items()]
 
 
 class ServedRecord(Columns, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="record", tag="served"):

@@ -11,7 +11,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from serving.metrics import TABLE as SERVING
+from serving.settings import ServingSettings
 from stream.metrics import TABLE as WORKERS
+from stream.settings import StreamSettings
+from stream.worker_settings import WorkerSettings
 
 PROMETHEUS = Path(__file__).parents[2] / "docker" / "prometheus"
 COMPOSE = PROMETHEUS.parent / "compose.yaml"
@@ -19,6 +22,12 @@ OF_TARGETS = {"job", "instance"}  # labels that Prometheus gives every sample
 LABELS: dict[str, Mapping[str, Sequence[str] | None]] = {
     **{row.name: row.labels for row in WORKERS},
     **{row.name: dict.fromkeys(row.labels) for row in SERVING},  # of values that no table lists
+}
+SETTINGS = {
+    "MILLSTREAM_SPEC",  # options of the programs
+    "MILLSTREAM_ARCHIVE",
+    *(f"MILLSTREAM_{name.upper()}" for name in (*WorkerSettings.model_fields, *ServingSettings.model_fields)),
+    *(name.upper() for name in StreamSettings.model_fields),
 }
 SELECTOR = re.compile(r"\b(millstream_\w+|up)\b(?:\{([^}]*)\})?")
 MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
@@ -82,6 +91,13 @@ def test_alert_names_labels_that_its_metrics_have(rule: dict[str, Any]) -> None:
     own = {label for metric, _ in selected(rule["expr"]) for label in LABELS.get(metric, ())}
     named = re.findall(r"\$labels\.(\w+)", str(rule["annotations"]))
     assert set(named) <= own | OF_TARGETS
+
+
+@each_alert
+def test_alert_names_settings_that_exist(rule: dict[str, Any]) -> None:
+    """Setting any other variable would remedy nothing."""
+    named = re.findall(r"\b(?:MILLSTREAM|KAFKA|REDIS)_[A-Z_]+", rule["annotations"]["description"])
+    assert set(named) <= SETTINGS
 
 
 def test_names_are_unique() -> None:
