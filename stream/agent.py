@@ -94,6 +94,7 @@ class Agent:
     async def arrived(self, records: Sequence[InputRecord]) -> None:
         """These were read; returns once there is room for more."""
         if self._taking:
+            self._lag.arrived(records)
             await self._runner.inbox.put(records)
 
     def assigned(self, partitions: frozenset[int]) -> None:
@@ -109,6 +110,7 @@ class Agent:
         try:
             async with self._busy:
                 self._runner.inbox.clear()
+                self._lag.let_go()
                 await self._leave_partitions()
         except Exception as error:  # noqa: BLE001 - the library would swallow it; it must end the process
             self._fail(error)
@@ -131,7 +133,7 @@ class Agent:
     async def _work(self, items: Sequence[InputRecord | Assigned]) -> None:
         if items:
             await self._runner.work(items)
-            self._lag.worked_off([item for item in items if isinstance(item, InputRecord)])
+            self._lag.worked_off(item for item in items if isinstance(item, InputRecord))
             self._hold()
 
     def _hold(self) -> None:
@@ -150,7 +152,7 @@ class Agent:
             async with self._busy:
                 await self._runner.tick()
                 self._hold()
-            self._lag.measure(self.source.assignment(), self.source.end_offsets())
+            self._lag.measure(self.source.unread())
 
     async def _commits(self) -> None:
         while True:

@@ -11,6 +11,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type:
 from aiokafka.errors import CommitFailedError, IllegalStateError  # type: ignore[import-untyped]
 
 from stream.broker import Broker
+from stream.consumer_progress import unread_records
 from stream.inbox import InputRecord, Place
 from stream.source import Listener
 
@@ -74,10 +75,10 @@ class AiokafkaSource:
         """What is read."""
         return frozenset(self._place(place) for place in self._consumer.assignment())
 
-    def end_offsets(self) -> Mapping[Place, int]:
-        """The end of each partition, as of the last fetch."""
-        ends = {place: self._consumer.highwater(place) for place in self._consumer.assignment()}
-        return {self._place(place): end for place, end in ends.items() if end is not None}
+    def unread(self) -> Mapping[Place, int]:
+        """How many records of each partition were not handed on yet, as of the last fetch."""
+        unread = unread_records(self._consumer, self._consumer.assignment())
+        return {self._place(place): count for place, count in unread.items()}
 
     async def commit(self, offsets: Mapping[Place, int]) -> bool:
         """Commit offsets; False when the group is rebalancing and they were not taken."""

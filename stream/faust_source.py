@@ -22,6 +22,7 @@ from faust.types import TP
 from yarl import URL
 
 from stream.broker import Broker
+from stream.consumer_progress import unread_records
 from stream.inbox import InputRecord, Place
 from stream.source import Listener
 
@@ -78,11 +79,10 @@ class FaustSource:
         """What is read."""
         return frozenset(self._place(place) for place in self._app.consumer.assignment())
 
-    def end_offsets(self) -> Mapping[Place, int]:
-        """The end of each partition, as of the last fetch."""
-        consumer = self._app.consumer._thread._consumer
-        ends = {place: consumer.highwater(place) for place in self._app.consumer.assignment()}
-        return {self._place(place): end for place, end in ends.items() if end is not None}
+    def unread(self) -> Mapping[Place, int]:
+        """How many records of each partition were not handed on yet, as of the last fetch."""
+        unread = unread_records(self._app.consumer._thread._consumer, self._app.consumer.assignment())
+        return {self._place(place): count for place, count in unread.items()}
 
     async def commit(self, offsets: Mapping[Place, int]) -> bool:
         """Commit offsets; False when the group is rebalancing and they were not taken."""

@@ -86,6 +86,7 @@ class JoinRunner:
         self._partitions: dict[int, JoinedPartition] = {}
         self._measured_at = 0.0
         metrics.gauge("join_memory_limit_bytes").set(config.join_memory_bytes)
+        metrics.gauge("join_unlearned_limit_rows").set(most_unlearned_rows)
 
     async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
         """Feed the records to their partitions' cores and store what comes out."""

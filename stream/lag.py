@@ -3,40 +3,51 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from stream.inbox import InputRecord, Place
 from stream.metrics import WorkerMetrics
 
 
 class Lag:
-    """The lag of one agent by topic: that of its slowest partition in seconds, of all together in records.
+    """The lag of one agent by topic: in records that of all partitions, in seconds that of the slowest.
 
-    Seconds are the age of the newest record worked off while others wait, by the broker's time; 0 with none waiting.
+    Records are those not read yet and those that wait in the inbox. Seconds are the age, by the broker's time, of the
+    newest record worked off, or the time since the partition came, while others wait; 0 with none waiting.
     """
 
     def __init__(self, agent: str, topics: Iterable[str], metrics: WorkerMetrics) -> None:
         self._records = {topic: metrics.gauge("lag_records", agent=agent, topic=topic) for topic in topics}
         self._seconds = {topic: metrics.gauge("lag_seconds", agent=agent, topic=topic) for topic in topics}
-        self._worked: dict[Place, tuple[int, int]] = {}  # next offset, the broker's time of the last record
+        self._waiting: Counter[Place] = Counter()
+        self._reached_ms: dict[Place, float] = {}
 
-    def worked_off(self, records: Sequence[InputRecord]) -> None:
+    def arrived(self, records: Sequence[InputRecord]) -> None:
+        """Note records that are to be worked off."""
+        self._waiting.update(record.place for record in records)
+
+    def worked_off(self, records: Iterable[InputRecord]) -> None:
         """Note records that were worked off, each partition's in order."""
         for record in records:
-            self._worked[record.place] = record.offset + 1, record.produced_ms
+            self._waiting[record.place] -= 1
+            self._reached_ms[record.place] = record.produced_ms
 
-    def measure(self, assignment: Collection[Place], end_offsets: Mapping[Place, int]) -> None:
-        """Set the gauges."""
-        self._worked = {place: at for place, at in self._worked.items() if place in assignment}
+    def let_go(self) -> None:
+        """Nothing waits any more: the partitions are assigned anew."""
+        self._waiting.clear()
+        self._reached_ms.clear()
+
+    def measure(self, unread: Mapping[Place, int]) -> None:
+        """Set the gauges; ``unread`` tells of every partition that is ours how much of it was not read yet."""
         now_ms = time.time() * 1000
         records, seconds = dict.fromkeys(self._records, 0), dict.fromkeys(self._seconds, 0.0)
-        for (topic, partition), end in end_offsets.items():
-            if (known := self._worked.get((topic, partition))) is None:
-                continue
-            next_offset, produced_ms = known
-            records[topic] += max(0, end - next_offset)
-            if end > next_offset:
-                seconds[topic] = max(seconds[topic], (now_ms - produced_ms) / 1000)
+        for place, count in unread.items():
+            behind = count + self._waiting[place]
+            records[place[0]] += behind
+            reached_ms = self._reached_ms.setdefault(place, now_ms)
+            if behind:
+                seconds[place[0]] = max(seconds[place[0]], (now_ms - reached_ms) / 1000)
         for topic, gauge in self._records.items():
             gauge.set(records[topic])
             self._seconds[topic].set(seconds[topic])

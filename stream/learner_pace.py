@@ -15,9 +15,9 @@ _decoder = msgspec.msgpack.Decoder(JournalRecord)
 
 
 class LearnerPace:
-    """Counts the examples rows that were written since this began and are not in the journal yet.
+    """Counts the examples rows that were written and are not in the journal yet, from the first step of a learner on.
 
-    As long as nothing was journalled since then, there may be no learner, and nobody is waited for.
+    As long as nothing is journalled, there may be no learner, and nobody is waited for.
 
     Parameters
     ----------
@@ -36,11 +36,11 @@ class LearnerPace:
     @property
     def is_behind(self) -> bool:
         """Whether the join has to wait."""
-        return self._learning and 0 < self._most_rows < self.unlearned_rows
+        return 0 < self._most_rows < self.unlearned_rows
 
     def wrote(self, partition: int, offset: int, rows: int) -> None:
         """Note a record of examples."""
-        if rows:
+        if rows and self._learning and self._most_rows:
             self._written[partition].append((offset, rows))
             self.unlearned_rows += rows
 

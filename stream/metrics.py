@@ -58,7 +58,7 @@ class Metric:
 # fmt: off
 TABLE = (
     Metric("millstream_input_records_total", "counter", "Records read, by topic", {"topic": _TOPICS}),
-    Metric("millstream_input_rows_total", "counter", "Rows read by the join, good and bad, by topic",
+    Metric("millstream_input_rows_total", "counter", "Rows that the join took in, by topic",
            {"topic": _TOPICS[:4]}),
     Metric("millstream_dead_letters_total", "counter", "Records and rows put aside, by topic and reason",
            {"topic": _TOPICS, "reason": REASONS}),
@@ -73,6 +73,8 @@ TABLE = (
     Metric("millstream_join_held_back_partitions", "gauge",
            "Input partitions that are not read on: they are ahead of the others, or the learner is behind"),
     Metric("millstream_join_unlearned_rows", "gauge", "Examples written that the learner has not journalled yet"),
+    Metric("millstream_join_unlearned_limit_rows", "gauge",
+           "How many of them hold the join back, MILLSTREAM_MOST_UNLEARNED_ROWS; 0: none do"),
     Metric("millstream_join_lost_records_total", "counter", "Records deleted by retention before they were joined",
            {"topic": _TOPICS[:4]}),
     Metric("millstream_click_store_failures_total", "counter",

@@ -46,8 +46,8 @@ class Source(Protocol):
         """What is read."""
         ...
 
-    def end_offsets(self) -> Mapping[Place, int]:
-        """The end of each partition, as of the last fetch."""
+    def unread(self) -> Mapping[Place, int]:
+        """How many records of each partition were not handed on yet, as of the last fetch."""
         ...
 
     async def commit(self, offsets: Mapping[Place, int]) -> bool:
