@@ -96,7 +96,7 @@ async def _peers(cores: Sequence[int], rounds: int, *, quick: bool) -> dict[str,
     os.sched_setaffinity(0, set(cores[1:]) or all_cores)  # the broker, started below, inherits this
     try:
         for encoding in ("batch", "json"):
-            log = join_log(50_000 if quick else 200_000, encoding, per_second=_PER_SECOND)  # type: ignore[arg-type]
+            log = join_log(50_000 if quick else 200_000, encoding, per_second=_PER_SECOND)
             for turn in range(rounds):
                 for number, peer in enumerate(peer for peer in PEERS if peer.installed):
                     async with EmbeddedBroker() as broker:

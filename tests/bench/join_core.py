@@ -59,8 +59,12 @@ class _Run:
 
     def step(self, batches: Sequence[tuple[str, Any]], *, encode: bool = False) -> None:
         for topic, batch in batches:
-            take = {SERVED: self.core.served, IMPRESSIONS: self.core.impressions, CLICKS: self.core.clicks}[topic]
-            take(batch.rows, batch.records)
+            if topic == SERVED:
+                self.core.served(batch.rows, batch.records)
+            elif topic == IMPRESSIONS:
+                self.core.impressions(batch.rows, batch.records)
+            else:
+                self.core.clicks(batch.rows, batch.records)
         rows = self.core.poll().examples
         if rows is None:
             self.core.stored([], [])

@@ -174,9 +174,7 @@ async def recovery(bootstrap: str, redis_url: str, load: Load, prefix: str, core
 
 async def _check(bootstrap: str, load: Load, prefix: str) -> None:
     log = join_log(load.impressions, load.encoding, partitions=load.partitions, per_second=load.per_second)
-    settings = StreamSettings(
-        kafka_bootstrap_servers=bootstrap, MILLSTREAM_PARTITIONS=load.partitions, MILLSTREAM_TOPIC_PREFIX=prefix
-    )
+    settings = StreamSettings(kafka_bootstrap_servers=bootstrap, partitions=load.partitions, topic_prefix=prefix)
     ids, labels = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint8)]
     async with LogReader(await find_broker(settings)) as reader:
         for partition in range(load.partitions):
