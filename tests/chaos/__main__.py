@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from stream.broker import find_broker
 from stream.child_server import ServerStartError
 from stream.source import SourceKind
 from tests.chaos.cluster import JOIN, BrokerKind, Cluster, ClusterOptions, NotReadyError
-from tests.chaos.faults import Faults
+from tests.chaos.faults import KINDS, Faults
 from tests.chaos.findings import findings, of_stops
 from tests.chaos.outcome import Outcome
 from tests.chaos.progress import elapsed_s, say
@@ -42,6 +42,7 @@ class Options:
     kills: int
     seed: int
     speed: float
+    only: Sequence[str]
     cluster: ClusterOptions
 
 
@@ -60,6 +61,7 @@ def main(
     partitions: Annotated[int, typer.Option(min=1, help="Of the input topics.")] = 4,
     runner: Annotated[SourceKind, typer.Option(help="What reads the topics in the workers.")] = "faust",
     speed: Annotated[float, typer.Option(min=1, help="Event time over wall-clock time, at most.")] = 30.0,
+    only: Annotated[list[str] | None, typer.Option(help="A kind of fault, as the result names it; repeatable.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Folder for logs and data; a temporary one by default.")] = None,
     as_json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
@@ -68,13 +70,18 @@ def main(
     A run whose checks hold leaves nothing behind unless --keep names a folder; the logs of any other stay.
     """
     kind = _broker_kind(broker)
+    _check_kinds(only or [], kind)
+    if keep is not None and keep.exists() and any(keep.iterdir()):
+        raise typer.BadParameter(
+            f"--keep {keep} is not empty: what another run left there would count as this one's. Give a new folder."
+        )
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # a broker that is away is what is asked for here
     for name in [name for name in os.environ if name.startswith(_OURS) and name != "KAFKA_HOME"]:
         del os.environ[name]
     work_dir = keep or Path(tempfile.mkdtemp(prefix="millstream-chaos-"))
     cluster = ClusterOptions(broker=kind, partitions=partitions, work_dir=work_dir.absolute(), runner=runner)
     try:
-        result = asyncio.run(_run(Options(kills=kills, seed=seed, speed=speed, cluster=cluster)))
+        result = asyncio.run(_run(Options(kills=kills, seed=seed, speed=speed, only=only or (), cluster=cluster)))
     except (NotReadyError, ServerStartError, TrafficError) as error:
         typer.echo(f"error: {error}", err=True)
         typer.echo(f"everything is kept in {work_dir}", err=True)
@@ -103,10 +110,19 @@ def _broker_kind(asked: str) -> BrokerKind:
     return "kafka"
 
 
+def _check_kinds(only: Sequence[str], broker: BrokerKind) -> None:
+    known = [kind.name for kind in KINDS if broker == "kafka" or not kind.kafka_only]
+    if unknown := [name for name in only if name not in known]:
+        raise typer.BadParameter(
+            f"--only {', '.join(unknown)}: no fault of the {broker} broker is called so, nothing would be hit. There "
+            f"are: {', '.join(known)}."
+        )
+
+
 async def _run(options: Options) -> Result:
     async with Cluster(options.cluster) as cluster:
         say(f"{options.cluster.broker} broker, {len(cluster.workers)} workers and serving work: {cluster.logs}")
-        faults = Faults(cluster, options.seed)
+        faults = Faults(cluster, options.seed, options.only)
         broker = await find_broker(cluster.settings)
         log = TopicLog(broker)
         outcome, stores = Outcome(log), Stores(cluster.redis.url, SPEC)

@@ -1,11 +1,12 @@
-"""What hits the cluster: seeded, weighted, each at a moment of its own, often while the last one is still felt."""
+"""What hits the cluster: seeded, dealt like cards, at moments of its own, often while the last one is still felt."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 from stream.apache_kafka import ApacheKafka
@@ -29,7 +30,7 @@ class Kind(NamedTuple):
     """A kind of fault. None of the same target comes before it is healed; killed programs are started anyway."""
 
     name: str
-    weight: int
+    cards: int  # in the deck
     target: str
     strike: Callable[[Cluster, random.Random], Awaitable[Hit]]
     kafka_only: bool = False
@@ -103,13 +104,37 @@ KINDS = (
 )
 
 
-class Faults:
-    """Hits a cluster so many times; `counts` are those of each kind."""
+class Deck:
+    """Kinds dealt from a shuffled deck: all of them come up soon, each as often as it has cards."""
 
-    def __init__(self, cluster: Cluster, seed: int) -> None:
+    def __init__(self, kinds: Sequence[Kind], rng: random.Random) -> None:
+        self._kinds = kinds
+        self._rng = rng
+        self._cards: list[Kind] = []
+
+    def deal(self, busy: AbstractSet[str]) -> Kind | None:
+        """The next card whose target is not busy, those before it stay for later; None when all targets are."""
+        if not self._cards:
+            self._cards = [kind for kind in self._kinds for _ in range(kind.cards)]
+            self._rng.shuffle(self._cards)
+        at = next((at for at, kind in enumerate(self._cards) if kind.target not in busy), None)
+        return None if at is None else self._cards.pop(at)
+
+
+class Faults:
+    """Hits a cluster so many times; `counts` are those of each kind.
+
+    Parameters
+    ----------
+    only : names of the kinds in the deck; none: all that the broker allows.
+    """
+
+    def __init__(self, cluster: Cluster, seed: int, only: Sequence[str] = ()) -> None:
         self.counts: Counter[str] = Counter()
         self._cluster = cluster
         self._rng = random.Random(f"faults {seed}")
+        kinds = [kind for kind in KINDS if cluster.is_kafka or not kind.kafka_only]
+        self._deck = Deck([kind for kind in kinds if not only or kind.name in only], self._rng)
         self._healing: dict[str, asyncio.Task[None]] = {}  # by target
 
     async def unleash(self, times: int) -> None:
@@ -128,23 +153,16 @@ class Faults:
                 task.cancel()
 
     async def _hit(self, which: str) -> None:
-        kind = self._choose()
+        for target, task in [*self._healing.items()]:
+            if task.done():
+                self._healing.pop(target).result()
+        while (kind := self._deck.deal(self._healing.keys())) is None:
+            await self._until_healed()
         hit = await kind.strike(self._cluster, self._rng)
         say(f"{which} {hit.told}")
         self.counts[kind.name] += 1
         if hit.heal is not None:
             self._healing[kind.target] = asyncio.create_task(hit.heal)
-
-    def _choose(self) -> Kind:
-        for target, task in [*self._healing.items()]:
-            if task.done():
-                self._healing.pop(target).result()
-        kinds = [
-            kind
-            for kind in KINDS
-            if kind.target not in self._healing and (self._cluster.is_kafka or not kind.kafka_only)
-        ]
-        return self._rng.choices(kinds, [kind.weight for kind in kinds])[0]
 
     async def _until_healed(self) -> None:
         await asyncio.gather(*self._healing.values())

@@ -12,6 +12,7 @@ from typing import Any
 from stream.records import JournalRecord
 
 _INSTANCES = 5
+_INSTANCE_CHARACTERS = 300
 
 Row = tuple[int, int]  # offset, place in the record
 
@@ -50,7 +51,7 @@ def compare(what: str, expected: Mapping[Any, Any], found: Iterable[tuple[Hashab
     instances += [f"unexpected: {key}" for key in unexpected[:_INSTANCES]]
     instances += [f"doubled: {key}, {counts[key]} times" for key in again[:_INSTANCES]]
     instances += [f"changed: {key} {expected[key]} → {changed[key]}" for key in [*changed][:_INSTANCES]]
-    return Check(what, len(expected), len(pairs), len(lost), doubled, len(changed), instances)
+    return Check(what, len(expected), len(pairs), len(lost), doubled, len(changed), _cut(instances))
 
 
 def covered(
@@ -60,7 +61,7 @@ def covered(
     lost, beyond = required - found, found - allowed - required
     instances = [f"lost: {one}" for one in [*lost][:_INSTANCES]]
     instances += [f"unexpected: {one}" for one in [*beyond][:_INSTANCES]]
-    return Check(what, len(required), len(found), len(lost), len(beyond), 0, instances)
+    return Check(what, len(required), len(found), len(lost), len(beyond), 0, _cut(instances))
 
 
 def journalled(learnable: Mapping[int, Sequence[Row]], journal: Sequence[JournalRecord]) -> list[Check]:
@@ -94,3 +95,8 @@ def alike(what: str, ways: Mapping[str, str | None]) -> Check:
     changed = values.total() - max(values.values(), default=0)
     instances = [f"{name}: {value}" for name, value in ways.items()] if missing or changed else []
     return Check(what, len(ways), values.total(), len(missing), 0, changed, instances)
+
+
+def _cut(instances: Sequence[str]) -> list[str]:
+    """Packed columns would fill pages."""
+    return [one if len(one) <= _INSTANCE_CHARACTERS else f"{one[:_INSTANCE_CHARACTERS]}…" for one in instances]
