@@ -14,7 +14,7 @@ import orjson
 
 from calibration.stream import CalibratorConfig
 from learners.archive import ArchiveError, read_examples
-from learners.kinds import SETTLED
+from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from learners.snapshot import versions
 from stream.calibrating import PartitionCalibrator
 from stream.records import CalibrationRecord
@@ -43,6 +43,7 @@ async def findings(
     truth = inputs.truth(JOIN)
     return [
         *of_examples(truth, inputs, outcome),
+        of_kinds(outcome),
         *of_rejects(truth, inputs, outcome),
         *await of_stores(Stores(settings.redis_url or "", SPEC), outcome),
         *journalled(outcome.learnable(), outcome.journal()),
@@ -64,6 +65,14 @@ def of_examples(truth: Truth, inputs: Inputs, outcome: Outcome) -> list[Check]:
         compare("their columns as served", served, zip(keys, (row for _, row in found), strict=True)),
         compare("displays", displays, outcome.displays()),
     ]
+
+
+def of_kinds(outcome: Outcome) -> Check:
+    """Every kind of example came up: a run in which little happened proves little."""
+    kinds = {example.kind for example, _ in outcome.examples()}
+    return compare(
+        "kinds of example that came up", dict.fromkeys((SETTLED, CORRECTION, CONVERSION)), dict.fromkeys(kinds).items()
+    )
 
 
 def of_rejects(truth: Truth, inputs: Inputs, outcome: Outcome) -> list[Check]:

@@ -15,7 +15,7 @@ from stream.records import DeadLetter, JournalRecord, OffsetRange
 from stream.settled_clicks import packed
 from stream.topics import CLICKS, CONVERSIONS, DEADLETTER, EXAMPLES, IMPRESSIONS, SERVED
 from tests.chaos.cluster import JOIN
-from tests.chaos.findings import of_examples, of_rejects
+from tests.chaos.findings import of_examples, of_kinds, of_rejects
 from tests.chaos.outcome import ExamplesRecord, Outcome
 from tests.chaos.stores import folded_clicks, folded_sessions
 from tests.chaos.topic_log import Stored, TopicLog
@@ -219,6 +219,12 @@ def test_a_display_that_is_told_twice_or_never_is_found(case: Case) -> None:
     assert counts(case.checks(case.examples, once)[2]) == (1, 0, 0)
     twice = concat_displays([case.displays, once])
     assert counts(Case().checks(case.examples, twice)[2]) == (0, 1, 0)
+
+
+def test_a_run_in_which_little_happened_proves_little(case: Case) -> None:
+    """A kind of example that never came up does not hold."""
+    case.checks(case.examples, case.displays)
+    assert counts(of_kinds(Outcome(case.log))) == (1, 0, 0)
 
 
 def test_what_must_be_put_aside_is_known_and_nothing_else(case: Case) -> None:
