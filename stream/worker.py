@@ -36,6 +36,7 @@ from stream.embedded_redis import EmbeddedRedis, answers_ping
 from stream.health import HealthServer
 from stream.inbox import Runner
 from stream.join_runner import JoinRunner
+from stream.join_warm_up import load_join_kernels
 from stream.metrics import WorkerMetrics
 from stream.producer import RecordProducer
 from stream.session_runner import SessionRunner
@@ -134,6 +135,8 @@ async def _start(
         await asyncio.to_thread(_refuse_other_log, options.archive or "")
     settings = await stack.enter_async_context(_servers(settings))
     await ensure_topics(settings.kafka_bootstrap_servers or "", settings.topics(), kafka_client_options(settings))
+    if "join" in agents:
+        await asyncio.to_thread(load_join_kernels)
     broker = await find_broker(settings)
     if not broker.idempotent:
         _log.warning("this broker has no transactions: one worker must own all partitions, start no second one")

@@ -1,6 +1,4 @@
-"""Our join as its users run it: a worker process between topics, measured from the first record sent to the last
-example written.
-"""
+"""Our join as its users run it: a worker process between topics, from the first record sent to the last example."""
 
 from __future__ import annotations
 

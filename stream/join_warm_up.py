@@ -1,0 +1,69 @@
+"""Has the join's kernels at hand before the first record comes: to load them takes seconds, to compile them more."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stream.examples import ExampleRows
+from stream.inputs import EventRows, ServedRows
+from stream.join import JoinCore
+from stream.join_config import JoinConfig
+from stream.join_output import JoinOutput, Records
+from stream.topics import CLICKS, IMPRESSIONS, SERVED
+
+_AT_MS = 1_600_000_000_000
+_CONFIG = JoinConfig(click_window_s=1, display_horizon_s=1, late_horizon_s=10)
+
+
+def load_join_kernels() -> None:
+    """Join a few rows that go every way: clicked in time, late or never, never displayed, unknown, recalled."""
+    core = JoinCore(_CONFIG, 0)
+    core.clicks(_events([1, 9], 100), Records.one(0, 2))
+    core.served(_served(5), Records.one(0, 5))
+    core.impressions(_events([1, 2, 3, 3], 50), Records.one(0, 4))
+    core.clicks(_events([2, 3], 1_200), Records.one(1, 2))
+    rows = _pass_time(core, 2_000).examples
+    core.relieve(1 << 40)
+    core.served(_served(6), Records.one(1, 6))
+    core.relieve(1 << 40)
+    _pass_time(core, 60_000)
+    again = JoinCore(_CONFIG, 0)
+    again.recall(rows if rows is not None else ExampleRows.empty(1, 1), None, 0)
+    again.served(_served(3_000), Records.one(0, 3_000))  # the index grows
+
+
+def _pass_time(core: JoinCore, to_ms: int) -> JoinOutput:
+    for topic in (SERVED, IMPRESSIONS, CLICKS):
+        core.watermark(topic, _AT_MS + to_ms)
+    output = core.poll()
+    core.stored([0], [0])
+    return output
+
+
+def _served(count: int) -> ServedRows:
+    key, one = np.arange(1, count + 1, dtype=np.uint64), np.ones(count, np.float32)
+    return ServedRows(
+        impression_id=key,
+        row_request=np.zeros(count, np.uint32),
+        logit=one,
+        p=one,
+        propensity=one,
+        ad_ids=key[:, None],
+        ad_dense=one[:, None],
+        ts_ms=np.array([_AT_MS]),
+        user_key=key[:1],
+        model_version=np.zeros(1, np.int64),
+        request_ids=key[:1, None],
+        request_dense=one[:1, None],
+    )
+
+
+def _events(keys: list[int], after_ms: int) -> EventRows:
+    key = np.array(keys, np.uint64)
+    return EventRows(
+        impression_id=key,
+        ts_ms=np.full(len(key), _AT_MS + after_ms),
+        user_key=key,
+        position=np.zeros(len(key), np.int32),
+        value=np.zeros(len(key), np.float32),
+    )
