@@ -61,7 +61,7 @@ class LogReader:
             try:
                 fetched = await self._consumer.getmany(place, timeout_ms=_POLL_MS)
             except OffsetOutOfRangeError as error:
-                raise _ends_earlier(topic, partition, start) from error
+                raise _ends_earlier(topic, partition, max(start, at_least)) from error
             for record in fetched.get(place, ()):
                 if stop is not None and record.offset >= stop:
                     return
