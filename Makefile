@@ -1,5 +1,5 @@
 # make demo [DATA=folder of KuaiRand-Pure]   the whole loop on this machine, from installation to summary table
-# make test                                  every check: lint, types, import contracts, tests
+# make test [TEST_PROCESSES=1]               every check: lint, types, import contracts, tests
 # make chaos KILLS=20 SEED=1                 the stream under faults: nothing lost, nothing doubled [BROKER=embedded JSON=1]
 # make bench NAME=learner [JSON=1]           ratios to the field's libraries and the targets; no NAME lists the benchmarks
 PYTHON ?= python3
@@ -8,6 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c docker/constraints.txt
 DEMO_ARGS ?=
 BENCH_VENV := .venv-bench
+TEST_PROCESSES ?= 2
 KILLS ?= 20
 SEED ?= 1
 
@@ -58,7 +59,7 @@ docker-lint: install-dev
 	else echo "promtool is not here, so the alerts are not tested (Debian: the package prometheus holds it)"; fi
 
 unit: install-dev
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 chaos: install-dev
 	@$(PY) -m tests.chaos --kills $(KILLS) --seed $(SEED) $(if $(BROKER),--broker $(BROKER)) $(if $(JSON),--json)

@@ -133,7 +133,7 @@ class Agent:
     async def _work(self, items: Sequence[InputRecord | Assigned]) -> None:
         if items:
             await self._runner.work(items)
-            self._lag.worked_off(item for item in items if isinstance(item, InputRecord))
+            self._lag.worked_off([item for item in items if isinstance(item, InputRecord)])
             self._hold()
 
     def _hold(self) -> None:

@@ -24,15 +24,8 @@ class InputRecord(NamedTuple):
     @classmethod
     def of(cls, topic: str, record: Any) -> InputRecord:
         """A record of aiokafka's, of a topic by its name in the table."""
-        content_type = next((value for name, value in record.headers if name == "content-type"), None)
-        return cls(
-            topic=topic,
-            partition=record.partition,
-            offset=record.offset,
-            value=record.value,
-            produced_ms=record.timestamp,
-            content_type=None if content_type is None else content_type.decode("latin-1"),
-        )
+        content_type = _content_type(record.headers) if record.headers else None
+        return cls(topic, record.partition, record.offset, record.value, record.timestamp, content_type)
 
     @property
     def place(self) -> Place:
@@ -149,3 +142,8 @@ class Inbox:
 
 def _bytes(item: InputRecord | Assigned) -> int:
     return len(item.value or b"") if isinstance(item, InputRecord) else 0
+
+
+def _content_type(headers: Iterable[tuple[str, bytes]]) -> str | None:
+    found = next((value for name, value in headers if name == "content-type"), None)
+    return None if found is None else found.decode("latin-1")

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream.inbox import InputRecord
-from stream.input_limits import check_size
+from stream.input_limits import FIRST_NO_JSON, MOST_JSON_BYTES
 from stream.inputs import (
+    EMPTY_EVENTS,
+    EVENT_COLUMNS,
     EventRows,
-    JsonEvent,
-    Promise,
     ServedRows,
     SpecWidths,
     check_ahead,
     decode_events,
     decode_served,
-    event_columns,
     events_until,
     is_json,
-    json_event,
+    json_events,
     served_until,
 )
 from stream.join_output import Records, Reject
@@ -51,28 +51,15 @@ class ServedBatch(NamedTuple):
 
 def events_batch(topic: str, records: Sequence[InputRecord], max_ahead_ms: int) -> EventBatch:
     """Decode records of a public input; an event later than its record by more than ``max_ahead_ms`` is a reject."""
-    found = _Found(records)
-    parts: list[EventRows] = []
-    single: list[JsonEvent] = []
-    for at, record in enumerate(records):
-        latest_ms = record.produced_ms + max_ahead_ms
-        try:
-            if (event := _single(topic, record)) is not None:
-                found.note_single(at, event, latest_ms)
-                if isinstance(event, JsonEvent):
-                    single.append(event)
-                continue
-            rows = events_until(topic, decode_events(topic, record.value, record.content_type), latest_ms)
-            found.note(at, rows, latest_ms)
-        except RecordError as error:
-            found.reject(record, error)
-            continue
-        if single:
-            parts.append(event_columns(single))
-            single = []
-        parts.append(rows)
-    parts.append(event_columns(single))
-    columns = _joined(parts, JsonEvent._fields)
+    found = _FoundEvents(topic, records, max_ahead_ms)
+    for may_be_event, run in groupby(range(len(records)), key=lambda at: _may_be_event(records[at])):
+        places = [*run]
+        if may_be_event:
+            found.take_events(places[0], places[-1] + 1)
+        else:
+            for at in places:
+                found.take(at)
+    columns = _joined([*found.parts, EMPTY_EVENTS], EVENT_COLUMNS)
     return EventBatch(EventRows(**columns), found.records(), found.rejects)
 
 
@@ -111,14 +98,6 @@ class _Found:
         self._rows[at] = len(rows)
         self.rejects += [Reject(record.topic, record.offset, *astuple(one)) for one in rows.rejected]
 
-    def note_single(self, at: int, event: JsonEvent | Promise, latest_ms: int) -> None:
-        """One event, or a promise. Raises RecordError when it is too far ahead."""
-        if isinstance(event, Promise):
-            self._promise(at, event.watermark_ms, latest_ms)
-        else:
-            check_ahead("ts_ms", event.ts_ms, latest_ms)
-            self._rows[at] = 1
-
     def reject(self, record: InputRecord, error: RecordError) -> None:
         """A record that cannot be read."""
         self.rejects.append(Reject(record.topic, record.offset, error.reason, error.detail, record.value or b""))
@@ -133,16 +112,58 @@ class _Found:
         self._promises[at] = watermark_ms
 
 
+class _FoundEvents(_Found):
+    """The same of a public input, and the rows themselves."""
+
+    def __init__(self, topic: str, records: Sequence[InputRecord], max_ahead_ms: int) -> None:
+        super().__init__(records)
+        self.parts: list[EventRows] = []
+        self._topic = topic
+        self._max_ahead_ms = max_ahead_ms
+
+    def take_events(self, first: int, end: int) -> None:
+        """Decode records together; where one of them is bad, its half, and the half of that, down to itself."""
+        run = self._records[first:end]
+        rows = json_events(self._topic, [record.value or b"" for record in run])
+        if rows is not None:
+            produced_ms = np.array([record.produced_ms for record in run], np.int64)
+            if (rows.ts_ms <= produced_ms + self._max_ahead_ms).all():
+                self.parts.append(rows)
+                self._rows[first:end] = [1] * len(run)
+                return
+        if len(run) == 1:
+            self.take(first)
+            return
+        middle = (first + end) // 2
+        self.take_events(first, middle)
+        self.take_events(middle, end)
+
+    def take(self, at: int) -> None:
+        """Decode one record, of whatever kind."""
+        record = self._records[at]
+        latest_ms = record.produced_ms + self._max_ahead_ms
+        try:
+            rows = decode_events(self._topic, record.value, record.content_type)
+            if len(rows) == 1 and is_json(record.value or b"", record.content_type):
+                check_ahead("ts_ms", int(rows.ts_ms[0]), latest_ms)  # the letter holds the record as it came
+            rows = events_until(self._topic, rows, latest_ms)
+            self.note(at, rows, latest_ms)
+        except RecordError as error:
+            self.reject(record, error)
+            return
+        self.parts.append(rows)
+
+
 def _joined(parts: Sequence[EventRows] | Sequence[ServedRows], names: Sequence[str]) -> dict[str, Any]:
     return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
 
 
-def _single(topic: str, record: InputRecord) -> JsonEvent | Promise | None:
-    """The event of a JSON record, None for a columnar one."""
-    if not record.value or not is_json(record.value, record.content_type):
-        return None
-    check_size(record.value)
-    return json_event(topic, record.value)
+def _may_be_event(record: InputRecord) -> bool:
+    """Whether to try and decode it together with others: not, where that is bound to fail."""
+    value = record.value
+    if not value or len(value) > MOST_JSON_BYTES or b'"watermark_ms"' in value:
+        return False
+    return value[0] < FIRST_NO_JSON if record.content_type is None else record.content_type == "application/json"
 
 
 def _requests(parts: Sequence[ServedRows]) -> Iterator[NDArray[np.uint32]]:

@@ -12,7 +12,7 @@ UNREADABLE = b"\xc1"
 
 No msgpack and no JSON begins so: whoever decodes such a record refuses it.
 """
-_FIRST_NO_JSON = 0x80  # a msgpack map begins there or above, JSON below
+FIRST_NO_JSON = 0x80  # a msgpack map begins there or above, JSON below
 
 
 def unreadable(reason: str) -> bytes:
@@ -30,7 +30,7 @@ def check_size(value: bytes) -> None:
     """
     if value[:1] == UNREADABLE:
         raise RecordError("malformed", value[1:].decode(errors="replace") or "0xC1 begins neither msgpack nor JSON")
-    json = value[:1] != b"" and value[0] < _FIRST_NO_JSON
+    json = value[:1] != b"" and value[0] < FIRST_NO_JSON
     most, remedy = (MOST_JSON_BYTES, "one event") if json else (MOST_RECORD_BYTES, f"at most {MOST_ROWS} rows")
     if len(value) > most:
         raise RecordError(

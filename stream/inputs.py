@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, NamedTuple, Protocol, TypeAlias
+from typing import Annotated, Any, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
@@ -18,13 +18,14 @@ import orjson
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from stream.input_limits import check_rows, check_size
+from stream.input_limits import FIRST_NO_JSON, check_rows, check_size
 from stream.records import EventsRecord, RecordError, ServedRecord
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 
 EARLIEST_MS = 946_684_800_000  # 2000-01-01: anything earlier is seconds, or a clock that was never set
 LATEST_MS = 4_102_444_800_000  # 2100-01-01: anything later is microseconds
 _U64_MAX = 2**64 - 1
+EVENT_COLUMNS = ("impression_id", "ts_ms", "user_key", "position", "value")  # of `EventRows`
 _BY_ROW = ("impression_id", "row_request", "logit", "p", "propensity", "ad_ids", "ad_dense")  # columns of `ServedRows`
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _Why: TypeAlias = Callable[[Mapping[str, Any], int, int], tuple[str, str]]  # row, rows, place: reason and detail
@@ -68,7 +69,8 @@ class Watermark(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     watermark_ms: int
 
 
-JSON_EVENTS: dict[str, type[ImpressionEvent | ClickEvent | ConversionEvent]] = {
+_Event: TypeAlias = ImpressionEvent | ClickEvent | ConversionEvent
+JSON_EVENTS: dict[str, type[_Event]] = {
     IMPRESSIONS: ImpressionEvent,
     CLICKS: ClickEvent,
     CONVERSIONS: ConversionEvent,
@@ -183,55 +185,58 @@ def decode_events(topic: str, value: bytes | None, content_type: str | None = No
     check_size(value)
     if not is_json(value, content_type):
         return event_rows(topic, _decoded(_events_decoder, value, "events"))
-    event = json_event(topic, value)
-    return event_columns([] if isinstance(event, Promise) else [event], getattr(event, "watermark_ms", 0))
+    return _json_event(topic, value)
 
 
-class JsonEvent(NamedTuple):
-    """One event as it came in JSON."""
+def json_events(topic: str, values: Sequence[bytes]) -> EventRows | None:
+    """Return the events of JSON records of one event each, decoded together.
 
-    impression_id: int
-    ts_ms: int
-    user_key: int
-    position: int
-    value: float
+    None unless each of them is a sound event: `decode_events` of a record tells what is wrong with it.
+    """
+    lines = b"\n".join(values)
+    if lines.count(b"\n") != len(values) - 1:
+        return None  # a line must be a record, or two events in one could pass for two records
+    try:
+        events = _json_decoders[topic].decode_lines(lines)
+        rows = _event_columns(events)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
+        return None
+    sound = len(events) == len(values) and not _bad_rows(rows.impression_id, rows.ts_ms).any()
+    return rows if sound and np.isfinite(rows.value).all() else None
 
 
-class Promise(NamedTuple):
-    """A watermark as it came in JSON."""
+def _event_columns(events: Sequence[_Event]) -> EventRows:
+    """Raise OverflowError where a number does not fit its column."""
+    value = np.array([getattr(event, "value", 0.0) for event in events], np.float64)
+    if (np.abs(value) > _FLOAT32_MAX).any():
+        raise OverflowError
+    return EventRows(
+        impression_id=np.array([int(event.impression_id) for event in events], np.uint64),
+        ts_ms=np.array([event.ts_ms for event in events], np.int64),
+        user_key=np.array([int(event.user_key) for event in events], np.uint64),
+        position=np.array([getattr(event, "position", 0) for event in events], np.int32),
+        value=value.astype(np.float32),
+    )
 
-    watermark_ms: int
+
+EMPTY_EVENTS = _event_columns([])
 
 
-def json_event(topic: str, value: bytes) -> JsonEvent | Promise:
-    """Return the event, or the promise, of a JSON record. Raises RecordError."""
+def _json_event(topic: str, value: bytes) -> EventRows:
+    """Return the one event, or the promise, of a JSON record. Raises RecordError."""
     if b'"watermark_ms"' in value:
         promise = _decoded(_watermark_decoder, value, "a watermark")
         check_watermark(promise.watermark_ms)
-        return Promise(promise.watermark_ms)
-    found = _decoded(_json_decoders[topic], value, topic)
-    event = JsonEvent(
-        _u64(found.impression_id, "impression_id"),
-        found.ts_ms,
-        _u64(found.user_key, "user_key"),
-        getattr(found, "position", 0),
-        getattr(found, "value", 0.0),
-    )
-    if not event.impression_id or not EARLIEST_MS <= event.ts_ms < LATEST_MS:
-        raise RecordError(*_why(event._asdict(), 1, 0))
-    if not abs(event.value) <= _FLOAT32_MAX:
-        raise RecordError("schema", f"value={event.value} does not fit a 32-bit float")
-    return event
-
-
-def event_columns(events: Sequence[JsonEvent], watermark_ms: int = 0) -> EventRows:
-    """Return events as columns."""
-    columns = list(zip(*events, strict=True)) or [()] * len(JsonEvent._fields)
-    dtypes = (np.uint64, np.int64, np.uint64, np.int32, np.float32)
-    arrays: dict[str, Any] = {
-        name: np.array(column, dtype) for name, column, dtype in zip(JsonEvent._fields, columns, dtypes, strict=True)
-    }
-    return EventRows(**arrays, watermark_ms=watermark_ms)
+        return replace(EMPTY_EVENTS, watermark_ms=promise.watermark_ms)
+    event: _Event = _decoded(_json_decoders[topic], value, topic)
+    for name in ("impression_id", "user_key"):
+        _check_u64(name, int(getattr(event, name)))
+    found = {"impression_id": int(event.impression_id), "ts_ms": event.ts_ms}
+    if not found["impression_id"] or not EARLIEST_MS <= event.ts_ms < LATEST_MS:
+        raise RecordError(*_why(found, 1, 0))
+    if not abs(worth := getattr(event, "value", 0.0)) <= _FLOAT32_MAX:
+        raise RecordError("schema", f"value={worth} does not fit a 32-bit float")
+    return _event_columns([event])
 
 
 def event_rows(topic: str, record: EventsRecord) -> EventRows:
@@ -299,7 +304,7 @@ def check_ahead(name: str, at_ms: int, latest_ms: int) -> None:
 def is_json(value: bytes, content_type: str | None) -> bool:
     """Return whether a record's value is JSON, else it is columnar. Raises RecordError for another content type."""
     if content_type is None:
-        return value[0] < 0x80
+        return value[0] < FIRST_NO_JSON
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type in _JSON_TYPES:
         return True
@@ -326,11 +331,9 @@ def _arrays(record: EventsRecord | ServedRecord) -> dict[str, Any]:
         raise RecordError("schema", f"the record's counts are impossible: {error}") from error
 
 
-def _u64(value: int | str, name: str) -> int:
-    number = int(value)
+def _check_u64(name: str, number: int) -> None:
     if number > _U64_MAX:
         raise RecordError("schema", f"{name}={number} is larger than 2^64 - 1")
-    return number
 
 
 def _check_spec(record: ServedRecord, spec: SpecWidths) -> None:
@@ -369,7 +372,7 @@ def _ahead(latest_ms: int, row: Mapping[str, Any], rows: int, at: int) -> tuple[
 
 
 def _without_events(topic: str, rows: EventRows, bad: NDArray[np.bool_], why: _Why) -> EventRows:
-    columns = {name: getattr(rows, name) for name in JsonEvent._fields}
+    columns = {name: getattr(rows, name) for name in EVENT_COLUMNS}
     rejected = list(rows.rejected)
     for at in np.flatnonzero(bad).tolist():
         row = {name: column[at].item() for name, column in columns.items()}

@@ -20,6 +20,7 @@ from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.click_fold import ClickFold
 from stream.click_store import RedisClickStore
+from stream.example_records import parts
 from stream.examples import ExampleRows
 from stream.examples_lookup import ExamplesLookup
 from stream.inbox import Assigned, Inbox, InputRecord, Place
@@ -35,7 +36,6 @@ from stream.metrics import JOIN_COUNTS, WorkerMetrics
 from stream.records import DeadLetter
 from stream.topics import CLICKS, DEADLETTER, EXAMPLES, IMPRESSIONS, INPUTS, SERVED
 
-MOST_ROWS_A_RECORD = 8_192  # 4 MB at 32 ids and 36 dense inputs: below the topic's limit
 HEARTBEAT_MS = 500  # of event time: how far a watermark that brings no rows must move to be worth a record
 COMMIT_INTERVAL_S = 1.0  # between two commits of a partition in which nothing else is written
 _MEASURE_INTERVAL_S = 0.05  # in which some ten MB can come
@@ -230,30 +230,24 @@ class JoinRunner:
         held.examples_end = offsets[-1] + 1
         if (rows := output.examples) is not None:
             for offset, first, end in zip(offsets, first_rows, [*first_rows[1:], len(rows)], strict=True):
-                self._lookup.remember(held.partition, offset, rows.take(slice(first, end)))
-                self._pace.wrote(held.partition, offset, end - first)
+                if first < end:
+                    self._lookup.remember(held.partition, offset, rows.take(slice(first, end)))
+                    self._pace.wrote(held.partition, offset, end - first)
             await held.clicks.take(rows, held.examples_end)
 
     def _records(self, held: JoinedPartition, output: JoinOutput) -> tuple[list[bytes], list[int]]:
-        """The examples as records below the topic's limit, and the row that each begins with.
-
-        The first one carries the displays, the last one the new watermark.
-        """
+        """The examples as records, and the row that each begins with; the last one carries the new watermark."""
         rows, watermark_ms = output.examples, max(output.watermark_ms, held.watermark_ms)
         if rows is None:
             step_ms = 1 if self._now_ms is None else HEARTBEAT_MS  # a replay waits for the very watermark
             if output.displays is None and watermark_ms < held.watermark_ms + step_ms:
                 return [], []
             rows = ExampleRows.empty(self._spec.id_columns, self._spec.dense_inputs)
-        first_rows = list(range(0, max(len(rows), 1), MOST_ROWS_A_RECORD))
-        records = []
-        for first in first_rows:
-            last = first == first_rows[-1]
-            part = rows.take(slice(first, first + MOST_ROWS_A_RECORD))
-            mark = watermark_ms if last else held.watermark_ms
-            records.append(part.to_record(self._spec.hash, mark, None if first else output.displays).encode())
+        *before, last = parts(rows, output.displays)
+        marked = [*((part, held.watermark_ms) for part in before), (last, watermark_ms)]
         held.watermark_ms = watermark_ms
-        return records, first_rows
+        records = [part.rows.to_record(self._spec.hash, mark, part.displays).encode() for part, mark in marked]
+        return records, [part.first_row for part, _ in marked]
 
     def _letter(self, partition: int, reject: Reject) -> Outgoing:
         self._metrics.counter("dead_letters_total", topic=reject.topic, reason=reject.reason).inc()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import redis.asyncio
@@ -22,10 +23,32 @@ settings.register_profile("millstream", deadline=None)  # a machine under load i
 settings.load_profile("millstream")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests over the session's broker: these run again on another one."""
+    for item in items:
+        if "broker" in getattr(item, "fixturenames", ()):
+            item.add_marker("broker")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say which brokers the tests ran on."""
     for line in config.stash.get(USED_BROKERS, []):
         terminalreporter.write_line(f"broker: {line}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the brokers of a test process to the one that reports."""
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["brokers"] = session.config.stash.get(USED_BROKERS, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take over the brokers of a test process."""
+    for line in getattr(node, "workeroutput", {}).get("brokers", []):
+        _note(node.config, line)
 
 
 def _note(config: pytest.Config, line: str) -> None:

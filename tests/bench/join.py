@@ -55,12 +55,13 @@ def core(cores: Sequence[int], *, quick: bool) -> list[Measure]:
 async def topics(cores: Sequence[int], *, quick: bool) -> list[Measure]:
     """A worker between topics on the embedded broker, all on two cores; the peers on the same log, each on a core."""
     rounds = 1 if quick else 3
-    batch = Load(impressions=200_000 if quick else 500_000, encoding="batch", runner="faust", per_second=_PER_SECOND)
+    events = 60_000 if quick else 200_000
+    batch = Load(impressions=200_000 if quick else 1_000_000, encoding="batch", runner="faust", per_second=_PER_SECOND)
     loads = {
         "faust, batches of 100": (batch, 100_000.0),
         "aiokafka, batches of 100": (Load(impressions=batch.impressions, encoding="batch", runner="aiokafka"), None),
-        "faust, JSON events": (Load(impressions=30_000, encoding="json", runner="faust"), 10_000.0),
-        "aiokafka, JSON events": (Load(impressions=60_000, encoding="json", runner="aiokafka"), 30_000.0),
+        "faust, JSON events": (Load(impressions=events, encoding="json", runner="faust"), 10_000.0),
+        "aiokafka, JSON events": (Load(impressions=events, encoding="json", runner="aiokafka"), 30_000.0),
     }
     ours: dict[str, list[float]] = {name: [] for name in loads}
     async with EmbeddedRedis() as redis:
@@ -96,7 +97,7 @@ async def _peers(cores: Sequence[int], rounds: int, *, quick: bool) -> dict[str,
     os.sched_setaffinity(0, set(cores[1:]) or all_cores)  # the broker, started below, inherits this
     try:
         for encoding in ("batch", "json"):
-            log = join_log(50_000 if quick else 200_000, encoding, per_second=_PER_SECOND)
+            log = join_log(30_000 if quick else 60_000, encoding, per_second=_PER_SECOND)
             for turn in range(rounds):
                 for number, peer in enumerate(peer for peer in PEERS if peer.installed):
                     async with EmbeddedBroker() as broker:

@@ -16,6 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from stream.broker import Broker, find_broker
 from stream.click_store import RedisClickStore
+from stream.example_records import MOST_ROWS
 from stream.examples import ExampleRows, concat
 from stream.examples_log import decode_record
 from stream.inbox import Assigned, InputRecord
@@ -357,3 +358,27 @@ async def test_at_half_of_the_memory_inputs_that_are_ahead_wait(joiner: Joiner) 
         return joiner.runner.inbox.held_back == frozenset()
 
     await until(let_through, "all inputs were read again")
+
+
+async def test_a_large_step_is_written_in_parts_that_late_clicks_find_again(joiner: Joiner) -> None:
+    """More displays, then more settled rows at once than a record may hold; a later life corrects rows of each part."""
+    count = 2 * MOST_ROWS + 10
+    shown = serve([1] * count, [START_MS] * count, joiner.broker.partitions, first_id=1_000)
+    (partition,) = shown.record
+    everything = [*range(count)]
+    displayed = [joiner.served(shown, partition), joiner.impressions(shown, everything, partition)]
+    await joiner.runner.work([Assigned(frozenset([partition])), *displayed])
+    assert await joiner.displays() == shown.impression_id
+    await joiner.runner.work(joiner.time(partition, START_MS + 120_000))
+    assert await joiner.outcomes() == [(SETTLED, key, 0) for key in shown.impression_id]
+    at_hand = [0, MOST_ROWS - 1, MOST_ROWS]
+    await joiner.runner.work([joiner.clicks(shown, at_hand, partition)])
+    await joiner.runner.give_up()
+    joiner.again()
+    from_the_log = [1, MOST_ROWS + 1, 2 * MOST_ROWS, count - 1]
+    await joiner.runner.work([Assigned(frozenset([partition])), joiner.clicks(shown, from_the_log, partition)])
+    corrected = [(CORRECTION, shown.impression_id[row], 1) for row in (*at_hand, *from_the_log)]
+    assert sorted((await joiner.outcomes())[count:]) == sorted(corrected)
+    sizes = [decode_record(v, SPEC) for v in await values(joiner.broker, EXAMPLES, joiner.broker.partitions)]
+    assert max(len(one.rows) for one in sizes) == MOST_ROWS
+    assert sum(one.displays is not None for one in sizes) == 3
