@@ -100,7 +100,7 @@ class JoinCore:
         self._last_settled = 0  # rows of the last output
         # of earlier lives: the output's watermark, what they told and settled
         self._emitted_watermark_ms = 0
-        self._told = ToldDisplays()
+        self._told = ToldDisplays(lambda keys: self._held.look_up(keys) >= kernels.SETTLED)
         self._recalled = 0  # settled rows with lower numbers
 
         self._displays: list[Events] = []
@@ -175,8 +175,6 @@ class JoinCore:
         self._examples_end = offset + 1
         if displays is not None:
             self._told.add(displays, offset)
-        if len(self._told):
-            self._told.keep(self._held.look_up(self._told.keys) < 0)
 
     def _refuse_late(self) -> None:
         if self._held.pending or len(self._waiting) or any(len(low) for low in self._low_water.values()):
@@ -411,6 +409,7 @@ class JoinCore:
                 f"partition {self.partition}: polled while clicks wait for the examples that they correct; they would "
                 "be lost. Call examples_found() with what wanted_examples() asks for before."
             )
+        self._told.sieve()
         watermark_ms = self._watermarks.poll(now_ms)
         if watermark_ms is not None:
             self._pass_time(watermark_ms)
