@@ -60,7 +60,11 @@ class ToldDisplays:
         np.subtract.at(self._open, records, 1)
         self._left -= len(at)
         if not self._left:
-            self._keys, self._records, self._taken = np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.bool_)
+            self._keys, self._records, self._taken = (
+                np.zeros(0, np.uint64),
+                np.zeros(0, np.int64),
+                np.zeros(0, np.bool_),
+            )
         return where, self._offsets[records]
 
     def first_offset(self, otherwise: int) -> int:
