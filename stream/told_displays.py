@@ -52,7 +52,11 @@ class ToldDisplays:
         self.sieve()
         if not len(self._keys):
             return np.zeros(0, np.intp), np.zeros(0, np.int64)
-        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        at, order = (
+            np.zeros(len(keys), np.int64),
+            np.argsort(keys),
+        )  # in order, a search begins where the last one ended
+        at[order] = np.minimum(np.searchsorted(self._keys, keys[order]), len(self._keys) - 1)
         where = np.flatnonzero((self._keys[at] == keys) & ~self._taken[at])
         at = at[where]
         self._taken[at] = True

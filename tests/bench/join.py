@@ -136,10 +136,21 @@ async def sessions(cores: Sequence[int], *, quick: bool) -> list[Measure]:
 
 async def recover(cores: Sequence[int], *, quick: bool) -> list[Measure]:
     """From the start of a process after SIGKILL until it holds a million pending rows again."""
-    rows = 200_000 if quick else 1_030_000  # of which some are clicked
+    rows = 206_000 if quick else 1_030_000  # of which some are clicked, and do not wait
     load = Load(impressions=rows, encoding="batch", runner="aiokafka", per_second=rows / (WINDOW_MS / 1000))
-    async with EmbeddedRedis() as redis, EmbeddedBroker() as broker:
-        seconds = await recovery(broker.bootstrap, redis.url, load, "recovery.", cores)
+    found: dict[int, list[float]] = {0: [], rows: []}
+    async with EmbeddedRedis() as redis:
+        for turn in range(1 if quick else 3):
+            for settled, seconds in found.items():
+                async with EmbeddedBroker() as broker:
+                    took = await recovery(broker.bootstrap, redis.url, load, f"{turn}.", cores, settled=settled)
+                seconds.append(took)
+    alone, behind = found.values()
     return [
-        Measure(name=f"recovery after SIGKILL, {rows:,} pending rows, s", ours=seconds, target=Bound("ours", most=10))
+        Measure(
+            name=f"recovery after SIGKILL, {rows / 1.03:,.0f} pending rows, s",
+            ours=median(alone),
+            target=Bound("ours", most=10),
+        ),
+        Measure(name="the same with as many settled rows, whose examples are recalled", ours=median(behind)),
     ]

@@ -145,12 +145,15 @@ async def end_to_end(bootstrap: str, redis_url: str, load: Load, prefix: str, co
     return load.impressions / wall_s
 
 
-async def recovery(bootstrap: str, redis_url: str, load: Load, prefix: str, cores: Sequence[int]) -> float:
+async def recovery(
+    bootstrap: str, redis_url: str, load: Load, prefix: str, cores: Sequence[int], *, settled: int
+) -> float:
     """Seconds from the start of a process, after another was killed, until it holds all pending rows again.
 
-    The log is of twice the rows of a click window: when it ends, the later half wait for the end of theirs.
+    The log has ``settled`` rows more than ``load``, which waits for the end of its window when the log ends.
     """
-    log = join_log(2 * load.impressions, load.encoding, partitions=load.partitions, per_second=load.per_second)
+    rows = settled + load.impressions
+    log = join_log(rows, load.encoding, partitions=load.partitions, per_second=load.per_second)
     log = replace(log, records=log.records[: -3 * load.partitions])  # without the promises that would settle all
     await produce(bootstrap, log, prefix, load.partitions)
 
