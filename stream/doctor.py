@@ -6,15 +6,18 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from redis.exceptions import RedisError
 
 from stream.admin import BrokerUnreachableError, check_topics, ensure_topics
 from stream.apache_kafka import java_program, kafka_jars
 from stream.child_server import ServerStartError, port_is_free
 from stream.embedded_broker import EmbeddedBroker, broker_program
-from stream.embedded_redis import EmbeddedRedis, answers_ping, redis_program
+from stream.embedded_redis import EmbeddedRedis, answers_ping, eviction_policy, redis_program
 from stream.settings import StreamSettings, kafka_client_options, redis_client_options, without_password
 
 PYTHONS = ((3, 11), (3, 14))  # at least, below
@@ -118,20 +121,31 @@ async def _broker_checks(bootstrap: str, settings: StreamSettings) -> list[Check
     return [Check("broker", True, f"{bootstrap} ({kind})"), Check("topics", not differences, found, fix)]
 
 
-async def check_redis(settings: StreamSettings) -> Check:
-    """Whether Redis answers a PING; the embedded one is started and stopped for it."""
+async def check_redis(settings: StreamSettings) -> list[Check]:
+    """Whether Redis answers a PING and evicts nothing; the embedded one is started and stopped for it."""
     if settings.redis_url is not None:
-        url = without_password(settings.redis_url)
+        url, options = without_password(settings.redis_url), redis_client_options(settings)
         fix = f"no Redis answered PING at {url}: check REDIS_URL and its user, or unset it to use the embedded one"
-        answers = await answers_ping(settings.redis_url, redis_client_options(settings))
-        return Check("redis", answers, f"{url} (given)", fix)
+        answers = await answers_ping(settings.redis_url, options)
+        found = [Check("redis", answers, f"{url} (given)", fix)]
+        return [*found, await _check_eviction(settings.redis_url, options)] if answers else found
     server = EmbeddedRedis()
     try:
-        return Check("redis", True, f"{await server.start()} (embedded, started for this check)")
+        return [Check("redis", True, f"{await server.start()} (embedded, started for this check)")]
     except ServerStartError as error:
-        return Check("redis", False, "the embedded one does not start", str(error))
+        return [Check("redis", False, "the embedded one does not start", str(error))]
     finally:
         await server.stop()
+
+
+async def _check_eviction(url: str, options: Mapping[str, Any]) -> Check:
+    """Whether Redis keeps what it was given: states that are evicted are lost until somebody empties it."""
+    try:
+        policy = await eviction_policy(url, options)
+    except (RedisError, OSError) as error:
+        return Check("redis eviction", True, f"not told ({error}); it must be noeviction")
+    fix = "set maxmemory-policy noeviction: evicted session features and clicks are missing without a trace"
+    return Check("redis eviction", policy == "noeviction", policy, fix)
 
 
 def check_port(port: int) -> Check:
@@ -152,5 +166,5 @@ async def run_checks(settings: StreamSettings, ports: Sequence[int] = (SERVING_P
     if "KAFKA_HOME" in os.environ:
         checks.append(check_kafka_home(Path(os.environ["KAFKA_HOME"])))
     checks += await check_broker(settings)
-    checks.append(await check_redis(settings))
+    checks += await check_redis(settings)
     return checks + [check_port(port) for port in ports]

@@ -21,6 +21,8 @@ import structlog
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type: ignore[import-untyped]
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from learners.spec import FeatureSpec
 from stream.admin import BrokerUnreachableError, TopicMismatchError, ensure_topics
@@ -268,8 +270,12 @@ async def _servers(settings: StreamSettings) -> AsyncIterator[StreamSettings]:
 
 
 def redis_client(stack: AsyncExitStack, settings: StreamSettings) -> Redis:
-    """A client of the Redis of the settings, closed by ``stack``."""
-    client: Redis = Redis.from_url(settings.redis_url or "", **redis_client_options(settings))
+    """A client of the Redis of the settings, closed by ``stack``.
+
+    It fails at once: who asks knows what to do without an answer, and when to ask again (`stream.outage`).
+    """
+    at_once = Retry(NoBackoff(), 0)
+    client: Redis = Redis.from_url(settings.redis_url or "", retry=at_once, **redis_client_options(settings))
     stack.push_async_callback(client.aclose)
     return client
 

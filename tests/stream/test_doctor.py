@@ -10,6 +10,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from stream.__main__ import app
@@ -33,6 +34,20 @@ async def test_a_whole_machine_passes(kafka_topics: TestTopics, redis_url: str) 
     checks = await run_checks(kafka_topics.settings(redis_url), ports=[free_port()])
     assert [check for check in checks if not check.ok] == []
     assert {"python", "packages", "broker", "topics", "redis"} <= {check.name for check in checks}
+
+
+async def test_a_redis_that_evicts_is_named_with_the_setting(kafka_topics: TestTopics, redis_url: str) -> None:
+    """Whatever it throws away when its memory is full would be missing without a trace."""
+    client = Redis.from_url(redis_url)
+    await client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        checks = await run_checks(kafka_topics.settings(redis_url), ports=[free_port()])
+    finally:
+        await client.config_set("maxmemory-policy", "noeviction")
+        await client.aclose()
+    (broken,) = (check for check in checks if not check.ok)
+    assert (broken.name, broken.found) == ("redis eviction", "allkeys-lru")
+    assert "noeviction" in broken.fix
 
 
 async def test_missing_topics_are_named_with_the_command(kafka_topics: TestTopics, redis_url: str) -> None:
