@@ -44,14 +44,13 @@ async def answers_ping(url: str, options: Mapping[str, Any] | None = None) -> bo
         await client.aclose()
 
 
-async def eviction_policy(url: str, options: Mapping[str, Any] | None = None) -> str:
-    """Return what the Redis at `url` does when its memory is full ("noeviction": it refuses to write).
-
-    Raises RedisError, OSError when it does not tell.
-    """
+async def eviction_policy(url: str, options: Mapping[str, Any] | None = None) -> str | None:
+    """Return what the Redis at `url` does when its memory is full, None when it does not tell."""
     client = redis.asyncio.Redis.from_url(url, socket_connect_timeout=2.0, socket_timeout=2.0, **(options or {}))
     try:
         return str((await client.info("memory"))["maxmemory_policy"])
+    except (RedisError, OSError, KeyError):
+        return None
     finally:
         await client.aclose()
 
