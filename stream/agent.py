@@ -10,9 +10,7 @@ from typing import Any
 import structlog
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type: ignore[import-untyped]
 
-from stream.aiokafka_source import AiokafkaSource
 from stream.broker import Broker
-from stream.faust_source import FaustSource
 from stream.inbox import Assigned, InputRecord, Place, Runner
 from stream.lag import Lag
 from stream.metrics import WorkerMetrics
@@ -23,10 +21,6 @@ TICK_INTERVAL_S = 0.1
 _MOST_REST_S = 0.02
 
 _log = structlog.get_logger(__name__)
-_SOURCES: dict[SourceKind, type[FaustSource] | type[AiokafkaSource]] = {
-    "faust": FaustSource,
-    "aiokafka": AiokafkaSource,
-}
 
 
 class AgentCrashedError(RuntimeError):
@@ -55,7 +49,7 @@ class Agent:
         source: SourceKind = "faust",
     ) -> None:
         self.name = name
-        self.source: Source = _SOURCES[source](broker.group(name), broker, runner.topics, assignor)
+        self.source = _source(source)(broker.group(name), broker, runner.topics, assignor)
         self._runner = runner
         self._on_failure = on_failure
         self._lag = Lag(name, runner.topics, metrics)
@@ -196,3 +190,13 @@ class Agent:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+
+
+def _source(kind: SourceKind) -> Callable[[str, Broker, Sequence[str], type[Any]], Source]:
+    if kind == "aiokafka":
+        from stream.aiokafka_source import AiokafkaSource
+
+        return AiokafkaSource
+    from stream.faust_source import FaustSource  # half a second that the other runner need not wait for
+
+    return FaustSource

@@ -9,7 +9,6 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaError, UnknownError, UnsupportedVersionError  # type: ignore[import-untyped]
-from faust.auth import SASLCredentials, SSLCredentials
 
 from stream.admin import BrokerUnreachableError
 from stream.bounded_fetch import bound_fetches
@@ -47,19 +46,6 @@ class Broker:
         if self.given_session_timeout_s is not None:
             return self.given_session_timeout_s
         return 10.0 if self.idempotent else 2.0
-
-    @property
-    def faust_credentials(self) -> Any:
-        """The security settings in Faust's form; None for plaintext. A client's certificate is in the context."""
-        context, user = self.options.get("ssl_context"), self.options.get("sasl_plain_username")
-        if user is not None:
-            return SASLCredentials(
-                username=user,
-                password=self.options["sasl_plain_password"],
-                mechanism=self.options["sasl_mechanism"],
-                ssl_context=context,
-            )
-        return SSLCredentials(context=context) if context is not None else None
 
     def group(self, agent: str) -> str:
         """The consumer group of an agent."""

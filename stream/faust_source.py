@@ -17,6 +17,7 @@ from typing import Any
 
 import faust
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type: ignore[import-untyped]
+from faust.auth import SASLCredentials, SSLCredentials
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
 from yarl import URL
@@ -183,7 +184,7 @@ def _faust_app(group: str, broker: Broker, assignor: type[Any], data_dir: str) -
     app = _App(
         group,
         broker=[URL(f"kafka://{host}") for host in broker.bootstrap.split(",")],
-        broker_credentials=broker.faust_credentials,
+        broker_credentials=credentials(broker.options),
         datadir=data_dir,
         store="memory://",
         cache="memory://",
@@ -206,3 +207,16 @@ def _faust_app(group: str, broker: Broker, assignor: type[Any], data_dir: str) -
     )
     app.kafka, app.partition_assignor = broker, assignor
     return app
+
+
+def credentials(options: Mapping[str, Any]) -> Any:
+    """Security settings of aiokafka's in Faust's form; None for plaintext. A client's certificate is in the context."""
+    context, user = options.get("ssl_context"), options.get("sasl_plain_username")
+    if user is not None:
+        return SASLCredentials(
+            username=user,
+            password=options["sasl_plain_password"],
+            mechanism=options["sasl_mechanism"],
+            ssl_context=context,
+        )
+    return SSLCredentials(context=context) if context is not None else None

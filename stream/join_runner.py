@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -56,6 +56,7 @@ class JoinRunner:
     ----------
     now_ms : the wall clock, or None when the records alone say what time it is: then idle inputs wait for ever.
     salt : of the cores' hashes.
+    ready : awaited before the first partition is taken over.
     """
 
     topics = INPUTS
@@ -71,6 +72,7 @@ class JoinRunner:
         *,
         salt: int = 0,
         most_unlearned_rows: int = 0,
+        ready: Awaitable[None] | None = None,
     ) -> None:
         self.inbox = Inbox(max_items=_MOST_WAITING_RECORDS, at_once=_AT_ONCE)
         self._broker = broker
@@ -81,6 +83,7 @@ class JoinRunner:
         self._metrics = metrics
         self._now_ms = now_ms
         self._salt = salt
+        self._ready = ready
         self._lookup = ExamplesLookup(broker, spec, int(config.join_memory_bytes * _REMEMBERED_SHARE))
         self._pace = LearnerPace(broker, most_unlearned_rows)
         self._partitions: dict[int, JoinedPartition] = {}
@@ -90,6 +93,9 @@ class JoinRunner:
 
     async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
         """Feed the records to their partitions' cores and store what comes out."""
+        if self._ready is not None:
+            await self._ready
+            self._ready = None
         started = time.perf_counter()
         touched: set[int] = set()
         arrived: defaultdict[Place, list[InputRecord]] = defaultdict(list)

@@ -137,8 +137,6 @@ async def _start(
         await asyncio.to_thread(_refuse_other_log, options.archive or "")
     settings = await stack.enter_async_context(_servers(settings))
     await ensure_topics(settings.kafka_bootstrap_servers or "", settings.topics(), kafka_client_options(settings))
-    if "join" in agents:
-        await asyncio.to_thread(load_join_kernels)
     broker = await find_broker(settings)
     if not broker.idempotent:
         _log.warning("this broker has no transactions: one worker must own all partitions, start no second one")
@@ -196,6 +194,7 @@ class _Parts:
             _wall_clock_ms if self._options.clock == "wall" else None,
             salt=secrets.randbits(64),
             most_unlearned_rows=self._intervals.most_unlearned_rows,
+            ready=asyncio.create_task(asyncio.to_thread(load_join_kernels)),  # while the group is joined
         )
 
     def sessions(self, redis: Redis) -> Runner:

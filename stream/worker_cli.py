@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from learners.spec import SpecError, load_spec
+from stream.repeated_logs import SeldomRepeated
 from stream.settings import StreamSettings
 from stream.source import SourceKind
 from stream.worker import AGENTS, WorkerOptions, WorkerStartError, run_worker
@@ -100,6 +101,8 @@ def _set_up_logs() -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(SeldomRepeated())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(levelname)s %(name)s %(message)s")
     logging.getLogger("faust").setLevel(logging.ERROR)  # it warns of what our settings ask for
     logging.getLogger("mode").setLevel(logging.ERROR)

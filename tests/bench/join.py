@@ -30,8 +30,8 @@ def measures(*, quick: bool = False) -> list[Measure]:
 def core(cores: Sequence[int], *, quick: bool) -> list[Measure]:
     """The core alone on one core, and its memory."""
     with Child("tests.bench.join_core", cores=cores[:1]) as child:
+        held = child.turn("pending", rows=200_000 if quick else 1_000_000)  # first, while nothing was freed
         found = child.turn("core", impressions=200_000 if quick else 500_000, rounds=2 if quick else 5)
-        held = child.turn("pending", rows=200_000 if quick else 1_000_000)
     progress(f"core: {found}; pending: {held}")
     if not found["right"]:
         raise RuntimeError("the core's examples are not those that must come out")

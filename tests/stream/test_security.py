@@ -30,6 +30,7 @@ from stream.apache_kafka import ApacheKafka, java_program
 from stream.broker import find_broker
 from stream.child_server import LOOPBACK, ChildServer, accepts_connections, free_port
 from stream.embedded_redis import answers_ping, redis_program
+from stream.faust_source import credentials
 from stream.inbox import Assigned, Inbox, InputRecord, Place
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
@@ -376,7 +377,7 @@ async def test_who_may_enter_can_do_all_that_a_worker_does(
     await ensure_topics(settings.kafka_bootstrap_servers or "", settings.topics(), kafka_client_options(settings))
     broker = await find_broker(settings)
     assert broker.session_timeout_s == 45
-    told += [repr(broker), str(broker), repr(broker.faust_credentials)]
+    told += [repr(broker), str(broker), repr(credentials(broker.options))]
     producer = RecordProducer(broker)
     await producer.start()
     await stored([await producer.send(EXAMPLES, b"written", partition=0)])
