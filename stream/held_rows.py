@@ -21,6 +21,7 @@ _BY_PLACE = ("keys", "times", "states", "served", "displayed")  # columns of `Ro
 _BY_NUMBER = ("settled_keys", "settled_times", "settled_states")
 _FIRST_SLOTS = 1024  # of the index; a power of two, as all its sizes
 _FIRST_SETTLED = 1024
+_FEW = 16  # so many times fewer rows than records are looked up one by one
 _FULL_AT = 0.75  # load of the index
 
 
@@ -158,13 +159,19 @@ class HeldRows:
 
     def example_offsets(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """The offsets of the examples records that hold settled rows."""
+        if _FEW * len(numbers) < len(self._record_starts):
+            return np.array([self._record_offsets[self._record_of(number)] for number in numbers.tolist()], np.int64)
         at = np.searchsorted(np.array(self._record_starts), numbers, side="right") - 1
         offsets: NDArray[np.int64] = np.array(self._record_offsets)[at]
         return offsets
 
+    def _record_of(self, number: int) -> int:
+        """The place of the record that holds a settled row."""
+        return bisect_right(self._record_starts, number) - 1
+
     def first_example_offset(self, examples_end: int) -> int:
         """The offset of the record that holds the oldest settled row; ``examples_end`` when there is none."""
-        return self._record_offsets[0] if self.settled else examples_end
+        return self._record_offsets[self._record_of(self._head)] if self.settled else examples_end
 
     def note_record(self, first_number: int, offset: int) -> None:
         """Note that the settled rows from ``first_number`` on stand in the record at ``offset``, or in later ones."""
@@ -192,8 +199,9 @@ class HeldRows:
         count, newest_ms = kernels.forget(self._rows, self._rules(), before_ms, most, passing)
         if count:
             self.forgotten_ms = max(self.forgotten_ms, int(newest_ms))
-            gone = bisect_right(self._record_starts, self._head) - 1
-            del self._record_starts[:gone], self._record_offsets[:gone]
+            gone = self._record_of(self._head)
+            if 2 * gone >= len(self._record_starts):  # to move the rest each time would cost all that is held
+                del self._record_starts[:gone], self._record_offsets[:gone]
         return int(count)
 
     def expire(self, watermark_ms: int) -> None:

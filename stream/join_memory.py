@@ -37,8 +37,8 @@ class MemoryJoin:
         self.examples[self._next_offset] = output.examples
         self._next_offset += 1
         self.clicks.put(output.examples)
-        for gone in [offset for offset in self.examples if offset < output.resume.settled]:
-            del self.examples[gone]
+        while self.examples and (oldest := next(iter(self.examples))) < output.resume.settled:
+            del self.examples[oldest]
         return output
 
 
