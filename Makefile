@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-# Not compiled: most modules of torch are never imported, and the others are compiled when they are.
+## Not compiled: most modules of torch are never imported, and the others are compiled when they are.
 PIP := $(PY) -m pip install --no-compile --quiet --disable-pip-version-check -c docker/constraints.txt
 DEMO_ARGS ?=
 BENCH_VENV := .venv-bench
