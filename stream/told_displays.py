@@ -52,10 +52,8 @@ class ToldDisplays:
         self.sieve()
         if not len(self._keys):
             return np.zeros(0, np.intp), np.zeros(0, np.int64)
-        at, order = (
-            np.zeros(len(keys), np.int64),
-            np.argsort(keys),
-        )  # in order, a search begins where the last one ended
+        order = np.argsort(keys)  # in order, a search begins where the last one ended
+        at = np.zeros(len(keys), np.int64)
         at[order] = np.minimum(np.searchsorted(self._keys, keys[order]), len(self._keys) - 1)
         where = np.flatnonzero((self._keys[at] == keys) & ~self._taken[at])
         at = at[where]
@@ -64,11 +62,8 @@ class ToldDisplays:
         np.subtract.at(self._open, records, 1)
         self._left -= len(at)
         if not self._left:
-            self._keys, self._records, self._taken = (
-                np.zeros(0, np.uint64),
-                np.zeros(0, np.int64),
-                np.zeros(0, np.bool_),
-            )
+            self._keys, self._records = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+            self._taken = np.zeros(0, np.bool_)
         return where, self._offsets[records]
 
     def first_offset(self, otherwise: int) -> int:

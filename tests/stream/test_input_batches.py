@@ -17,7 +17,6 @@ from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 from tests.stream.test_inputs import T0, events
 
 MAX_AHEAD_MS = 3_600_000
-_EXTRA = {IMPRESSIONS: ("position", 3), CLICKS: None, CONVERSIONS: ("value", 2.5)}
 _IDS = st.one_of(st.integers(0, 2**64), st.integers(0, 2**64).map(str), st.sampled_from(["", "-1", -1, "9" * 20, None]))
 _TIMES = st.one_of(st.integers(T0 - 10, T0 + 2 * MAX_AHEAD_MS), st.sampled_from([EARLIEST_MS - 1, 2**63, "1", 1.5]))
 _EVENTS = st.builds(
