@@ -62,25 +62,27 @@ class Agent:
         self._settled = asyncio.Event()  # the first assignment was worked off, or the runner failed
 
     async def start(self) -> None:
-        """Join the group and begin; returns once the first assigned partitions are restored."""
+        """Join the group and begin; returns once the first assigned partitions are restored, or the agent failed."""
         self._tasks = [asyncio.create_task(self._guarded(loop())) for loop in (self._drain, self._tick, self._commits)]
         await self.source.start(self)
         await self._settled.wait()
 
-    async def stop(self) -> None:
-        """Take nothing more in, work off what was taken, store it, commit, leave the group."""
+    async def finish(self) -> None:
+        """Take nothing more in, work off what was taken, store it, commit."""
         self._taking = False
         await self._end_tasks()
         async with self._busy:
             while items := self._runner.inbox.take():
                 await self._runner.work(items)
             await self._leave_partitions()
-        await self.source.stop()
 
     async def abandon(self) -> None:
-        """Leave the group after a failure: nothing is stored, nothing committed."""
+        """Take nothing more in after a failure: nothing is stored, nothing committed."""
         self._taking = False
         await self._end_tasks()
+
+    async def leave(self) -> None:
+        """Leave the group, once all is finished or abandoned; a rebalance under way can hold this up for long."""
         await self.source.stop()
 
     # ------------------------------------------------------------------------------------------ what the source tells

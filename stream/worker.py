@@ -1,8 +1,8 @@
 """The life of a worker process: servers, topics, agents, metrics; a clean stop; the exit code.
 
-A stop (SIGTERM, SIGINT) takes nothing more in, works off what was read, publishes, takes a snapshot and commits. Any
-failure of an agent ends the process with exit code 1, without a commit: a supervisor starts it again and it resumes
-from the log.
+A stop (SIGTERM, SIGINT) takes nothing more in, works off what was read, publishes, takes a snapshot and commits; one
+that comes during the start ends the start. Any failure of an agent ends the process with exit code 1, without a commit:
+a supervisor starts it again and it resumes from the log.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type: ignore[import-untyped]
@@ -50,8 +51,10 @@ from stream.worker_settings import Clock, WorkerSettings
 
 AGENTS = ("join", "sessions", "learn", "calibrate", "archive")
 STOP_LIMIT_S = 9.0  # supervisors send SIGKILL after 10
+_LEAVE_LIMIT_S = 3.0
 
 _log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
 
 
 class WorkerStartError(RuntimeError):
@@ -98,7 +101,11 @@ async def run_worker(options: WorkerOptions, settings: StreamSettings, intervals
 
     async with AsyncExitStack() as stack:
         try:
-            health, apps = await _start(stack, options, settings, intervals, failed)
+            prepared = await _unless(stop, _prepare(stack, options, settings, intervals, failed))
+            if prepared is None:
+                return 0
+            health, agents = prepared
+            await _unless(stop, asyncio.gather(*(agent.start() for agent in agents)))
         except (
             BrokerUnreachableError,
             ServerStartError,
@@ -106,23 +113,51 @@ async def run_worker(options: WorkerOptions, settings: StreamSettings, intervals
             ValueError,
         ) as error:
             raise WorkerStartError(str(error)) from error
-        health.ready = not failures
-        _log.info("worker ready", agents=list(options.agents), spec=options.spec.name, clock=options.clock)
+        if not stop.is_set():
+            health.ready = True
+            _log.info("worker ready", agents=list(options.agents), spec=options.spec.name, clock=options.clock)
         await stop.wait()
         health.ready = False
-        for app in apps:  # in the order of the stream: a later agent may still see what an earlier one wrote last
-            await (app.abandon() if failures else app.stop())
-    return 1 if failures else 0
+        for agent in agents:  # in the order of the stream: a later one may still see what an earlier one wrote last
+            await (agent.abandon() if failures else agent.finish())
+        all_left = await _leave(agents)
+    status = 1 if failures else 0
+    if not all_left:
+        os._exit(status)  # the threads of the Kafka clients would go on waiting
+    return status
 
 
-async def _start(
+async def _leave(agents: Sequence[Agent]) -> bool:
+    """Whether all groups were left in time: a rebalance that waits for a silent member holds that up."""
+    leaving = [asyncio.create_task(agent.leave()) for agent in agents]
+    left, held_up = await asyncio.wait(leaving, timeout=_LEAVE_LIMIT_S)
+    for task in left:
+        task.result()
+    if held_up:
+        _log.warning("not every group could be left in time; they will find out", limit_s=_LEAVE_LIMIT_S)
+    return not held_up
+
+
+async def _unless(stop: asyncio.Event, work: Awaitable[_T]) -> _T | None:
+    """What comes of the work; None, and it is cancelled, when the stop comes before its end."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
+
+
+async def _prepare(
     stack: AsyncExitStack,
     options: WorkerOptions,
     settings: StreamSettings,
     intervals: WorkerSettings,
     failed: Callable[[BaseException], None],
 ) -> tuple[HealthServer, list[Agent]]:
-    """Everything up to running agents; ``stack`` stops the servers, the caller stops the agents."""
+    """Everything up to agents that could start; ``stack`` stops the servers."""
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a sample a counter that nobody reads
     registry = CollectorRegistry()
     health = HealthServer(registry)
@@ -153,7 +188,7 @@ async def _start(
         "calibrate": parts.calibrate,
         "archive": parts.archive,
     }
-    apps = [
+    return health, [
         Agent(
             name,
             broker,
@@ -165,8 +200,6 @@ async def _start(
         )
         for name in agents
     ]
-    await asyncio.gather(*(app.start() for app in apps))
-    return health, apps
 
 
 class _Parts:

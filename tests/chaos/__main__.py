@@ -130,6 +130,7 @@ async def _run(options: Options) -> Result:
             await _disturb(traffic, faults, options.kills)
             say(f"{options.kills} faults, {traffic.requests:,} requests: waiting until everything is settled")
             await Settling(traffic, log, outcome, stores, options.cluster.partitions).settle()
+        await cluster.until_ready()  # a program that ended late in the run is among those that are stopped
         statuses = await cluster.stop_programs()
         checks = await findings(log, outcome, cluster.settings, cluster.snapshots, cluster.archive)
         ends = {program.name: dict(sorted(program.ends.items())) for program in cluster.programs}

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
@@ -112,7 +113,7 @@ class Program:
     async def _spawn(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            log.write(f"--- life {self.ends.total() + 1}\n".encode())
+            log.write(f"--- life {self.ends.total() + 1}, {datetime.now(UTC).isoformat()}\n".encode())
             log.flush()
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), sys.executable, "-m", *self._arguments),

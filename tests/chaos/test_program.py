@@ -57,7 +57,7 @@ async def test_one_that_ends_by_itself_says_with_which_status(tmp_path: Path) ->
         await it.start()
         await until(lambda: _ended(it, 2), "it ended twice")
         assert it.ends.keys() == {"status 2"}
-        assert (tmp_path / "log").read_text().startswith("--- life 1\n")
+        assert (tmp_path / "log").read_text().startswith("--- life 1, ")
     finally:
         await it.end()
 

@@ -221,6 +221,16 @@ class Worker:
         self.process.terminate()
         return await self.process.wait()
 
+    async def health(self) -> int | None:
+        """The status of /healthz, None before it answers. Raises AssertionError when the process has ended."""
+        if self.process.returncode is not None:
+            raise AssertionError(f"the worker ended with {self.process.returncode}:\n{said(self.log)}")
+        try:
+            async with aiohttp.ClientSession() as http, http.get(f"{self.metrics_url}/healthz") as answer:
+                return answer.status
+        except aiohttp.ClientError:
+            return None
+
     async def metrics(self) -> dict[str, float]:
         """Every sample of /metrics by its name with labels."""
         async with aiohttp.ClientSession() as http, http.get(f"{self.metrics_url}/metrics") as answer:
@@ -230,10 +240,10 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker(
+async def starting_worker(
     environment: Mapping[str, str], snapshots: Path, log: Path, clock: str = "log"
 ) -> AsyncIterator[Worker]:
-    """A worker, ready; killed at the end when it still runs."""
+    """A worker just started; killed at the end when it still runs."""
     port = free_port()
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
@@ -241,29 +251,31 @@ async def worker(
             "--clock", clock, "--metrics-port", str(port),
             env={**environment, "OMP_NUM_THREADS": "1"}, stdout=output, stderr=output,
         )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
     try:
-        await until(lambda: _ready(url, process, log), "the worker is ready")
-        yield Worker(process, url, log)
+        yield Worker(process, f"http://127.0.0.1:{port}", log)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
 
 
+@asynccontextmanager
+async def worker(
+    environment: Mapping[str, str], snapshots: Path, log: Path, clock: str = "log"
+) -> AsyncIterator[Worker]:
+    """A worker, ready; killed at the end when it still runs."""
+    async with starting_worker(environment, snapshots, log, clock) as running:
+
+        async def ready() -> bool:
+            return await running.health() == 200
+
+        await until(ready, "the worker is ready")
+        yield running
+
+
 def said(log: Path) -> str:
     """What a worker logged."""
     return log.read_text()
-
-
-async def _ready(url: str, process: asyncio.subprocess.Process, log: Path) -> bool:
-    if process.returncode is not None:
-        raise AssertionError(f"the worker ended with {process.returncode}:\n{said(log)}")
-    try:
-        async with aiohttp.ClientSession() as http, http.get(f"{url}/healthz") as answer:
-            return answer.status == 200
-    except aiohttp.ClientError:
-        return False
 
 
 async def until(found: Callable[[], Any], what: str, patience_s: float = 40.0) -> Any:

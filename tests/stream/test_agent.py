@@ -68,6 +68,7 @@ async def test_the_end_of_what_reads_the_topics_is_a_failure_of_the_agent(kafka_
         assert "idle" in str(failure)
     finally:
         await app.abandon()
+        await app.leave()
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -81,6 +82,7 @@ async def test_a_step_that_is_cancelled_from_within_is_a_failure_too(
     await app.start()
     assert isinstance(await failures.get(), AgentCrashedError)
     await app.abandon()
+    await app.leave()
     assert failures.empty()  # the cancellations of a stop are none
 
 

@@ -391,7 +391,8 @@ async def test_who_may_enter_can_do_all_that_a_worker_does(
         await agent.start()
         async with asyncio.timeout(20):
             assert await runner.taken.get() == b"written"
-        await agent.stop()
+        await agent.finish()
+        await agent.leave()
         assert failures == []
 
 

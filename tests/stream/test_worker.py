@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from redis.asyncio import Redis
 from typer.testing import CliRunner
@@ -26,7 +28,7 @@ from learners.session_state import COUNTER, USER
 from learners.shape import ModelShape
 from learners.snapshot import newest_snapshot
 from stream.__main__ import app
-from stream.broker import Broker
+from stream.broker import Broker, find_broker
 from stream.deltas import DeltaAssembler
 from stream.embedded_broker import EmbeddedBroker
 from stream.examples import ExampleRows, concat
@@ -49,6 +51,7 @@ from tests.stream.rig import (
     front,
     said,
     serve,
+    starting_worker,
     until,
     values,
     worker,
@@ -360,6 +363,39 @@ async def test_an_archive_of_another_log_is_refused_by_a_worker_with_a_log_of_it
     status, text = await run(unset, "--snapshots", str(tmp_path / "snapshots"), "--archive", str(tmp_path))
     assert status == 1
     assert "holds offsets up to 70 of another log" in text
+
+
+async def test_a_stop_during_the_start_ends_it(kafka_topics: TestTopics, redis_url: str, tmp_path: Path) -> None:
+    """Whoever rolls a release out again does not wait for what is not wanted any more."""
+    base_snapshot(tmp_path / "snapshots")
+    where = (environment(kafka_topics, redis_url), tmp_path / "snapshots", tmp_path / "log")
+    async with starting_worker(*where) as starting:
+        await until(starting.health, "the worker answers")
+        assert await starting.stop() == 0, said(starting.log)
+        assert "worker ready" not in said(starting.log)
+
+
+async def test_a_stop_ends_a_start_that_waits_for_another_member_of_its_group(
+    kafka_topics: TestTopics, redis_url: str, tmp_path: Path
+) -> None:
+    """A member that is paused holds a rebalance up until its session ends: a stop need not wait for it."""
+    broker = await find_broker(kafka_topics.settings(redis_url))
+    if not broker.idempotent:
+        pytest.skip("without transactions there is one worker")
+    base_snapshot(tmp_path / "snapshots")
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    await admin.start()
+
+    async def rebalances() -> bool:
+        return "PreparingRebalance" in str(await admin.describe_consumer_groups([broker.group("join")]))
+
+    where = {**environment(kafka_topics, redis_url), "KAFKA_SESSION_TIMEOUT_S": "40"}
+    async with worker(where, tmp_path / "snapshots", tmp_path / "first") as first:
+        first.process.send_signal(signal.SIGSTOP)
+        async with starting_worker(where, tmp_path / "snapshots", tmp_path / "second") as second:
+            await until(rebalances, "the group waits for the first worker")
+            assert await second.stop() == 0, said(second.log)
+    await admin.close()
 
 
 async def test_stops_although_the_broker_is_gone(redis_url: str, tmp_path: Path) -> None:
