@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-from river.drift import ADWIN
-
 from learners.metrics import entropy
-
-_adwin: Callable[..., Any] = ADWIN  # its own signature is not annotated
 
 
 class DriftWatch:
     """ADWIN (Bifet & Gavaldà, SDM 2007) over normalised entropy, the log loss over that of the click rate.
 
     Normalised, because a click rate that merely rises or falls moves the log loss without any fault of the model.
-    ``detections`` counts the changes found, in either direction.
+    ``detections`` counts the changes found, in either direction. The first one made in a process imports river.
 
     Parameters
     ----------
@@ -28,7 +23,10 @@ class DriftWatch:
     """
 
     def __init__(self, *, delta: float = 0.002, rows: int = 512) -> None:
-        self._detector = _adwin(delta=delta)
+        from river import drift  # two seconds, which only who watches need wait for
+
+        adwin: Any = drift.ADWIN  # its own signature is not annotated
+        self._detector = adwin(delta=delta)
         self._pool_rows = rows
         self._rows, self._clicks, self._loss = 0, 0, 0.0
         self.detections = 0

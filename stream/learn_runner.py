@@ -124,7 +124,7 @@ class LearnRunner:
         self._snapshot_version = -1
         self._quality = ProgressiveMetrics(utc_offset_s=spec.utc_offset_s)
         self._quality_at = 0.0
-        self._drift = DriftWatch()
+        self._drift: DriftWatch | None = None  # of who learns
 
     async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
         """Learn from the records, then publish what is due."""
@@ -185,6 +185,7 @@ class LearnRunner:
         if len(partitions) < self._broker.partitions:
             _log.info("another worker learns this model; standing by", partitions=sorted(partitions))
             return
+        self._drift = self._drift or await asyncio.to_thread(DriftWatch)  # the other agents begin meanwhile
         if self._writer is None:
             self._writer = await self._open_writer(self._broker, self._broker.group("learn"))
         async with LogReader(self._broker) as log:
@@ -366,6 +367,7 @@ class LearnRunner:
         if len(rows):
             self._quality.add(rows.ts_ms, learned.logits[settled], rows.label, rows.p)
             loss = learned.log_loss * len(rows)
+            assert self._drift is not None
             if self._drift.update(rows=len(rows), clicks=int(rows.label.sum()), loss=loss):
                 self._metrics.counter("learn_drifts_total").inc()
                 _log.warning("the normalised log loss has changed", version=learned.journal.version)

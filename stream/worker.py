@@ -101,11 +101,9 @@ async def run_worker(options: WorkerOptions, settings: StreamSettings, intervals
 
     async with AsyncExitStack() as stack:
         try:
-            prepared = await _unless(stop, _prepare(stack, options, settings, intervals, failed))
-            if prepared is None:
-                return 0
-            health, agents = prepared
-            await _unless(stop, asyncio.gather(*(agent.start() for agent in agents)))
+            starting = await _unless(stop, _prepare(stack, options, settings, intervals, failed))
+            if starting is not None:
+                await _unless(stop, asyncio.gather(*(agent.start() for agent in starting.agents)))
         except (
             BrokerUnreachableError,
             ServerStartError,
@@ -113,27 +111,33 @@ async def run_worker(options: WorkerOptions, settings: StreamSettings, intervals
             ValueError,
         ) as error:
             raise WorkerStartError(str(error)) from error
-        if not stop.is_set():
-            health.ready = True
+        if starting is not None and not stop.is_set():
+            starting.health.ready = True
             _log.info("worker ready", agents=list(options.agents), spec=options.spec.name, clock=options.clock)
         await stop.wait()
-        health.ready = False
-        for agent in agents:  # in the order of the stream: a later one may still see what an earlier one wrote last
-            await (agent.abandon() if failures else agent.finish())
-        all_left = await _leave(agents)
+        in_order = starting is not None and await _stop(starting, abandon=bool(failures))
     status = 1 if failures else 0
-    if not all_left:
-        os._exit(status)  # the threads of the Kafka clients would go on waiting
+    if not in_order:
+        os._exit(status)  # threads would be waited for: of the Kafka clients, or one that still imports the learner
     return status
 
 
-async def _leave(agents: Sequence[Agent]) -> bool:
-    """Whether all groups were left in time: a rebalance that waits for a silent member holds that up."""
-    leaving = [asyncio.create_task(agent.leave()) for agent in agents]
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    health: HealthServer
+    agents: Sequence[Agent]
+
+
+async def _stop(running: _Prepared, *, abandon: bool) -> bool:
+    """Work off and store what was taken, then leave; whether all groups were left in time."""
+    running.health.ready = False
+    for agent in running.agents:  # in the order of the stream: a later one may still see what an earlier one wrote last
+        await (agent.abandon() if abandon else agent.finish())
+    leaving = [asyncio.create_task(agent.leave()) for agent in running.agents]
     left, held_up = await asyncio.wait(leaving, timeout=_LEAVE_LIMIT_S)
     for task in left:
         task.result()
-    if held_up:
+    if held_up:  # by a rebalance that waits for a silent member
         _log.warning("not every group could be left in time; they will find out", limit_s=_LEAVE_LIMIT_S)
     return not held_up
 
@@ -156,7 +160,7 @@ async def _prepare(
     settings: StreamSettings,
     intervals: WorkerSettings,
     failed: Callable[[BaseException], None],
-) -> tuple[HealthServer, list[Agent]]:
+) -> _Prepared:
     """Everything up to agents that could start; ``stack`` stops the servers."""
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a sample a counter that nobody reads
     registry = CollectorRegistry()
@@ -188,7 +192,7 @@ async def _prepare(
         "calibrate": parts.calibrate,
         "archive": parts.archive,
     }
-    return health, [
+    apps = [
         Agent(
             name,
             broker,
@@ -200,6 +204,7 @@ async def _prepare(
         )
         for name in agents
     ]
+    return _Prepared(health, apps)
 
 
 class _Parts:
