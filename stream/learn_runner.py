@@ -89,6 +89,8 @@ class LearnRunner:
         ``learn_interval_s`` of this clock too.
     fresh_log : the broker was started just now: offsets in a snapshot are of another log and are dropped.
     open_writer : opens what the model's owner writes through.
+
+    Made where an event loop runs: what watches for drift is loaded beside it.
     """
 
     topics = (EXAMPLES,)
@@ -124,7 +126,7 @@ class LearnRunner:
         self._snapshot_version = -1
         self._quality = ProgressiveMetrics(utc_offset_s=spec.utc_offset_s)
         self._quality_at = 0.0
-        self._drift: DriftWatch | None = None  # of who learns
+        self._drift_made = asyncio.create_task(asyncio.to_thread(DriftWatch))  # while the group is joined
 
     async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
         """Learn from the records, then publish what is due."""
@@ -185,7 +187,7 @@ class LearnRunner:
         if len(partitions) < self._broker.partitions:
             _log.info("another worker learns this model; standing by", partitions=sorted(partitions))
             return
-        self._drift = self._drift or await asyncio.to_thread(DriftWatch)  # the other agents begin meanwhile
+        self._drift = await self._drift_made
         if self._writer is None:
             self._writer = await self._open_writer(self._broker, self._broker.group("learn"))
         async with LogReader(self._broker) as log:
@@ -367,7 +369,6 @@ class LearnRunner:
         if len(rows):
             self._quality.add(rows.ts_ms, learned.logits[settled], rows.label, rows.p)
             loss = learned.log_loss * len(rows)
-            assert self._drift is not None
             if self._drift.update(rows=len(rows), clicks=int(rows.label.sum()), loss=loss):
                 self._metrics.counter("learn_drifts_total").inc()
                 _log.warning("the normalised log loss has changed", version=learned.journal.version)
