@@ -5,8 +5,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-## Not compiled: most modules of torch are never imported, and the others are compiled when they are.
-PIP := $(PY) -m pip install --no-compile --quiet --disable-pip-version-check -c docker/constraints.txt
+## Most modules of torch are never imported: they are compiled when they are, unless nothing may be written then.
+PIP := $(PY) -m pip install $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) --quiet --disable-pip-version-check -c docker/constraints.txt
 DEMO_ARGS ?=
 BENCH_VENV := .venv-bench
 TEST_PROCESSES ?= 2
