@@ -23,7 +23,7 @@ from stream.child_server import free_port
 from stream.records import DeadLetter
 from stream.topics import CLICKS, DEADLETTER, IMPRESSIONS
 from tests.brokers import TestTopics, skip_or_fail
-from tests.stream.rig import SPEC, START_MS, base_snapshot, said, until, values, worker
+from tests.stream.rig import SPEC, START_MS, START_PATIENCE_S, base_snapshot, said, until, values, worker
 from tests.stream.test_worker import examples_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -87,7 +87,7 @@ async def serving(environment: Mapping[str, str], snapshots: Path, log: Path) ->
                 except aiohttp.ClientError:
                     return False
 
-            await until(ready, "serving is ready")
+            await until(ready, "serving is ready", START_PATIENCE_S)
             yield http
     finally:
         if process.returncode is None:

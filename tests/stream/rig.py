@@ -31,6 +31,7 @@ from stream.settings import StreamSettings
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, SERVED
 
 START_MS = 1_700_000_000_000
+START_PATIENCE_S = 90.0  # of a program: the first one compiles the kernels, and the cores may be busy
 SPEC = load_spec("marketplace")
 SMALL = DeepFMConfig(dim=4, hidden=(8,))
 _T = TypeVar("_T")
@@ -269,7 +270,7 @@ async def worker(
         async def ready() -> bool:
             return await running.health() == 200
 
-        await until(ready, "the worker is ready")
+        await until(ready, "the worker is ready", START_PATIENCE_S)
         yield running
 
 
