@@ -12,12 +12,14 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any
 
 import faust
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type: ignore[import-untyped]
 from faust.auth import SASLCredentials, SSLCredentials
+from faust.exceptions import ConsumerNotStarted
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
 from yarl import URL
@@ -78,11 +80,13 @@ class FaustSource:
 
     def assignment(self) -> frozenset[Place]:
         """What is read."""
-        return frozenset(self._place(place) for place in self._app.consumer.assignment())
+        return frozenset(self._place(place) for place in self._assignment())
 
     def unread(self) -> Mapping[Place, int]:
         """How many records of each partition were not handed on yet, as of the last fetch."""
-        unread = unread_records(self._app.consumer._thread._consumer, self._app.consumer.assignment())
+        if not (assigned := self._assignment()):
+            return {}
+        unread = unread_records(self._app.consumer._thread._consumer, assigned)
         return {self._place(place): count for place, count in unread.items()}
 
     async def commit(self, offsets: Mapping[Place, int]) -> bool:
@@ -96,6 +100,13 @@ class FaustSource:
         consumer.pause_partitions([self._tp(place) for place in (places - self._held) & ours])
         consumer.resume_partitions([self._tp(place) for place in (self._held - places) & ours])
         self._held = places
+
+    def _assignment(self) -> AbstractSet[TP]:
+        try:
+            assigned: AbstractSet[TP] = self._app.consumer.assignment()
+        except ConsumerNotStarted:  # its thread is a moment behind us
+            return frozenset()
+        return assigned
 
     def _tp(self, place: Place) -> TP:
         return TP(self._broker.topic(place[0]), place[1])

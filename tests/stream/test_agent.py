@@ -86,6 +86,15 @@ async def test_a_step_that_is_cancelled_from_within_is_a_failure_too(
     assert failures.empty()  # the cancellations of a stop are none
 
 
+@pytest.mark.parametrize("source", SOURCES)
+async def test_a_source_that_has_not_started_yet_reads_nothing(kafka_topics: TestTopics, source: SourceKind) -> None:
+    """The agent asks from its start on, and the thread of Faust's consumer begins later, seconds on a busy machine."""
+    app = agent(await find_broker(kafka_topics.settings()), Idle(), lambda _: None, source)
+    assert app.source.assignment() == frozenset()
+    assert app.source.unread() == {}
+    await app.leave()
+
+
 async def test_a_log_reader_that_reads_nothing_closes_like_any_other(kafka_topics: TestTopics) -> None:
     """An assignment may bring nothing that is new."""
     broker = await find_broker(kafka_topics.settings())
