@@ -126,7 +126,7 @@ class LearnRunner:
         self._snapshot_version = -1
         self._quality = ProgressiveMetrics(utc_offset_s=spec.utc_offset_s)
         self._quality_at = 0.0
-        self._drift_made = asyncio.create_task(asyncio.to_thread(DriftWatch))  # while the group is joined
+        self._drift = asyncio.create_task(asyncio.to_thread(DriftWatch))  # made while the group is joined
 
     async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
         """Learn from the records, then publish what is due."""
@@ -187,7 +187,7 @@ class LearnRunner:
         if len(partitions) < self._broker.partitions:
             _log.info("another worker learns this model; standing by", partitions=sorted(partitions))
             return
-        self._drift = await self._drift_made
+        await self._drift
         if self._writer is None:
             self._writer = await self._open_writer(self._broker, self._broker.group("learn"))
         async with LogReader(self._broker) as log:
@@ -369,7 +369,7 @@ class LearnRunner:
         if len(rows):
             self._quality.add(rows.ts_ms, learned.logits[settled], rows.label, rows.p)
             loss = learned.log_loss * len(rows)
-            if self._drift.update(rows=len(rows), clicks=int(rows.label.sum()), loss=loss):
+            if self._drift.result().update(rows=len(rows), clicks=int(rows.label.sum()), loss=loss):
                 self._metrics.counter("learn_drifts_total").inc()
                 _log.warning("the normalised log loss has changed", version=learned.journal.version)
 

@@ -8,7 +8,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -383,19 +384,30 @@ async def test_a_stop_ends_a_start_that_waits_for_another_member_of_its_group(
     if not broker.idempotent:
         pytest.skip("without transactions there is one worker")
     base_snapshot(tmp_path / "snapshots")
-    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
-    await admin.start()
-
-    async def rebalances() -> bool:
-        return "PreparingRebalance" in str(await admin.describe_consumer_groups([broker.group("join")]))
-
     where = {**environment(kafka_topics, redis_url), "KAFKA_SESSION_TIMEOUT_S": "40"}
-    async with worker(where, tmp_path / "snapshots", tmp_path / "first") as first:
+    async with (
+        admin(broker) as client,
+        worker(where, tmp_path / "snapshots", tmp_path / "first") as first,
+    ):
+
+        async def rebalances() -> bool:
+            return "PreparingRebalance" in str(await client.describe_consumer_groups([broker.group("join")]))
+
         first.process.send_signal(signal.SIGSTOP)
         async with starting_worker(where, tmp_path / "snapshots", tmp_path / "second") as second:
             await until(rebalances, "the group waits for the first worker")
             assert await second.stop() == 0, said(second.log)
-    await admin.close()
+
+
+@asynccontextmanager
+async def admin(broker: Broker) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A client that looks at groups; closed at the end."""
+    client = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    await client.start()
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
 async def test_stops_although_the_broker_is_gone(redis_url: str, tmp_path: Path) -> None:
