@@ -1,6 +1,6 @@
-"""Kinds of example."""
+"""Kinds of example: every event of an impression is one."""
 
 from __future__ import annotations
 
-SETTLED, CORRECTION, CONVERSION = 0, 1, 2
-"""The one settled outcome of an impression, a click after settlement, a conversion of a settled click."""
+EXPOSURE, CLICK, CONVERSION = 0, 1, 2
+"""The impression was displayed; it was clicked; its click converted. Each comes when it happens, none waits."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from learners.rows import Rows
 from learners.shape import ModelShape
+from learners.terms import Terms
 
 State = Mapping[str, NDArray[Any]]
 """A learner's state: arrays by name."""
@@ -53,4 +54,15 @@ class Learner(Protocol):
     @classmethod
     def from_state(cls, config: Any, shape: ModelShape, state: State) -> Self:
         """The learner that ``state`` was taken from. Raises ValueError for one of another config or shape."""
+        ...
+
+
+class AdditiveLearner(Learner, Protocol):
+    """A learner that is moved by gradients: it learns the two terms of the log loss apart, each when it comes."""
+
+    def learn_terms(self, rows: Rows, terms: Terms) -> None:
+        """One update step on B rows, of which each pays the terms that ``terms`` says, see `learners.terms`.
+
+        ``learn_many`` is ``learn_terms`` of `Terms.of_labels`. Raises ValueError as it does; the learner is untouched.
+        """
         ...

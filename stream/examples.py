@@ -1,46 +1,28 @@
-"""Labelled examples in memory: the columns of an examples record as arrays."""
+"""Examples in memory: the columns of an examples record as arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.rows import Rows
-from stream.records import DisplayColumns, ExamplesRecord
-
-
-class Displays(NamedTuple):
-    """B displayed impressions in the order in which the join learned of them."""
-
-    impression_id: NDArray[np.uint64]  # (B,)
-    user_key: NDArray[np.uint64]  # (B,)
-    ts_ms: NDArray[np.int64]  # (B,)
-
-    @classmethod
-    def from_columns(cls, columns: DisplayColumns) -> Displays:
-        """Return read-only views of columns. Raises RecordError (``schema``) when lengths do not fit."""
-        return cls(**columns.arrays())
-
-    def columns(self) -> DisplayColumns:
-        """Return the columns of an examples record."""
-        return DisplayColumns.of(rows=len(self.ts_ms), **self._asdict())
+from stream.records import ExamplesRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExampleRows:
-    """B labelled examples; the columns, their types and their units are those of `ExamplesRecord`."""
+    """B examples; the columns, their types and their units are those of `ExamplesRecord`."""
 
-    kind: NDArray[np.uint8]  # (B,)
-    label: NDArray[np.uint8]  # (B,)
+    kind: NDArray[np.uint8]  # (B,) of `learners.kinds`
     impression_id: NDArray[np.uint64]  # (B,)
     user_key: NDArray[np.uint64]  # (B,)
     ts_ms: NDArray[np.int64]  # (B,) display time
-    known_ms: NDArray[np.int64]  # (B,) event time at which the label became known
-    delay_ms: NDArray[np.int64]  # (B,) click or conversion time − display time, −1 where there is none
+    known_ms: NDArray[np.int64]  # (B,) event time of the display, click or conversion
+    delay_ms: NDArray[np.int64]  # (B,) click − display, conversion − click; 0: exposure
     value: NDArray[np.float32]  # (B,) of a conversion
     logit: NDArray[np.float32]  # (B,)
     p: NDArray[np.float32]  # (B,)
@@ -74,15 +56,14 @@ class ExampleRows:
         """Return read-only views of a record's columns. Raises RecordError (``schema``) when lengths do not fit."""
         return cls(**record.arrays())
 
-    def to_record(self, spec_hash: str, watermark_ms: int, displays: Displays | None = None) -> ExamplesRecord:
-        """Return the record of these rows, and displays, under the feature spec `spec_hash`."""
+    def to_record(self, spec_hash: str, watermark_ms: int) -> ExamplesRecord:
+        """Return the record of these rows under the feature spec `spec_hash`."""
         return ExamplesRecord.of(
             spec_hash=spec_hash,
             rows=len(self),
             fields=self.ids.shape[1],
             dense_inputs=self.dense.shape[1],
             watermark_ms=watermark_ms,
-            displays=None if displays is None else displays.columns(),
             **self.columns(),
         )
 
@@ -94,11 +75,9 @@ class ExampleRows:
         """Return the rows at `index` (integers, a mask or a slice), in its order."""
         return ExampleRows(**{name: column[index] for name, column in self.columns().items()})
 
-    def with_outcome(self, *, kind: int, label: int, **columns: NDArray[Any]) -> ExampleRows:
-        """Return the same rows with another outcome: a kind and a label for all, ``columns`` by row."""
-        count = len(self)
-        outcome = {"kind": np.full(count, kind, np.uint8), "label": np.full(count, label, np.uint8), **columns}
-        return replace(self, **outcome)
+    def with_event(self, kind: int, **columns: NDArray[Any]) -> ExampleRows:
+        """Return the same impressions with another event: a kind for all, ``columns`` by row."""
+        return replace(self, kind=np.full(len(self), kind, np.uint8), **columns)
 
     def rows(self) -> Rows:
         """Return what a learner reads, not copied."""
@@ -112,8 +91,3 @@ def concat(parts: Sequence[ExampleRows]) -> ExampleRows:
     if len(parts) == 1:
         return parts[0]
     return ExampleRows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in parts[0].columns()})
-
-
-def concat_displays(parts: Sequence[Displays]) -> Displays:
-    """Return the displays of all parts in order. Raises ValueError for no parts."""
-    return Displays(*(np.concatenate([part[at] for part in parts]) for at in range(len(Displays._fields))))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NoReturn, Protocol
 
 import msgspec
 
-from stream.examples import Displays, ExampleRows
+from stream.examples import ExampleRows
 from stream.records import ExamplesRecord, RecordError
 
 _decoder = msgspec.msgpack.Decoder(ExamplesRecord)
@@ -23,25 +23,17 @@ class SpecShape(Protocol):
     def dense_inputs(self) -> int: ...  # noqa: D102
 
 
-class Decoded(NamedTuple):
-    """What one record holds."""
-
-    rows: ExampleRows
-    watermark_ms: int
-    displays: Displays | None
-
-
 def decode_examples(value: bytes | None, spec: SpecShape) -> tuple[ExampleRows, int]:
-    """The rows and the watermark of one record; RecordError as `decode_record`."""
-    decoded = decode_record(value, spec)
-    return decoded.rows, decoded.watermark_ms
+    """The rows and the watermark of one record.
 
-
-def decode_record(value: bytes | None, spec: SpecShape) -> Decoded:
-    """Everything in one record; RecordError for bytes or columns that are not those of ``spec``."""
+    Raises RecordError for bytes or columns that are not those of ``spec``; its reason is ``settled`` for a record of
+    the time when an example waited for its label: such a log cannot go on, see `refuse_settled`.
+    """
     try:
         record = _decoder.decode(value or b"")
     except msgspec.ValidationError as error:
+        if _is_settled(value or b""):
+            raise RecordError("settled", SETTLED_DETAIL) from error
         raise RecordError("schema", f"not a record of examples: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RecordError("malformed", f"not read as a record of examples: {error}") from error
@@ -55,5 +47,31 @@ def decode_record(value: bytes | None, spec: SpecShape) -> Decoded:
             f"{record.fields} id columns and {record.dense_inputs} dense inputs, the spec has {spec.id_columns} and "
             f"{spec.dense_inputs}",
         )
-    displays = None if record.displays is None else Displays.from_columns(record.displays)
-    return Decoded(ExampleRows.from_record(record), record.watermark_ms, displays)
+    return ExampleRows.from_record(record), record.watermark_ms
+
+
+SETTLED_DETAIL = (
+    "a record of labelled examples, as they were written when an impression waited for its label: read as exposures "
+    "and clicks it would teach every impression wrong"
+)
+
+
+class SettledLogError(ValueError):
+    """The examples topic was written by a release whose examples waited for their labels."""
+
+
+def refuse_settled(topic: str, partition: int, offset: int) -> NoReturn:
+    """Raise SettledLogError for the record of that kind at ``offset``."""
+    raise SettledLogError(
+        f"{topic}[{partition}] {offset} is {SETTLED_DETAIL}. Stop the workers, train a base from the archive, then "
+        f"delete the topic (python -m stream topics --create makes it anew) or set another MILLSTREAM_TOPIC_PREFIX."
+    )
+
+
+def _is_settled(value: bytes) -> bool:
+    """Whether this is an examples record with a column of labels."""
+    try:
+        raw = msgspec.msgpack.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return isinstance(raw, dict) and raw.get("record") == "examples" and "label" in raw

@@ -151,32 +151,18 @@ class EventsRecord(Columns, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     }
 
 
-class DisplayColumns(Columns, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """B displayed impressions, in the order in which the join learned of them."""
-
-    rows: int
-    impression_id: bytes
-    user_key: bytes
-    ts_ms: bytes
-
-    LAYOUT: ClassVar[dict[str, tuple[str, str, str]]] = {
-        "impression_id": ("<u8", "rows", ""),
-        "user_key": ("<u8", "rows", ""),
-        "ts_ms": ("<i8", "rows", ""),
-    }
-
-
 class ExamplesRecord(
     Columns, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="record", tag="examples"
 ):
-    """B labelled examples of one partition, in the order in which the join settled them.
+    """B examples of one partition, in the order in which the join learned of them.
 
-    ``ts_ms`` is the display time, ``known_ms`` the event time at which the label became known, ``delay_ms`` = click
-    (or conversion) time − display time, −1 where there is none. ``click_produced_ms`` is the wall-clock time at which
-    the broker received the click (0: none), the start of the freshness measurement. ``watermark_ms`` is the join's
-    watermark after this record: everything of this partition displayed a click window before it has been settled.
-    ``displays`` are the rows that were displayed since the record before, so that the session features are a fold of
-    this one log. A record with ``rows == 0`` carries only those and the watermark.
+    One of kind ``EXPOSURE`` for each displayed impression, one of kind ``CLICK`` for its first click, one of kind
+    ``CONVERSION`` for each conversion of a click (`learners.kinds`), all with the columns that were served.
+    ``ts_ms`` is the display time, ``known_ms`` the event time of what the row tells (display, click or conversion),
+    ``delay_ms`` click time − display time, or conversion time − click time, 0 for an exposure. ``value`` is that of a
+    conversion. ``click_produced_ms`` is the wall-clock time at which the broker received the click (0: none), the start
+    of the freshness measurement. ``watermark_ms`` is the join's watermark after this record: every exposure before it
+    was told. A record with ``rows == 0`` carries only that.
     """
 
     spec_hash: str
@@ -184,7 +170,6 @@ class ExamplesRecord(
     fields: int
     dense_inputs: int
     kind: bytes
-    label: bytes
     impression_id: bytes
     user_key: bytes
     ts_ms: bytes
@@ -199,11 +184,9 @@ class ExamplesRecord(
     ids: bytes
     dense: bytes
     watermark_ms: int = 0
-    displays: DisplayColumns | None = None
 
     LAYOUT: ClassVar[dict[str, tuple[str, str, str]]] = {
         "kind": ("u1", "rows", ""),
-        "label": ("u1", "rows", ""),
         "impression_id": ("<u8", "rows", ""),
         "user_key": ("<u8", "rows", ""),
         "ts_ms": ("<i8", "rows", ""),
