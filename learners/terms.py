@@ -1,8 +1,8 @@
 """What rows teach a model, as the two terms of the log loss.
 
-−y·log σ(z) − (1−y)·log(1−σ(z)) = softplus(z) − y·z: a display pays softplus(z), gradient σ(z), when it is displayed, and
-its click pays −z, gradient −1, when it comes. The terms of an impression add up to its log loss whenever they are paid,
-so nothing waits for a label and nothing is weighed by how long one waited.
+−y·log σ(z) − (1−y)·log(1−σ(z)) = softplus(z) − y·z: a display pays softplus(z), gradient σ(z), when it is displayed,
+and its click pays −z, gradient −1, when it comes. The terms of an impression add up to its log loss whenever they are
+paid, so nothing waits for a label and nothing is weighed by how long one waited.
 """
 
 from __future__ import annotations
