@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ SCALARS: Mapping[str, tuple[str, float]] = {
     "value": ("f4", 0.0),
     "logit": ("f4", 0.0),
     "p": ("f4", 0.0),
+    "conversion_logit": ("f4", nan),  # NaN: the model that served had no such head
+    "conversion_p": ("f4", nan),
     "propensity": ("f4", 1.0),
     "model_version": ("i8", 0),
     "click_produced_ms": ("i8", 0),

@@ -26,6 +26,8 @@ class ExampleRows:
     value: NDArray[np.float32]  # (B,) of a conversion
     logit: NDArray[np.float32]  # (B,)
     p: NDArray[np.float32]  # (B,)
+    conversion_logit: NDArray[np.float32]  # (B,) NaN: the model that served had no such head
+    conversion_p: NDArray[np.float32]  # (B,)
     propensity: NDArray[np.float32]  # (B,)
     model_version: NDArray[np.int64]  # (B,)
     click_produced_ms: NDArray[np.int64]  # (B,) wall clock, 0: none

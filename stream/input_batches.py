@@ -27,10 +27,10 @@ from stream.inputs import (
     served_until,
 )
 from stream.join_output import Records, Reject
-from stream.records import RecordError
+from stream.records import SCORES, RecordError
 
 _BY_REQUEST = ("ts_ms", "user_key", "model_version", "request_ids", "request_dense")
-_BY_ROW = ("impression_id", "logit", "p", "propensity", "ad_ids", "ad_dense")
+_BY_ROW = ("impression_id", *SCORES, "ad_ids", "ad_dense")
 
 
 class EventBatch(NamedTuple):

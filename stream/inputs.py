@@ -19,14 +19,14 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from stream.input_limits import FIRST_NO_JSON, check_rows, check_size
-from stream.records import EventsRecord, RecordError, ServedRecord
+from stream.records import SCORES, EventsRecord, RecordError, ServedRecord
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 
 EARLIEST_MS = 946_684_800_000  # 2000-01-01: anything earlier is seconds, or a clock that was never set
 LATEST_MS = 4_102_444_800_000  # 2100-01-01: anything later is microseconds
 _U64_MAX = 2**64 - 1
 EVENT_COLUMNS = ("impression_id", "ts_ms", "user_key", "position", "value")  # of `EventRows`
-_BY_ROW = ("impression_id", "row_request", "logit", "p", "propensity", "ad_ids", "ad_dense")  # columns of `ServedRows`
+_BY_ROW = ("impression_id", "row_request", *SCORES, "ad_ids", "ad_dense")  # columns of `ServedRows`
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _Why: TypeAlias = Callable[[Mapping[str, Any], int, int], tuple[str, str]]  # row, rows, place: reason and detail
 _BY_MORE = ", which is the record's own time and what clocks may differ (MILLSTREAM_MAX_AHEAD_S)"
@@ -129,6 +129,8 @@ class ServedRows:
     row_request: NDArray[np.uint32]  # (B,)
     logit: NDArray[np.float32]  # (B,)
     p: NDArray[np.float32]  # (B,)
+    conversion_logit: NDArray[np.float32]  # (B,) NaN: the model has no such head
+    conversion_p: NDArray[np.float32]  # (B,)
     propensity: NDArray[np.float32]  # (B,)
     ad_ids: NDArray[np.uint64]  # (B, ad fields)
     ad_dense: NDArray[np.float32]  # (B, ad dense inputs)
@@ -395,7 +397,7 @@ def _rejected_served(rows: ServedRows, at: int, why: _Why) -> RejectedRow:
         "ts_ms": ts_ms,
         "user_key": str(int(rows.user_key[request])),
         "model_version": int(rows.model_version[request]),
-        **{name: float(getattr(rows, name)[at]) for name in ("logit", "p", "propensity")},
+        **{name: float(getattr(rows, name)[at]) for name in SCORES},
         "ids": [*map(str, rows.request_ids[request].tolist()), *map(str, rows.ad_ids[at].tolist())],
         "dense": [*rows.request_dense[request].tolist(), *rows.ad_dense[at].tolist()],
     }

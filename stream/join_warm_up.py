@@ -47,6 +47,8 @@ def _served(count: int) -> ServedRows:
         row_request=np.zeros(count, np.uint32),
         logit=one,
         p=one,
+        conversion_logit=one,
+        conversion_p=one,
         propensity=one,
         ad_ids=key[:, None],
         ad_dense=one[:, None],

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from stream.inputs import ServedRows
 from stream.join_kernels import BLOCK, gather
+from stream.records import SCORES
 
 _FIRST_REQUESTS = 64
-_BY_ROW = ("logit", "p", "propensity", "ad_ids", "ad_dense")
+_BY_ROW = (*SCORES, "ad_ids", "ad_dense")
 _BY_REQUEST = ("user_key", "model_version", "request_ids", "request_dense")
 
 
@@ -52,7 +53,7 @@ class _Block:
 
     def empty_columns(self, count: int) -> dict[str, NDArray[Any]]:
         """Columns for ``count`` rows, not filled."""
-        out = {name: np.empty(count, np.float32) for name in ("logit", "p", "propensity")}
+        out = {name: np.empty(count, np.float32) for name in SCORES}
         for name, dtype in (("ids", np.uint64), ("dense", np.float32)):
             width = self.requests[f"request_{name}"].shape[1] + self.rows[f"ad_{name}"].shape[1]
             out[name] = np.empty((count, width), dtype)
@@ -61,7 +62,7 @@ class _Block:
     def copy(self, rows: NDArray[np.int64], out: dict[str, NDArray[Any]], to: NDArray[np.intp]) -> None:
         """Write rows to ``to`` of such columns."""
         requests = self.request_of[rows]
-        for name in ("logit", "p", "propensity"):
+        for name in SCORES:
             out[name][to] = self.rows[name][rows]
         for name in ("user_key", "model_version"):
             out[name][to] = self.requests[name][requests]

@@ -80,6 +80,10 @@ def _layout(record: type[Columns]) -> list[tuple[str, np.dtype[Any], str, str]]:
     return [(name, np.dtype(dtype), rows, width) for name, (dtype, rows, width) in record.LAYOUT.items()]
 
 
+SCORES = ("logit", "p", "conversion_logit", "conversion_p", "propensity")
+"""The columns of a served row that serving computed, all float32 and one a row."""
+
+
 class ServedRecord(Columns, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="record", tag="served"):
     """What serving answered: R requests and B rows (request x ad), with the very ids and dense inputs it used.
 
@@ -108,6 +112,8 @@ class ServedRecord(Columns, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ad_dense: bytes  # (B, ad_dense_inputs) f32
     logit: bytes  # (B,) f32, raw model output
     p: bytes  # (B,) f32, calibrated
+    conversion_logit: bytes  # (B,) f32, raw output of the head P(conversion | click); NaN: the model has none
+    conversion_p: bytes  # (B,) f32, that probability as answered; NaN likewise
     propensity: bytes  # (B,) f32, probability that this ad was shown here under the serving policy
     watermark_ms: int = 0
 
@@ -123,6 +129,8 @@ class ServedRecord(Columns, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         "ad_dense": ("<f4", "rows", "ad_dense_inputs"),
         "logit": ("<f4", "rows", ""),
         "p": ("<f4", "rows", ""),
+        "conversion_logit": ("<f4", "rows", ""),
+        "conversion_p": ("<f4", "rows", ""),
         "propensity": ("<f4", "rows", ""),
     }
 
@@ -160,7 +168,7 @@ class ExamplesRecord(
     ``CONVERSION`` for each conversion of a click (`learners.kinds`), all with the columns that were served.
     ``ts_ms`` is the display time, ``known_ms`` the event time of what the row tells (display, click or conversion),
     ``delay_ms`` click time − display time, or conversion time − click time, 0 for an exposure. ``value`` is that of a
-    conversion. ``click_produced_ms`` is the wall-clock time at which the broker received the click (0: none), the start
+    conversion. ``conversion_logit`` and ``conversion_p`` are NaN where the model that served had no conversion head. ``click_produced_ms`` is the wall-clock time at which the broker received the click (0: none), the start
     of the freshness measurement. ``watermark_ms`` is the join's watermark after this record: every exposure before it
     was told. A record with ``rows == 0`` carries only that.
     """
@@ -178,6 +186,8 @@ class ExamplesRecord(
     value: bytes
     logit: bytes
     p: bytes
+    conversion_logit: bytes
+    conversion_p: bytes
     propensity: bytes
     model_version: bytes
     click_produced_ms: bytes
@@ -195,6 +205,8 @@ class ExamplesRecord(
         "value": ("<f4", "rows", ""),
         "logit": ("<f4", "rows", ""),
         "p": ("<f4", "rows", ""),
+        "conversion_logit": ("<f4", "rows", ""),
+        "conversion_p": ("<f4", "rows", ""),
         "propensity": ("<f4", "rows", ""),
         "model_version": ("<i8", "rows", ""),
         "click_produced_ms": ("<i8", "rows", ""),

@@ -16,6 +16,7 @@ from stream.inputs import EventRows, ServedRows
 from stream.join import JoinCore
 from stream.join_config import JoinConfig
 from stream.join_output import Records
+from stream.records import SCORES
 from stream.topics import CLICKS, IMPRESSIONS, SERVED
 from tests.bench.join_log import SPEC, WINDOW_MS, JoinLog, digest, join_log
 from tests.bench.peers.dict_join import DictJoin, rows_of
@@ -135,7 +136,7 @@ def _pend(run: _Run, first: int, count: int) -> int:
     """Serve and display rows of one moment; requests of ten ads."""
     key = (np.arange(first, first + count, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     requests = count // 10
-    scores: dict[str, Any] = {name: np.ones(count, np.float32) for name in ("logit", "p", "propensity")}
+    scores: dict[str, Any] = {name: np.ones(count, np.float32) for name in SCORES}
     served = ServedRows(
         impression_id=key,
         row_request=np.repeat(np.arange(requests, dtype=np.uint32), 10),

@@ -132,6 +132,8 @@ class _World:
                 "ad_dense": rng.random((count, len(SPEC.ad_dense)), dtype=np.float32),
                 "logit": rng.standard_normal(count, dtype=np.float32),
                 "p": rng.random(count, dtype=np.float32),
+                "conversion_logit": np.full(count, np.nan, np.float32),
+                "conversion_p": np.full(count, np.nan, np.float32),
                 "propensity": np.ones(count, np.float32),
             },
         )

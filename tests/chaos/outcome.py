@@ -125,6 +125,8 @@ def _examples(rows: ExampleRows) -> Iterator[tuple[Example, ServedRow]]:
             model_version=int(rows.model_version[at]),
             logit=rows.logit[at].tobytes(),
             p=rows.p[at].tobytes(),
+            conversion_logit=rows.conversion_logit[at].tobytes(),
+            conversion_p=rows.conversion_p[at].tobytes(),
             propensity=rows.propensity[at].tobytes(),
             ids=rows.ids[at].tobytes(),
             dense=rows.dense[at].tobytes(),

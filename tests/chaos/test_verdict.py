@@ -11,7 +11,7 @@ from learners.kinds import CONVERSION, SETTLED
 from stream.broker import Broker
 from stream.examples import Displays, ExampleRows, concat, concat_displays
 from stream.examples_log import Decoded
-from stream.records import DeadLetter, JournalRecord, OffsetRange
+from stream.records import SCORES, DeadLetter, JournalRecord, OffsetRange
 from stream.settled_clicks import packed
 from stream.topics import CLICKS, CONVERSIONS, DEADLETTER, EXAMPLES, IMPRESSIONS, SERVED
 from tests.chaos.cluster import JOIN
@@ -151,7 +151,7 @@ class Case:
             "value": 0.0,
             "model_version": 0,
             "click_produced_ms": 0,
-            **{name: columns[name][at] for name in ("logit", "p", "propensity")},
+            **{name: columns[name][at] for name in SCORES},
             "ids": np.concatenate([columns["request_ids"][at], columns["ad_ids"][at]]),
             "dense": np.concatenate([columns["request_dense"][at], columns["ad_dense"][at]]),
             **outcome,
@@ -204,7 +204,7 @@ def test_an_example_with_another_outcome_is_found(case: Case, column: str) -> No
     assert (counts(examples), counts(columns)) == ((0, 0, 1), (0, 0, 0))
 
 
-@pytest.mark.parametrize("column", ["user_key", "model_version", "logit", "p", "propensity", "ids", "dense"])
+@pytest.mark.parametrize("column", ["user_key", "model_version", *SCORES, "ids", "dense"])
 def test_an_example_that_was_not_served_so_is_found(case: Case, column: str) -> None:
     """Any of what serving logged."""
     getattr(case.examples, column)[2] += 1

@@ -30,6 +30,8 @@ class ServedRow(NamedTuple):
     model_version: int
     logit: bytes
     p: bytes
+    conversion_logit: bytes
+    conversion_p: bytes
     propensity: bytes
     ids: bytes
     dense: bytes
@@ -88,6 +90,8 @@ def _served_row(model_version: int, columns: dict[str, NDArray[Any]], at: int, r
         model_version=model_version,
         logit=columns["logit"][at].tobytes(),
         p=columns["p"][at].tobytes(),
+        conversion_logit=columns["conversion_logit"][at].tobytes(),
+        conversion_p=columns["conversion_p"][at].tobytes(),
         propensity=columns["propensity"][at].tobytes(),
         ids=columns["request_ids"][request].tobytes() + columns["ad_ids"][at].tobytes(),
         dense=columns["request_dense"][request].tobytes() + columns["ad_dense"][at].tobytes(),

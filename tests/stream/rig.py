@@ -72,6 +72,8 @@ def example_rows(count: int, seed: int, spec: FeatureSpec = SPEC, **columns: Any
         "value": np.zeros(count, np.float32),
         "logit": rng.normal(size=count).astype(np.float32),
         "p": rng.random(count, dtype=np.float32),
+        "conversion_logit": rng.normal(size=count).astype(np.float32),
+        "conversion_p": rng.random(count, dtype=np.float32),
         "propensity": np.ones(count, np.float32),
         "model_version": np.zeros(count, np.int64),
         "click_produced_ms": np.where(label, START_MS, 0),
@@ -134,6 +136,8 @@ def serve(users: Sequence[int], ts_ms: Sequence[int], partitions: int, first_id:
             ad_dense=encoded.ad_dense[rows],
             logit=logit[rows],
             p=1 / (1 + np.exp(-logit[rows])),
+            conversion_logit=-logit[rows],
+            conversion_p=1 / (1 + np.exp(logit[rows])),
             propensity=np.ones(len(rows)),
         )
     return Shown(impression_id.tolist(), ids.user_key.tolist(), list(ts_ms), records)

@@ -71,6 +71,8 @@ def served(**changes: Any) -> ServedRecord:
             "ad_dense": [[1, 2], [3, 4], [5, 6]],
             "logit": [0, 1, 2],
             "p": [0, 0, 1],
+            "conversion_logit": [0, np.nan, 2],
+            "conversion_p": [0.5, np.nan, 0.25],
             "propensity": [1, 1, 1],
             "watermark_ms": T0,
         }
@@ -242,6 +244,8 @@ def test_served_rows_carry_their_request() -> None:
     assert rows.request_dense[rows.row_request].tolist() == [[0.25], [0.5], [0.25]]
     assert rows.ad_dense.tolist() == [[1, 2], [3, 4], [5, 6]]
     assert rows.logit.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(rows.conversion_logit, np.array([0, np.nan, 2], np.float32))
+    np.testing.assert_array_equal(rows.conversion_p, np.array([0.5, np.nan, 0.25], np.float32))
     assert set(rows.model_version.tolist()) == {9}
 
 

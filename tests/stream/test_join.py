@@ -80,6 +80,8 @@ def served(*events: tuple[int, float], watermark_s: float | None = None) -> Serv
         row_request=np.arange(len(events), dtype=np.uint32),
         logit=(key + np.uint64(6)).astype(np.float32),
         p=(key + np.uint64(7)).astype(np.float32),
+        conversion_logit=(key + np.uint64(10)).astype(np.float32),
+        conversion_p=np.full(len(events), np.nan, np.float32),
         propensity=(key + np.uint64(8)).astype(np.float32),
         ad_ids=(key + np.uint64(3))[:, None],
         ad_dense=(key + np.uint64(5)).astype(np.float32)[:, None],
@@ -119,6 +121,8 @@ def as_examples(rows: ExampleRows | None) -> list[Example]:
     assert (rows.dense == np.stack([key + 4, key + 5], axis=1)).all()
     assert (rows.logit == key + 6).all()
     assert (rows.p == key + 7).all()
+    assert (rows.conversion_logit == key + 10).all()
+    assert np.isnan(rows.conversion_p).all()
     assert (rows.propensity == key + 8).all()
     assert (rows.model_version == key + 9).all()
     columns = (rows.kind, key, rows.label, rows.ts_ms, rows.known_ms, rows.delay_ms, rows.value, rows.click_produced_ms)

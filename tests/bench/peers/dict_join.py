@@ -46,6 +46,8 @@ def _served_rows(record: ServedRecord) -> list[Row]:
             "model_version": record.model_version,
             "logit": column["logit"][at],
             "p": column["p"][at],
+            "conversion_logit": column["conversion_logit"][at],
+            "conversion_p": column["conversion_p"][at],
             "propensity": column["propensity"][at],
             "ids": column["request_ids"][request] + column["ad_ids"][at],
             "dense": column["request_dense"][request] + column["ad_dense"][at],
