@@ -1,7 +1,7 @@
 """What is remembered of users and of what they saw: the packed states, and how time works on them.
 
 A counter holds total and exponentially decayed sums. Its decayed sums are worth their face value at ``ts_ms``, the
-event time of its newest outcome; at a later time t they are worth ``2^(−(t − ts_ms) / half life)`` of it. Two states of
+event time of its newest event; at a later time t they are worth ``2^(−(t − ts_ms) / half life)`` of it. Two states of
 the same counter, folded from different rows, add up (`merged`).
 """
 
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 COUNTER = np.dtype(
     [
-        ("n", "<f8"),  # settled impressions; f8 counts exactly to 9e15 where f4 stops at 1.7e7
-        ("clicks", "<f8"),
+        ("n", "<f8"),  # displays; f8 counts exactly to 9e15 where f4 stops at 1.7e7
+        ("clicks", "<f8"),  # counted when they come: a display is there some seconds before its click
         ("values", "<f8"),  # conversions
         ("recent_n", "<f8"),
         ("recent_clicks", "<f8"),
         ("recent_values", "<f8"),
-        ("ts_ms", "<i8"),  # event time of the newest outcome folded in; 0: nothing yet
+        ("ts_ms", "<i8"),  # event time of the newest event folded in; 0: nothing yet
     ]
 )
-REMEMBERED = 8  # outcomes and ads a user state keeps
+REMEMBERED = 8  # displays a user state keeps
 USER = np.dtype(
     [
         ("seen_ms", "<i8"),  # newest event time of any kind; 0: a user never seen
@@ -32,8 +32,9 @@ USER = np.dtype(
         ("click_ms", "<i8"),  # display time of the newest clicked ad
         ("session_impressions", "<u4"),
         ("session_clicks", "<u4"),  # of the session in which click_ms lies
-        ("recent_ads", "<u8", (REMEMBERED,)),  # ad ids in the order of settlement, newest first
-        ("outcomes", "u1"),  # bit k: recent_ads[k] was clicked
+        ("recent_ads", "<u8", (REMEMBERED,)),  # ids of the ads displayed last, newest first
+        ("recent_impressions", "<u4", (REMEMBERED,)),  # low halves of their impression ids: a click finds its display
+        ("outcomes", "u1"),  # bit k: recent_ads[k] was clicked, as far as is known
         ("outcome_count", "u1"),  # how many of them are real
     ]
 )

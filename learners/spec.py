@@ -82,7 +82,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ids : ``outcomes`` (the last ``last_outcomes`` in order), ``gap`` (since the last display), ``session_impressions``,
         ``since_click``, bucketised. dense : ``log_gap`` = log(1 + gap in s) / 4, ``first_display`` (1: no display
         before), ``log_session_impressions`` and ``log_session_clicks`` = log(1 + n) / 2.
-    recent_ads : columns ``session.recent_ad_1``, ``_2`` ... with the ids of the last ads that were settled, newest
+    recent_ads : columns ``session.recent_ad_1``, ``_2`` ... with the ids of the last ads that were displayed, newest
         first, as they stand in the column of the spec's ad; 0 where there are fewer. A history for learners that
         attend to it; no column of its own is learned for them.
     """

@@ -1,4 +1,4 @@
-"""Kernels of the session fold: every event by itself, in the order of the log.
+"""Kernel of the session fold: every event by itself, in the order of the log.
 
 So the bits of a state, rounding included, follow from the log alone, however it was cut into records and steps.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.kernel import kernel
-from learners.kinds import CONVERSION, CORRECTION, SETTLED
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.session_state import REMEMBERED
 
 MISSING = -1
@@ -27,70 +27,53 @@ class Rules(NamedTuple):
     half_life_ms: float
 
 
-class OutcomeColumns(NamedTuple):
-    """B outcomes: what became of each, and the places of its user and of its C counters, or `MISSING`."""
+class EventColumns(NamedTuple):
+    """B events: what each tells, and the places of its user and of its C counters, or `MISSING`."""
 
     kind: NDArray[np.uint8]  # (B,)
-    label: NDArray[np.uint8]  # (B,)
-    ts_ms: NDArray[np.int64]  # (B,)
-    known_ms: NDArray[np.int64]  # (B,)
+    impression: NDArray[np.uint32]  # (B,) the low half of its id
+    ts_ms: NDArray[np.int64]  # (B,) display time
+    known_ms: NDArray[np.int64]  # (B,) of the event itself
     ad: NDArray[np.uint64]  # (B,)
     user: NDArray[np.int64]  # (B,)
     counters: NDArray[np.int64]  # (B, C)
 
 
 @kernel
-def fold_displays(users: NDArray[Any], at: NDArray[np.int64], ts_ms: NDArray[np.int64], rules: Rules) -> None:
-    """Move the gap and the session of the users at ``at``, (B,)."""
-    for row in range(len(at)):
-        if at[row] == MISSING:
+def fold_users(users: NDArray[Any], events: EventColumns, rules: Rules) -> None:
+    """Move gap, session and last outcomes at the display, clicked outcomes and session clicks at the click."""
+    for row in range(len(events.user)):
+        if events.user[row] == MISSING:
             continue
-        user, now = users[at[row]], ts_ms[row]
+        user, kind, now = users[events.user[row]], events.kind[row], events.known_ms[row]
         _meet(user, now, rules.own_ttl_ms)
-        if user.display_ms == 0 or now - user.display_ms >= rules.gap_ms:
-            user.session_start_ms = now
-            user.session_impressions = 0
-        user.session_impressions += 1
-        user.display_ms = max(user.display_ms, now)
+        if kind == EXPOSURE:
+            _display(user, now, rules.gap_ms)
+            _remember(user, events.ad[row], events.impression[row])
+        elif kind == CLICK:
+            _click(user, events.ad[row], events.impression[row])
+            _count_click(user, events.ts_ms[row])
 
 
 @kernel
-def fold_user_outcomes(users: NDArray[Any], rows: OutcomeColumns, rules: Rules) -> None:
-    """Move last outcomes and session clicks."""
-    for row in range(len(rows.user)):
-        if rows.user[row] == MISSING:
-            continue
-        user, kind = users[rows.user[row]], rows.kind[row]
-        _meet(user, rows.known_ms[row], rules.own_ttl_ms)
-        if kind == SETTLED:
-            _remember(user, rows.ad[row], rows.label[row] != 0)
-        elif kind == CORRECTION:
-            _correct(user, rows.ad[row])
-        if kind == CORRECTION or (kind == SETTLED and rows.label[row] != 0):
-            _count_click(user, rows.ts_ms[row])
-
-
-@kernel
-def fold_counters(counters: NDArray[Any], own: NDArray[np.bool_], rows: OutcomeColumns, rules: Rules) -> None:
-    """Add the rows to their counters; ``own`` (C,) are those that belong to a user."""
-    for row in range(len(rows.user)):
-        kind, now = rows.kind[row], rows.known_ms[row]
-        settled = kind == SETTLED
-        clicked = kind == CORRECTION or (settled and rows.label[row] != 0)
+def fold_counters(counters: NDArray[Any], own: NDArray[np.bool_], events: EventColumns, rules: Rules) -> None:
+    """Count displays, clicks and conversions, each when it happens; ``own`` (C,) are those that belong to a user."""
+    for row in range(len(events.user)):
+        kind, now = events.kind[row], events.known_ms[row]
         for column in range(len(own)):
-            at = rows.counters[row, column]
+            at = events.counters[row, column]
             if at == MISSING:
                 continue
             counter = counters[at]
             ttl_ms = rules.own_ttl_ms if own[column] else rules.shared_ttl_ms
             weight = _pass_time(counter, now, ttl_ms, rules.half_life_ms)
-            if settled:
+            if kind == EXPOSURE:
                 counter.n += 1.0
                 counter.recent_n += weight
-            if clicked:
+            elif kind == CLICK:
                 counter.clicks += 1.0
                 counter.recent_clicks += weight
-            if kind == CONVERSION:
+            elif kind == CONVERSION:
                 counter.values += 1.0
                 counter.recent_values += weight
 
@@ -107,26 +90,39 @@ def _meet(user: Any, now: int, ttl_ms: int) -> None:
         user.session_clicks = 0
         for bit in range(REMEMBERED):
             user.recent_ads[bit] = 0
+            user.recent_impressions[bit] = 0
         user.outcomes = 0
         user.outcome_count = 0
     user.seen_ms = max(user.seen_ms, now)
 
 
 @kernel
-def _remember(user: Any, ad: np.uint64, clicked: bool) -> None:
-    """Shift one settled outcome in, newest first."""
+def _display(user: Any, now: int, gap_ms: int) -> None:
+    """Move the gap and the session."""
+    if user.display_ms == 0 or now - user.display_ms >= gap_ms:
+        user.session_start_ms = now
+        user.session_impressions = 0
+    user.session_impressions += 1
+    user.display_ms = max(user.display_ms, now)
+
+
+@kernel
+def _remember(user: Any, ad: np.uint64, impression: np.uint32) -> None:
+    """Shift one display in as not clicked, newest first."""
     for bit in range(REMEMBERED - 1, 0, -1):
         user.recent_ads[bit] = user.recent_ads[bit - 1]
+        user.recent_impressions[bit] = user.recent_impressions[bit - 1]
     user.recent_ads[0] = ad
-    user.outcomes = ((user.outcomes << 1) | clicked) & 0xFF
+    user.recent_impressions[0] = impression
+    user.outcomes = (user.outcomes << 1) & 0xFF
     user.outcome_count = min(user.outcome_count + 1, REMEMBERED)
 
 
 @kernel
-def _correct(user: Any, ad: np.uint64) -> None:
-    """Turn the newest unclicked outcome of the ad into a click, if it is still remembered."""
+def _click(user: Any, ad: np.uint64, impression: np.uint32) -> None:
+    """Turn the outcome of the impression's display into a click, if it is still remembered."""
     for bit in range(user.outcome_count):
-        if user.recent_ads[bit] == ad and not (user.outcomes >> bit) & 1:
+        if user.recent_impressions[bit] == impression and user.recent_ads[bit] == ad:
             user.outcomes |= 1 << bit
             return
 
@@ -143,7 +139,7 @@ def _count_click(user: Any, shown_ms: int) -> None:
 
 @kernel
 def _pass_time(counter: Any, now: int, ttl_ms: int, half_life_ms: float) -> float:
-    """Let a counter age until ``now``, or expire; what one more outcome of that time weighs in its decayed sums."""
+    """Let a counter age until ``now``, or expire; what one more event of that time weighs in its decayed sums."""
     before = counter.ts_ms
     if now - before > ttl_ms:
         counter.n = counter.clicks = counter.values = 0.0

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from learners.encode import EncodedIds, Encoder
 from learners.session_state import COUNTER, USER, SessionView, merged
 from learners.spec import FeatureSpec
-from stream.examples import Displays
 from stream.key_slots import KeySlots
 from stream.partition import partition_of
-from stream.sessions import Outcomes, SessionFold, SessionKeys, SessionStates, Told
+from stream.sessions import SessionFold, SessionKeys, SessionRecord, SessionStates
 
 _FIRST_SLOTS = 1024
 
@@ -46,7 +45,7 @@ class SessionExport(NamedTuple):
 
     @classmethod
     def load(cls, path: Path, spec: FeatureSpec) -> SessionExport:
-        """Read such a file. Raises ValueError for another feature spec or a file that is none."""
+        """Read such a file. Raises ValueError for another feature spec or layout, or a file that is none."""
         try:
             with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
                 found = str(file["spec_hash"])
@@ -56,6 +55,11 @@ class SessionExport(NamedTuple):
             raise ValueError(
                 f"{path} is not a whole session export ({error}): no state can be read from it. Write it anew."
             ) from error
+        if (states.users.dtype, states.counters.dtype) != (USER, COUNTER):
+            raise ValueError(
+                f"{path} holds states of another release, laid out as {states.users.dtype} and "
+                f"{states.counters.dtype}: they would be read as other numbers. Export them anew."
+            )
         if found != spec.hash:
             raise ValueError(
                 f"{path} holds sessions of feature spec {found}, this is {spec.name} {spec.hash}: its keys would match "
@@ -183,12 +187,11 @@ class MemorySessionStore:
         self._fences[partition] = fence
         return fence
 
-    def step(self, fold: SessionFold, displays: Displays | None, outcomes: Outcomes | None, partition: int = 0) -> None:
-        """Load, fold and apply what one record tells; the fence counts steps here."""
-        told = [Told(displays, outcomes)]
+    def step(self, fold: SessionFold, record: SessionRecord, partition: int = 0) -> None:
+        """Load, fold and apply one record; the fence counts steps here."""
         before = self._fences[partition]
-        states = self.load(partition, fold.keys(told))
-        self.apply(partition, before, before + 1, fold.fold(states, told))
+        states = self.load(partition, fold.keys([record]))
+        self.apply(partition, before, before + 1, fold.fold(states, [record]))
 
     def read(self, encoder: Encoder, ids: EncodedIds) -> SessionView:
         """The states that encoded requests read: the user's from its partition, shared ones summed."""

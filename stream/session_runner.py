@@ -23,17 +23,17 @@ from learners.session_state import COUNTER, USER
 from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.examples import ExampleRows
-from stream.examples_log import Decoded, decode_record
+from stream.examples_log import decode_examples, refuse_settled
 from stream.inbox import Assigned, Inbox, InputRecord, Place
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.outage import Outage
 from stream.records import RecordError
 from stream.session_store import RedisSessionStore
-from stream.sessions import SessionFold, SessionStates, Told
+from stream.sessions import SessionFold, SessionStates
 from stream.topics import EXAMPLES
 
-MOST_ROWS_A_STEP = 8_192  # examples and displays: some 9,000 states, and Redis answers nobody else for 50 ms
+MOST_ROWS_A_STEP = 8_192  # some 9,000 states, and Redis answers nobody else for 50 ms
 READ_AT_ONCE_S = 0.5  # from the log, so that a stop or a change of partitions need not wait until it ends
 
 _log = structlog.get_logger(__name__)
@@ -61,19 +61,19 @@ class _Step:
     """Consecutive records that are folded at once."""
 
     end: int  # the fence after it
-    told: list[Told] = field(default_factory=list)
+    records: list[ExampleRows] = field(default_factory=list)
     rows: int = 0
     watermark_ms: int = 0
 
-    def add(self, offset: int, decoded: Decoded | None) -> None:
-        """Take up a record; None for one that means nothing here."""
+    def add(self, offset: int, decoded: tuple[ExampleRows, int] | None) -> None:
+        """Take up a record, its rows and watermark; None for one that means nothing here."""
         self.end = offset + 1
         if decoded is None:
             return
-        displays = decoded.displays
-        self.told.append(Told(displays, decoded.rows))
-        self.rows += len(decoded.rows) + (0 if displays is None else len(displays.ts_ms))
-        self.watermark_ms = max(self.watermark_ms, decoded.watermark_ms)
+        rows, watermark_ms = decoded
+        self.records.append(rows)
+        self.rows += len(rows)
+        self.watermark_ms = max(self.watermark_ms, watermark_ms)
 
 
 class SessionRunner:
@@ -174,10 +174,10 @@ class SessionRunner:
         async with aclosing(reading) as records:
             async for record in records:
                 if record.offset < fence:
-                    decoded = self._decoded(record)
-                    held.watermark_ms = decoded.watermark_ms if decoded else 0
+                    decoded = self._decoded(held.number, record)
+                    held.watermark_ms = decoded[1] if decoded else 0
                     continue
-                step.add(record.offset, self._decoded(record))
+                step.add(record.offset, self._decoded(held.number, record))
                 deadline = min(deadline, time.monotonic() + READ_AT_ONCE_S)
                 late = time.monotonic() > deadline
                 if late or step.rows >= MOST_ROWS_A_STEP:
@@ -198,18 +198,23 @@ class SessionRunner:
         for record in records:
             if record.offset < step.end:
                 continue
-            step.add(record.offset, self._decoded(record))
+            step.add(record.offset, self._decoded(held.number, record))
             if step.rows >= MOST_ROWS_A_STEP:
                 if not await self._apply(held, step):
                     return
                 step = _Step(step.end)
         await self._apply(held, step)
 
-    def _decoded(self, record: _Record) -> Decoded | None:
-        """None for a record of another feature spec, or none at all: the learner puts such aside; once is enough."""
+    def _decoded(self, partition: int, record: _Record) -> tuple[ExampleRows, int] | None:
+        """Rows and watermark; None for a record of another feature spec, or none at all, which the learner puts aside.
+
+        Raises SettledLogError for a log of labelled examples: it has no displays to fold.
+        """
         try:
-            return decode_record(record.value, self._spec)
-        except RecordError:
+            return decode_examples(record.value, self._spec)
+        except RecordError as error:
+            if error.reason == "settled":
+                refuse_settled(EXAMPLES, partition, record.offset)
             return None
 
     async def _apply(self, held: _Partition, step: _Step) -> bool:
@@ -217,7 +222,7 @@ class SessionRunner:
         fence = held.fence or 0
         if step.end == fence:
             return True
-        stands = await self._ask(lambda: self._store.step(self._fold, held.number, fence, step.end, step.told))
+        stands = await self._ask(lambda: self._store.step(self._fold, held.number, fence, step.end, step.records))
         if stands != step.end:
             held.behind = True  # of the log, or of where the store stands now
             return False
@@ -266,5 +271,4 @@ class SessionRunner:
 def _compile(fold: SessionFold) -> None:
     """Fold nothing once: compiling the kernels takes seconds where no machine code is on the disk yet."""
     rows = ExampleRows.empty(fold.spec.id_columns, fold.spec.dense_inputs)
-    told = [Told(None, rows)]
-    fold.fold(SessionStates(fold.keys(told), np.zeros(0, USER), np.zeros(0, COUNTER)), told)
+    fold.fold(SessionStates(fold.keys([rows]), np.zeros(0, USER), np.zeros(0, COUNTER)), [rows])

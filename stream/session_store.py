@@ -22,7 +22,7 @@ from learners.session_state import COUNTER, USER, SessionView
 from learners.spec import FeatureSpec
 from stream.partition import partition_of
 from stream.session_memory import SessionExport, SharedCounters, split_export
-from stream.sessions import SessionFold, SessionKeys, SessionStates, Told
+from stream.sessions import SessionFold, SessionKeys, SessionRecord, SessionStates
 
 T = TypeVar("T")
 
@@ -99,7 +99,9 @@ class RedisSessionStore:
         )
         return int(stands)
 
-    async def step(self, fold: SessionFold, partition: int, expected: int, fence: int, records: Sequence[Told]) -> int:
+    async def step(
+        self, fold: SessionFold, partition: int, expected: int, fence: int, records: Sequence[SessionRecord]
+    ) -> int:
         """Load, fold and apply some records, which take the fence from ``expected`` to ``fence``.
 
         Returns where the fence stands afterwards; elsewhere than at ``fence`` means that nothing was written.

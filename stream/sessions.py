@@ -1,9 +1,10 @@
-"""The fold of displays and outcomes into session state: plain functions over arrays, no store and no clock.
+"""The fold of displays, clicks and conversions into session state: plain functions over arrays, no store and no clock.
 
-A partition's state has one ordered source, its log of examples. A record tells what was displayed since the record
-before, then what was settled: *displays* move the gap and the session; *outcomes* move counters, last outcomes and
-session clicks. The *fence* of a partition is the first offset of that log that its state does not hold, so that a state
-and its fence are a function of the log alone.
+A partition's state has one ordered source, its log of examples. A display moves the gap, the session, the last outcomes
+and the counters' n at once; its click, when it comes, turns its outcome and moves the clicks; conversions move the
+values. So a smoothed CTR holds displays whose clicks are still to come, a few seconds of traffic. The *fence* of a
+partition is the first offset of that log that its state does not hold, so that a state and its fence are a function of
+the log alone.
 
 One step is: `SessionFold.keys` names the states that some records touch, a store loads them, `SessionFold.fold` returns
 them changed, the store applies them together with the new fence.
@@ -13,23 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.spec import FeatureSpec
-from stream.examples import Displays
-from stream.session_kernels import MISSING, OutcomeColumns, Rules, fold_counters, fold_displays, fold_user_outcomes
+from stream.session_kernels import MISSING, EventColumns, Rules, fold_counters, fold_users
 
 
-class Outcomes(Protocol):
-    """B examples in log order; `ExampleRows` is one."""
+class SessionRecord(Protocol):
+    """What one record of the log tells: B events in its order; `ExampleRows` is one."""
 
     @property
     def kind(self) -> NDArray[np.uint8]: ...  # noqa: D102
     @property
-    def label(self) -> NDArray[np.uint8]: ...  # noqa: D102
+    def impression_id(self) -> NDArray[np.uint64]: ...  # noqa: D102
     @property
     def user_key(self) -> NDArray[np.uint64]: ...  # noqa: D102
     @property
@@ -38,13 +38,6 @@ class Outcomes(Protocol):
     def known_ms(self) -> NDArray[np.int64]: ...  # noqa: D102
     @property
     def ids(self) -> NDArray[np.uint64]: ...  # noqa: D102
-
-
-class Told(NamedTuple):
-    """What one record tells: its displays come first, then its outcomes."""
-
-    displays: Displays | None
-    outcomes: Outcomes | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,45 +72,40 @@ class SessionFold:
             half_life_ms=spec.rates.half_life_s * 1000.0,
         )
 
-    def keys(self, records: Sequence[Told]) -> SessionKeys:
+    def keys(self, records: Sequence[SessionRecord]) -> SessionKeys:
         """The states that some records touch."""
-        users = [rows.user_key for told in records for rows in told if rows is not None]
-        user_keys = np.unique(np.concatenate(users)) if users else np.zeros(0, np.uint64)
-        user_keys = user_keys[np.searchsorted(user_keys, 1) :]  # 0 names nobody
-        outcomes = [told.outcomes for told in records if told.outcomes is not None]
-        if not outcomes:
-            return SessionKeys(user_keys, np.zeros(0, np.uint64), np.zeros(0, np.uint64))
-        flat = np.concatenate([rows.ids[:, self._columns] for rows in outcomes])
-        counters, first = np.unique(flat, return_index=True)
-        user_key = np.concatenate([rows.user_key for rows in outcomes])
-        row, column = np.divmod(first, len(self._columns))
+        if not records:
+            return SessionKeys(*np.zeros((3, 0), np.uint64))
+        user_key = np.concatenate([rows.user_key for rows in records])
+        counters, first = np.unique(
+            np.concatenate([rows.ids[:, self._columns] for rows in records]), return_index=True
+        )
+        row, column = np.divmod(first, max(len(self._columns), 1))
         owners = np.where(self._own[column], user_key[row], np.uint64(0))
-        present = slice(int(np.searchsorted(counters, 1)), None)
-        return SessionKeys(user_keys, counters[present], owners[present])
+        users = np.unique(user_key)
+        # 0 names nobody
+        named, present = (slice(int(np.searchsorted(keys, 1)), None) for keys in (users, counters))
+        return SessionKeys(users[named], counters[present], owners[present])
 
-    def fold(self, states: SessionStates, records: Sequence[Told]) -> SessionStates:
+    def fold(self, states: SessionStates, records: Sequence[SessionRecord]) -> SessionStates:
         """The states after the records; ``states`` are those of `keys` and stay as they are."""
         users, counters = states.users.copy(), states.counters.copy()
-        for displays, outcomes in records:
-            if displays is not None:
-                at = _places(states.keys.users, displays.user_key)
-                fold_displays(users, at, np.array(displays.ts_ms), self._rules)
-            if outcomes is not None:
-                rows = self._columns_of(states.keys, outcomes)
-                fold_user_outcomes(users, rows, self._rules)
-                fold_counters(counters, self._own, rows, self._rules)
+        for rows in records:
+            events = self._columns_of(states.keys, rows)
+            fold_users(users, events, self._rules)
+            fold_counters(counters, self._own, events, self._rules)
         return SessionStates(states.keys, users, counters)
 
-    def _columns_of(self, keys: SessionKeys, outcomes: Outcomes) -> OutcomeColumns:
+    def _columns_of(self, keys: SessionKeys, rows: SessionRecord) -> EventColumns:
         """What the kernels read; copies, because they are compiled for each kind of array: read-only, with gaps."""
-        return OutcomeColumns(
-            kind=np.array(outcomes.kind),
-            label=np.array(outcomes.label),
-            ts_ms=np.array(outcomes.ts_ms),
-            known_ms=np.array(outcomes.known_ms),
-            ad=np.array(outcomes.ids[:, self.spec.ad_field]),
-            user=_places(keys.users, outcomes.user_key),
-            counters=_places(keys.counters, outcomes.ids[:, self._columns]),
+        return EventColumns(
+            kind=np.array(rows.kind),
+            impression=rows.impression_id.astype(np.uint32),  # the low half
+            ts_ms=np.array(rows.ts_ms),
+            known_ms=np.array(rows.known_ms),
+            ad=np.array(rows.ids[:, self.spec.ad_field]),
+            user=_places(keys.users, rows.user_key),
+            counters=_places(keys.counters, rows.ids[:, self._columns]),
         )
 
 

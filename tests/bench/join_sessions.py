@@ -10,9 +10,10 @@ import numpy as np
 from redis.asyncio import Redis
 
 from learners.encode import Encoder, Request
-from stream.examples import Displays, ExampleRows
+from learners.kinds import CLICK
+from stream.examples import ExampleRows, concat
 from stream.session_store import RedisSessionStore, SharedCounterFeed
-from stream.sessions import SessionFold, Told
+from stream.sessions import SessionFold
 from tests.bench.join_log import SPEC, START_MS
 from tests.bench.turns import serve
 
@@ -20,7 +21,7 @@ USERS, ADS, BATCH = 20_000, 2_000, 2_000
 
 
 class _Traffic:
-    """Examples of requests by users and of ads drawn by Zipf's law; 5 % are clicked."""
+    """Displays of requests by users and of ads drawn by Zipf's law, and clicks of 5 % of them."""
 
     def __init__(self, seed: int = 0) -> None:
         self._rng = np.random.default_rng(seed)
@@ -51,39 +52,38 @@ class _Traffic:
             for i, (user, candidates) in enumerate(zip(users, shown, strict=True))
         ]
 
-    def told(self) -> Told:
-        """One record's displays and outcomes."""
+    def record(self) -> ExampleRows:
+        """One record: displays, then the clicks of some of them."""
         ids = self._encoder.ids(self.requests(BATCH, 1))
-        rows = np.concatenate((ids.request_ids[ids.row_request], ids.ad_ids), axis=1)
-        user_key, ts_ms = ids.user_key[ids.row_request], ids.ts_ms[ids.row_request]
-        key = np.arange(BATCH, dtype=np.uint64) + np.uint64(self._at * 10_000)
-        label = (self._rng.random(BATCH) < 0.05).astype(np.uint8)
         none = ExampleRows.empty(SPEC.id_columns, SPEC.dense_inputs).columns()
         zeros = {name: np.zeros((BATCH, *column.shape[1:]), column.dtype) for name, column in none.items()}
-        outcome = {
-            "label": label,
-            "impression_id": key,
-            "user_key": user_key,
+        ts_ms = ids.ts_ms[ids.row_request]
+        shown = {
+            "impression_id": np.arange(BATCH, dtype=np.uint64) + np.uint64(self._at * 10_000),
+            "user_key": ids.user_key[ids.row_request],
             "ts_ms": ts_ms,
-            "known_ms": ts_ms + 7_000,
+            "known_ms": ts_ms,
+            "ids": np.concatenate((ids.request_ids[ids.row_request], ids.ad_ids), axis=1),
         }
-        return Told(Displays(key, user_key, ts_ms), ExampleRows(**{**zeros, **outcome, "ids": rows}))
+        rows = ExampleRows(**{**zeros, **shown})
+        clicked = rows.take(self._rng.random(BATCH) < 0.05)
+        return concat((rows, clicked.with_event(CLICK, known_ms=clicked.ts_ms + 7_000)))
 
 
 def fold(*, url: str, batches: int) -> dict[str, float]:
-    """Examples, each with its display, a second into Redis: the median batch."""
+    """Displays, 5 % of them with a click, a second into Redis: the median batch."""
     return {"per_second": asyncio.run(_fold(url, batches))}
 
 
 async def _fold(url: str, batches: int) -> float:
     traffic, folding = _Traffic(), SessionFold(SPEC)
-    records = [traffic.told() for _ in range(batches)]
+    records = [traffic.record() for _ in range(batches)]
     redis: Redis = Redis.from_url(url)
     await redis.flushall()
     store, seconds = RedisSessionStore(redis, SPEC, 1), []
-    for at, told in enumerate(records):
+    for at, record in enumerate(records):
         began = time.perf_counter()
-        await store.step(folding, 0, at, at + 1, [told])
+        await store.step(folding, 0, at, at + 1, [record])
         seconds.append(time.perf_counter() - began)
     await redis.aclose()
     return BATCH / float(np.median(seconds[batches // 4 :]))

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from learners.spec import FeatureSpec
 from stream.examples import ExampleRows, concat
 from stream.session_memory import MemorySessionStore
-from stream.sessions import SessionFold, Told
+from stream.sessions import SessionFold
 from stream.settled_clicks import MemoryClickStore, clicks_in, packed
 from tests.chaos.outcome import ExamplesRecord
 
@@ -59,9 +59,9 @@ class Stores:
 def folded_sessions(spec: FeatureSpec, partition: int, records: Sequence[ExamplesRecord]) -> Values:
     """The states after all of a partition's examples, under the names of their keys."""
     fold, store = SessionFold(spec), MemorySessionStore(spec)
-    told = [Told(record.content.displays, record.content.rows) for record in records]
-    for displays, outcomes in told:
-        store.step(fold, displays, outcomes)
+    told = [record.content.rows for record in records]
+    for rows in told:
+        store.step(fold, rows)
     states = store.load(0, fold.keys(told))
     base = _base(spec, partition)
     named = {"u": (states.keys.users, states.users), "c": (states.keys.counters, states.counters)}

@@ -1,4 +1,4 @@
-"""Random displays and outcomes of a few users and ads, and the session fold done slowly with dicts."""
+"""Random displays, clicks and conversions of a few users and ads, and the session fold done slowly with dicts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from learners.kinds import CONVERSION, CORRECTION, SETTLED
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.session_state import COUNTER, REMEMBERED, USER
 from learners.spec import FeatureSpec
-from stream.examples import Displays
-from stream.sessions import Told
+from stream.examples import ExampleRows
 from tests.learners.small_spec import SMALL
 
 START_MS = 1_700_000_000_000
@@ -21,15 +20,15 @@ START_MS = 1_700_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A display (``kind`` None) or an outcome."""
+    """One example of an impression: displayed at ``ts_ms``, and what happened at ``known_ms``."""
 
-    kind: int | None
+    kind: int
     user: int
     ad: int
     tab: int
-    label: int
     ts_ms: int
     known_ms: int
+    impression: int = 1
 
     def ids(self, spec: FeatureSpec = SMALL) -> list[int]:
         """A row of ids with the counters' keys in their columns; 0 where a part is missing."""
@@ -44,44 +43,51 @@ class Event:
         return row
 
 
-class OutcomeRows:
-    """Outcome events as columns."""
-
-    def __init__(self, events: list[Event], spec: FeatureSpec = SMALL) -> None:
-        self.kind = np.array([event.kind for event in events], np.uint8)
-        self.label = np.array([event.label for event in events], np.uint8)
-        self.user_key = np.array([event.user for event in events], np.uint64)
-        self.ts_ms = np.array([event.ts_ms for event in events], np.int64)
-        self.known_ms = np.array([event.known_ms for event in events], np.int64)
-        self.ids = np.array([event.ids(spec) for event in events], np.uint64).reshape(len(events), spec.id_columns)
+def display(user: int, ad: int, ts_ms: int, impression: int = 1) -> Event:
+    """A display on tab 1."""
+    return Event(EXPOSURE, user, ad, 1, ts_ms, ts_ms, impression)
 
 
-def displays_of(events: list[Event]) -> Displays:
-    """Display events as columns."""
-    keys = np.arange(1, len(events) + 1, dtype=np.uint64)
-    users = np.array([event.user for event in events], np.uint64)
-    return Displays(keys, users, np.array([event.ts_ms for event in events], np.int64))
-
-
-def told_by(events: list[Event]) -> Told:
-    """A record that tells the events; None where there is none of a kind."""
-    shown = [event for event in events if event.kind is None]
-    known = [event for event in events if event.kind is not None]
-    return Told(displays_of(shown) if shown else None, OutcomeRows(known) if known else None)
+def rows_of(events: list[Event], spec: FeatureSpec = SMALL) -> ExampleRows:
+    """Events as a record's rows; what sessions do not read is 0."""
+    none = ExampleRows.empty(spec.id_columns, spec.dense_inputs).columns()
+    columns = {name: np.zeros((len(events), *column.shape[1:]), column.dtype) for name, column in none.items()}
+    columns |= {
+        "kind": np.array([event.kind for event in events], np.uint8),
+        "impression_id": np.array([event.impression for event in events], np.uint64),
+        "user_key": np.array([event.user for event in events], np.uint64),
+        "ts_ms": np.array([event.ts_ms for event in events], np.int64),
+        "known_ms": np.array([event.known_ms for event in events], np.int64),
+        "ids": np.array([event.ids(spec) for event in events], np.uint64).reshape(len(events), spec.id_columns),
+    }
+    return ExampleRows(**columns)
 
 
 @st.composite
 def events(draw: st.DrawFn, *, most: int = 40, jumps: bool = True) -> list[Event]:
-    """Events in nearly ascending time; ``jumps``: with silences longer than a session and than the expiries."""
+    """A log in nearly ascending time, each click and conversion after its display.
+
+    ``jumps``: with silences longer than a session and than the expiries.
+    """
     steps = [0, 1, 700, 30_000] + ([600_000, 1_900_000, 3_600_001, 7_200_001] if jumps else [])
     now, out = START_MS, []
-    for _ in range(draw(st.integers(0, most))):
+    shown: list[Event] = []
+    clicked: set[int] = set()
+    for at in range(draw(st.integers(0, most))):
         now += draw(st.sampled_from(steps))
-        kind = draw(st.sampled_from([None, None, SETTLED, SETTLED, SETTLED, CORRECTION, CONVERSION]))
-        late, wait = draw(st.sampled_from([0, 0, 0, 5_000])), draw(st.sampled_from([0, 7_000, 60_000]))
-        label = int(draw(st.booleans())) if kind == SETTLED else 1
-        ids = draw(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 2)))
-        out.append(Event(kind, *ids, label, now - late, now - late + wait))
+        kind = draw(st.sampled_from([EXPOSURE, EXPOSURE, EXPOSURE, CLICK, CLICK, CONVERSION]))
+        known_ms = now - draw(st.sampled_from([0, 0, 0, 5_000]))
+        able = [one for one in shown if (one.impression in clicked) == (kind == CONVERSION)]
+        if kind == EXPOSURE or not able:
+            user, ad, tab = draw(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 2)))
+            # Ids that differ in their high halves, and some only there.
+            impression = (at + 1) << 32 | draw(st.sampled_from([at + 1, at + 1, at + 1, 7]))
+            shown.append(Event(EXPOSURE, user, ad, tab, known_ms, known_ms, impression))
+            out.append(shown[-1])
+            continue
+        of = draw(st.sampled_from(able))
+        clicked.add(of.impression)
+        out.append(Event(kind, of.user, of.ad, of.tab, of.ts_ms, known_ms, of.impression))
     return out
 
 
@@ -95,11 +101,8 @@ class SlowFold:
 
     def fold(self, event: Event) -> None:
         """Fold one event."""
-        if event.kind is None:
-            self._display(event)
-            return
         if event.user:
-            self._user_outcome(event)
+            self._user_event(event)
         for counter, column in zip(self.spec.counters, self.spec.counter_columns, strict=True):
             key = event.ids(self.spec)[column]
             if key:
@@ -114,26 +117,20 @@ class SlowFold:
         self.users[key] = state
         return state
 
-    def _display(self, event: Event) -> None:
-        if not event.user:
-            return
-        user = self._user(event.user, event.ts_ms)
-        if not user["display"] or event.ts_ms - user["display"] >= self.spec.session.gap_s * 1000:
-            user["start"], user["impressions"] = event.ts_ms, 0
-        user["impressions"] += 1
-        user["display"] = max(user["display"], event.ts_ms)
-
-    def _user_outcome(self, event: Event) -> None:
+    def _user_event(self, event: Event) -> None:
         user = self._user(event.user, event.known_ms)
-        ad = event.ids(self.spec)[self.spec.ad_field]
-        if event.kind == SETTLED:
-            user["recent"] = [[ad, event.label], *user["recent"]][:REMEMBERED]
-        elif event.kind == CORRECTION:
+        name = (event.ids(self.spec)[self.spec.ad_field], event.impression & 0xFFFFFFFF)
+        if event.kind == EXPOSURE:
+            if not user["display"] or event.ts_ms - user["display"] >= self.spec.session.gap_s * 1000:
+                user["start"], user["impressions"] = event.ts_ms, 0
+            user["impressions"] += 1
+            user["display"] = max(user["display"], event.ts_ms)
+            user["recent"] = [[name, 0], *user["recent"]][:REMEMBERED]
+        elif event.kind == CLICK:
             for pair in user["recent"]:
-                if pair == [ad, 0]:
+                if pair[0] == name:
                     pair[1] = 1
                     break
-        if event.kind == CORRECTION or (event.kind == SETTLED and event.label):
             if user["click"] < user["start"]:
                 user["clicks"] = 0
             if event.ts_ms >= user["start"]:
@@ -150,11 +147,9 @@ class SlowFold:
         half_life_ms = self.spec.rates.half_life_s * 1000
         for name in ("rn", "rclicks", "rvalues"):
             state[name] *= 0.5 ** ((newest - state["ts"]) / half_life_ms)
-        weight = 0.5 ** ((newest - event.known_ms) / half_life_ms)
-        clicked = event.kind == CORRECTION or (event.kind == SETTLED and event.label == 1)
-        for name, hit in (("n", event.kind == SETTLED), ("clicks", clicked), ("values", event.kind == CONVERSION)):
-            state[name] += hit
-            state["r" + name] += hit * weight
+        name = {EXPOSURE: "n", CLICK: "clicks", CONVERSION: "values"}[event.kind]
+        state[name] += 1
+        state["r" + name] += 0.5 ** ((newest - event.known_ms) / half_life_ms)
         state["ts"] = newest
         self.counters[key] = state
 
@@ -164,8 +159,9 @@ class SlowFold:
         for at, key in enumerate(keys.tolist()):
             if key in self.users:
                 user = self.users[key]
-                ads = [ad for ad, _ in user["recent"]]
-                bits = sum(label << bit for bit, (_, label) in enumerate(user["recent"]))
+                fill = [0] * (REMEMBERED - len(user["recent"]))
+                ads, impressions = ([pair[0][part] for pair in user["recent"]] + fill for part in (0, 1))
+                bits = sum(clicked << bit for bit, (_, clicked) in enumerate(user["recent"]))
                 numbers = (
                     user["seen"],
                     user["display"],
@@ -174,7 +170,7 @@ class SlowFold:
                     user["impressions"],
                     user["clicks"],
                 )
-                out[at] = (*numbers, ads + [0] * (REMEMBERED - len(ads)), bits, len(ads))
+                out[at] = (*numbers, ads, impressions, bits, len(user["recent"]))
         return out
 
     def counter_states(self, keys: NDArray[np.uint64]) -> NDArray[Any]:

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.encode import Encoder, Request
-from learners.session_state import COUNTER
+from learners.kinds import CLICK, EXPOSURE
+from learners.session_state import COUNTER, USER
 from stream.partition import partition_of
 from stream.session_memory import MemorySessionStore, SessionExport, SharedCounters
 from stream.sessions import SessionFold
 from tests.learners.small_spec import SMALL
-from tests.stream.session_events import START_MS, Event, OutcomeRows, assert_counters_equal, events, told_by
+from tests.stream.session_events import START_MS, Event, assert_counters_equal, display, events, rows_of
 
 
 def folded(rows: list[Event], partitions: int) -> MemorySessionStore:
@@ -26,7 +27,7 @@ def folded(rows: list[Event], partitions: int) -> MemorySessionStore:
     for partition in range(partitions):
         here = [event for event, place in zip(rows, places, strict=True) if place == partition]
         if here:
-            store.step(fold, *told_by(here), partition)
+            store.step(fold, rows_of(here), partition)
     return store
 
 
@@ -52,37 +53,36 @@ def test_partitions_do_not_change_what_requests_read(rows: list[Event]) -> None:
     ]
     ids = encoder.ids(requests)
     keys = {name: encoder.ids(requests).request_ids[:, SMALL.field_index(name)] for name in ("user", "tab", "user_tab")}
-    real = [event for event in rows if event.kind is not None]
     views = []
     for partitions in (1, 3):
         store, fold = MemorySessionStore(SMALL, partitions), SessionFold(SMALL)
-        for event in real:
-            outcome = OutcomeRows([event])
+        for event in rows:
+            one = rows_of([event])
             r = event.user % 3
-            outcome.user_key[:] = ids.user_key[r]
+            one.user_key[:] = ids.user_key[r]
             for name, column in keys.items():
-                outcome.ids[:, SMALL.field_index(name)] = column[r]
-            store.step(fold, None, outcome, int(partition_of(outcome.user_key, partitions)[0]))
+                one.ids[:, SMALL.field_index(name)] = column[r]
+            store.step(fold, one, int(partition_of(one.user_key, partitions)[0]))
         views.append(store.read(encoder, ids))
     assert views[0].users.tobytes() == views[1].users.tobytes()
     assert_counters_equal(views[0].request_counters, views[1].request_counters)
     assert_counters_equal(views[0].ad_counters, views[1].ad_counters)
     assert views[0].request_counters["n"][0].tolist() == [
-        sum(e.kind == 0 and e.user % 3 == 0 for e in real),
-        sum(e.kind == 0 for e in real),
-        sum(e.kind == 0 and e.user % 3 == 0 for e in real),
+        sum(e.kind == EXPOSURE and e.user % 3 == 0 for e in rows),
+        sum(e.kind == EXPOSURE for e in rows),
+        sum(e.kind == EXPOSURE and e.user % 3 == 0 for e in rows),
     ]
 
 
 def test_the_digest_does_not_hang_on_the_order_of_arrival() -> None:
     """Two users in either order make the same state."""
-    a, b = Event(0, 1, 1, 1, 1, START_MS, START_MS), Event(0, 2, 2, 2, 0, START_MS, START_MS)
+    a, b = display(1, 1, START_MS), display(2, 2, START_MS)
     assert folded([a, b], 1).sha256() == folded([b, a], 1).sha256() != folded([a], 1).sha256()
 
 
 def test_an_export_file_round_trips(tmp_path: Path) -> None:
     """What was saved is loaded."""
-    store = folded([Event(0, 1, 1, 1, 1, START_MS, START_MS), Event(None, 2, 1, 1, 1, START_MS, START_MS)], 1)
+    store = folded([display(1, 1, START_MS), Event(CLICK, 1, 1, 1, START_MS, START_MS + 1), display(2, 1, START_MS)], 1)
     path = tmp_path / "sessions.npz"
     store.export().save(path)
     other = MemorySessionStore(SMALL)
@@ -97,6 +97,18 @@ def test_an_export_of_another_spec_is_refused_with_both_hashes(tmp_path: Path) -
     other = msgspec.structs.replace(SMALL, name="other")
     with pytest.raises(ValueError, match=rf"{SMALL.hash}, this is other {other.hash}"):
         SessionExport.load(path, other)
+
+
+def test_an_export_of_another_layout_is_refused(tmp_path: Path) -> None:
+    """States of a release that remembered other things would be read as other numbers."""
+    path = tmp_path / "sessions.npz"
+    folded([display(1, 1, START_MS)], 1).export().save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["users"] = arrays["users"][[name for name in USER.names or () if name != "recent_impressions"]]
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match="states of another release"):
+        SessionExport.load(path, SMALL)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04half"])

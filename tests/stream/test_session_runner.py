@@ -9,19 +9,20 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.session_state import COUNTER, USER
 from stream import session_runner
 from stream.broker import Broker, find_broker
 from stream.child_server import free_port
 from stream.embedded_redis import EmbeddedRedis
-from stream.examples import ExampleRows
-from stream.examples_log import decode_record
+from stream.examples_log import SettledLogError, decode_examples
 from stream.inbox import Assigned, InputRecord, Place
 from stream.log_reader import LogEndsEarlierError
 from stream.metrics import WorkerMetrics
@@ -36,7 +37,7 @@ from stream.topics import EXAMPLES
 from tests.brokers import TestTopics
 from tests.learners.small_spec import SMALL
 from tests.stream.retained import retained_from
-from tests.stream.session_events import START_MS, Event, OutcomeRows, displays_of
+from tests.stream.session_events import START_MS, Event, rows_of
 
 PATIENCE_S = 30.0
 PARTITIONS = 2  # of the topic's, that the tests use
@@ -51,25 +52,17 @@ def told(rng: np.random.Generator, partition: int, at: int) -> list[Event]:
     now = START_MS + at * 40_000 + 7_300_000 * (at // 12)
     events = []
     for _ in range(int(rng.integers(0, 9))):
-        kind = [None, None, 0, 0, 1, 2][rng.integers(6)]
+        kind = [EXPOSURE, EXPOSURE, EXPOSURE, CLICK, CONVERSION][rng.integers(5)]
         user = partition + PARTITIONS * int(rng.integers(1, 4))
-        label = int(rng.integers(2)) if kind == 0 else 1
-        ts_ms = now - int(rng.integers(60_000))
-        event = Event(kind, user, int(rng.integers(4)), int(rng.integers(3)), label, ts_ms, now)
-        events.append(event)
+        ts_ms = now - (kind != EXPOSURE) * int(rng.integers(60_000))
+        impression = int(rng.integers(1, 20))
+        events.append(Event(kind, user, int(rng.integers(4)), int(rng.integers(3)), ts_ms, now, impression))
     return events
 
 
 def value_of(events: list[Event], watermark_ms: int, spec_hash: str = SMALL.hash) -> bytes:
     """A record of the examples topic."""
-    outcomes = OutcomeRows([event for event in events if event.kind is not None])
-    count = len(outcomes.ids)
-    columns = ExampleRows.empty(SMALL.id_columns, SMALL.dense_inputs).columns()
-    columns = {name: np.zeros((count, *column.shape[1:]), column.dtype) for name, column in columns.items()}
-    columns |= vars(outcomes)
-    displays = displays_of([event for event in events if event.kind is None])
-    record = ExampleRows(**columns).to_record(spec_hash, watermark_ms, displays if len(displays.ts_ms) else None)
-    return record.encode()
+    return rows_of(events).to_record(spec_hash, watermark_ms).encode()
 
 
 @dataclass
@@ -95,9 +88,7 @@ class World:
                 value = b"junk" if at % 7 == 2 else value_of(events, watermark_ms, "another")
             else:
                 value = value_of(events, watermark_ms)
-                shown = [event for event in events if event.kind is None]
-                known = OutcomeRows([event for event in events if event.kind is not None])
-                self.folded.step(fold, displays_of(shown), known, partition)
+                self.folded.step(fold, rows_of(events), partition)
                 self.rows += len(events)
             (sent,) = await stored([await self.producer.send(EXAMPLES, value, partition=partition)])
             self.records.append(InputRecord(EXAMPLES, partition, sent.offset, value, START_MS))
@@ -330,6 +321,14 @@ async def test_records_that_mean_nothing_here_are_passed_over(world: World) -> N
     assert [name async for name in world.redis.scan_iter("*:[uc]:*")] == []
 
 
+async def test_a_log_of_labelled_examples_ends_the_worker(world: World) -> None:
+    """Its rows have no displays to count; the message names the record and the remedy."""
+    runner = await world.assigned()
+    settled = msgspec.msgpack.encode({"record": "examples", "label": b""})
+    with pytest.raises(SettledLogError, match=r"ads.examples.v1\[0\] 4 is .*python -m stream topics --create"):
+        await runner.work([InputRecord(EXAMPLES, 0, 4, settled, START_MS)])
+
+
 async def test_a_log_that_ends_before_the_fence_ends_the_worker(world: World) -> None:
     """The states are of another log: to fold this one into them would mix both."""
     await world.write(10)
@@ -356,10 +355,10 @@ async def test_examples_that_retention_took_are_passed_over_and_counted(world: W
     fold = SessionFold(SMALL)
     for record in held[9:]:
         try:
-            rows, _, displays = decode_record(record.value, SMALL)
+            rows, _ = decode_examples(record.value, SMALL)
         except RecordError:
             continue
-        kept.step(fold, displays, rows, 0)
+        kept.step(fold, rows, 0)
     keys = kept.export().states.keys
     found = await RedisSessionStore(world.redis, SMALL, PARTITIONS).load(0, keys)
     assert found.users.tobytes() == kept.load(0, keys).users.tobytes()

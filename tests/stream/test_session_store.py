@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from redis.asyncio import Redis
 
 from learners.encode import Encoder, Request
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.session_state import COUNTER, USER
 from stream import session_store
+from stream.examples import ExampleRows
 from stream.partition import partition_of
 from stream.session_memory import MemorySessionStore
 from stream.session_store import RedisSessionStore, SeedError, SharedCounterFeed
-from stream.sessions import SessionFold, SessionKeys, SessionStates, Told
+from stream.sessions import SessionFold, SessionKeys, SessionStates
 from tests.learners.small_spec import SMALL
-from tests.stream.session_events import START_MS, Event, OutcomeRows, displays_of
+from tests.stream.session_events import START_MS, Event, rows_of
 
 PARTITIONS = 3
 USERS = 6
@@ -50,10 +53,10 @@ def requests(rng: np.random.Generator, count: int, ads: int = 2) -> list[Request
     ]
 
 
-def batches(encoder: Encoder, seed: int, steps: int) -> list[tuple[int, Told]]:
-    """Batches of outcomes of served rows by partition, with displays of their users."""
+def batches(encoder: Encoder, seed: int, steps: int) -> list[tuple[int, ExampleRows]]:
+    """Records of events of served rows by partition."""
     rng = np.random.default_rng(seed)
-    out: list[tuple[int, Told]] = []
+    out: list[tuple[int, ExampleRows]] = []
     for step in range(steps):
         ids = encoder.ids(requests(rng, 12))
         rows = np.concatenate((ids.request_ids[ids.row_request], ids.ad_ids), axis=1)
@@ -63,14 +66,11 @@ def batches(encoder: Encoder, seed: int, steps: int) -> list[tuple[int, Told]]:
             here = np.flatnonzero(place == partition)
             events = []
             for _ in here:
-                kind = int(rng.choice([0, 0, 1, 2]))
-                label = kind or int(rng.integers(2))
+                kind = int(rng.choice([EXPOSURE, EXPOSURE, CLICK, CONVERSION]))
                 ts_ms = START_MS + step * 90_000
-                events.append(Event(kind, 1, 1, 1, int(label > 0), ts_ms, ts_ms + int(rng.integers(60_000))))
-            outcomes = OutcomeRows(events)
-            outcomes.user_key, outcomes.ids = user[here], rows[here]
-            displays = displays_of(events)._replace(user_key=user[here])
-            out.append((partition, Told(displays, outcomes)))
+                known_ms = ts_ms + (kind != EXPOSURE) * int(rng.integers(60_000))
+                events.append(Event(kind, 1, 1, 1, ts_ms, known_ms, int(rng.integers(1, 9))))
+            out.append((partition, replace(rows_of(events), user_key=user[here], ids=rows[here])))
     return out
 
 
@@ -78,11 +78,11 @@ async def both(redis: Redis, steps: int = 6) -> tuple[Encoder, MemorySessionStor
     """The two stores after the same batches."""
     encoder, fold = Encoder(SMALL), SessionFold(SMALL)
     memory, store = MemorySessionStore(SMALL, PARTITIONS), RedisSessionStore(redis, SMALL, PARTITIONS)
-    for partition, told in batches(encoder, 3, steps):
+    for partition, record in batches(encoder, 3, steps):
         before = memory.fence(partition)
-        memory.step(fold, *told, partition)
+        memory.step(fold, record, partition)
         after = memory.fence(partition)
-        assert await store.step(fold, partition, before, after, [told]) == after
+        assert await store.step(fold, partition, before, after, [record]) == after
     return encoder, memory, store
 
 
@@ -126,10 +126,10 @@ async def test_a_replayed_batch_is_refused_and_changes_nothing(redis: Redis) -> 
     encoder, memory, store = await both(redis)
     before = {key: await redis.dump(key) for key in await redis.keys()}
     fold = SessionFold(SMALL)
-    for partition, told in batches(encoder, 3, 6):
-        assert await store.step(fold, partition, 0, 1, [told]) == memory.fence(partition)
-        states = await store.load(partition, fold.keys([told]))
-        assert await store.apply(partition, 0, 1, fold.fold(states, [told])) == memory.fence(partition)
+    for partition, record in batches(encoder, 3, 6):
+        assert await store.step(fold, partition, 0, 1, [record]) == memory.fence(partition)
+        states = await store.load(partition, fold.keys([record]))
+        assert await store.apply(partition, 0, 1, fold.fold(states, [record])) == memory.fence(partition)
     assert {key: await redis.dump(key) for key in await redis.keys()} == before
 
 
@@ -204,8 +204,8 @@ async def test_a_seeded_store_reads_like_the_one_exported(redis: Redis, monkeypa
     monkeypatch.setattr(session_store, "_SEED_STATES", 5)
     encoder, fold = Encoder(SMALL), SessionFold(SMALL)
     memory = MemorySessionStore(SMALL)
-    for _, told in batches(encoder, 5, 4):
-        memory.step(fold, *told)
+    for _, record in batches(encoder, 5, 4):
+        memory.step(fold, record)
     store = RedisSessionStore(redis, SMALL, PARTITIONS)
     export = memory.export()
     assert await store.seed(export) == len(export.states.users) + len(export.states.counters)
