@@ -77,9 +77,7 @@ class SessionFold:
         if not records:
             return SessionKeys(*np.zeros((3, 0), np.uint64))
         user_key = np.concatenate([rows.user_key for rows in records])
-        counters, first = np.unique(
-            np.concatenate([rows.ids[:, self._columns] for rows in records]), return_index=True
-        )
+        counters, first = np.unique(np.concatenate([rows.ids[:, self._columns] for rows in records]), return_index=True)
         row, column = np.divmod(first, max(len(self._columns), 1))
         owners = np.where(self._own[column], user_key[row], np.uint64(0))
         users = np.unique(user_key)
