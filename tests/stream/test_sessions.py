@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.session_state import COUNTER, REMEMBERED, USER, merged
+from stream.examples import ExampleRows
 from stream.session_memory import MemorySessionStore
 from stream.sessions import SessionFold
 from tests.learners.small_spec import SMALL
@@ -133,7 +134,7 @@ def test_states_are_what_the_impressions_with_their_clicks_say(shown: list[Impre
         key = Event(EXPOSURE, 1, ad, 1, 0, 0).ids()[ad_column]
         counter = states.counters[states.keys.counters.tolist().index(key)]
         of_ad = [one for one in shown if one.ad == ad]
-        times = {
+        times: dict[str, list[int | None]] = {
             "n": [one.display_ms for one in of_ad],
             "clicks": [one.click_ms for one in of_ad],
             "values": [one.conversion_ms for one in of_ad],
@@ -189,7 +190,7 @@ def test_folding_leaves_the_loaded_states_alone() -> None:
 
 
 @pytest.mark.parametrize("told", [[], [rows_of([])]], ids=["no record", "a heartbeat"])
-def test_nothing_told_touches_nothing(told: list) -> None:  # type: ignore[type-arg]  # of rows
+def test_nothing_told_touches_nothing(told: list[ExampleRows]) -> None:
     """A heartbeat has no rows."""
     keys = SessionFold(SMALL).keys(told)
     assert (len(keys.users), len(keys.counters), len(keys.owners)) == (0, 0, 0)
