@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.stream import CalibratorConfig
-from learners.deepfm import DeepFM
+from learners.deepfm import DeepFM, DeepFMConfig
 from learners.encode import Encoder, Request
 from learners.rows import Rows
 from learners.snapshot import Snapshot
@@ -31,8 +31,9 @@ from replay.timeline import EventQueue, Tick, ticks
 from serving.calibrator import HotCalibrator
 from serving.freshness import Freshness
 from serving.impression_ids import ImpressionIds
+from serving.messages import prices_of
 from serving.model import HotModel
-from serving.ranking import Ranker, Scored, ranked
+from serving.ranking import Ranker, Scored, expected_value, ranked
 from serving.served_rows import served_records
 from stream.calibrating import PartitionCalibrator
 from stream.deltas import to_parts
@@ -155,8 +156,10 @@ def run(
 class _NoModel:
     """Before there is a model every ad scores alike."""
 
-    def predict_many(self, rows: Rows) -> NDArray[np.float32]:
-        return np.zeros(len(rows.ids), np.float32)
+    config = DeepFMConfig()
+
+    def predict_heads(self, rows: Rows) -> NDArray[np.float32]:
+        return np.zeros((len(rows.ids), 1), np.float32)
 
     def apply(self, delta: object) -> None:
         raise TypeError("there is no model to apply a delta to")
@@ -173,8 +176,8 @@ def _shuffled(request: Request, count: int) -> Sequence[int]:
 
 
 def _by_value(scored: Scored, rows: NDArray[np.intp], request: Request) -> Sequence[int]:
-    bids = [float(ad.get("bid", 1.0)) for ad in request.ads]
-    return list(map(int, ranked(scored.p[rows], scored.logit[rows], bids, len(rows))))
+    value = expected_value(scored.p[rows], scored.p_conversion[rows], prices_of(request.ads))
+    return list(map(int, ranked(value, scored.logit[rows], len(rows))))
 
 
 class _Online:

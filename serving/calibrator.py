@@ -28,6 +28,7 @@ class HotCalibrator:
                 "at every change."
             )
         self.map = CalibrationMap.identity()
+        self.conversion_map = CalibrationMap.identity()  # of P(conversion | click)
         self._refit_interval_ms = refit_interval_s * 1000.0
         self._records: dict[int, CalibrationRecord] = {}
         self._states: dict[int, BinState] = {}

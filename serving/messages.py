@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 import orjson
 
 from learners.encode import Request
+from serving.ranking import Prices
 from stream.inputs import EARLIEST_MS, LATEST_MS
 
 U64_MAX = 2**64 - 1
@@ -21,7 +23,11 @@ class BadRequestError(ValueError):
 
 
 class RequestMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One request for ads: whom, where, which candidates. ``bid`` in an ad is what a click pays (1 when absent)."""
+    """One request for ads: whom, where, which candidates.
+
+    ``bid`` in an ad is what its click pays, ``value`` what its conversion pays. An ad with both is paid both; one with
+    neither counts as ``bid`` 1, so that ads without prices are ranked by p.
+    """
 
     user: dict[str, Any]
     ads: list[dict[str, Any]]
@@ -50,11 +56,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A checked request: `request` without its bids, one bid an ad, and how many ads to answer with."""
+    """A checked request: what its ads pay, and how many of them to answer with."""
 
     request: Request
-    bids: list[float]
+    prices: Prices
     top_k: int
+
+    def priced_by_conversion(self) -> int | None:
+        """The first ad that pays for a conversion; None when all pay for clicks alone."""
+        paid = np.flatnonzero(self.prices.per_conversion)
+        return int(paid[0]) if len(paid) else None
 
 
 _M = TypeVar("_M")
@@ -110,11 +121,11 @@ class Intake:
             )
         request_id = self._new_id() if message.request_id is None else _u64(message.request_id, f"{at}.request_id")
         ts_ms = self._event_time(message.ts_ms, at)
-        bids = [_bid(ad, at, i) if "bid" in ad else 1.0 for i, ad in enumerate(message.ads)]
+        prices = prices_of(message.ads, at)
         request = Request(
             request_id=request_id, ts_ms=ts_ms, user=message.user, context=message.context, ads=message.ads
         )
-        return Ask(request, bids, message.top_k or len(message.ads))
+        return Ask(request, prices, message.top_k or len(message.ads))
 
     def _event_time(self, ts_ms: int | None, at: str) -> int:
         if self._now_ms is None:
@@ -157,14 +168,25 @@ def _u64(value: int | str, at: str) -> int:
     return number
 
 
-def _bid(ad: dict[str, Any], at: str, index: int) -> float:
-    bid = ad["bid"]
-    if isinstance(bid, bool) or not isinstance(bid, int | float) or not 0 <= bid < float("inf"):
+def prices_of(ads: Sequence[Mapping[str, Any]], at: str = "$") -> Prices:
+    """What each ad pays for a click and a conversion; ``at`` is their place, for the error. Raises BadRequestError."""
+    of_value = [_price(ad, "value", at, index) if "value" in ad else 0.0 for index, ad in enumerate(ads)]
+    of_bid = [_price(ad, "bid", at, i) if "bid" in ad else float("value" not in ad) for i, ad in enumerate(ads)]
+    return Prices(np.array(of_bid), np.array(of_value))
+
+
+_PAID_FOR = {"bid": "click", "value": "conversion"}
+_MAX_PRICE = 1e15  # beyond it sums of prices lose cents; no ad pays as much, in any currency
+
+
+def _price(ad: Mapping[str, Any], name: str, at: str, index: int) -> float:
+    price = ad[name]
+    if isinstance(price, bool) or not isinstance(price, int | float) or not 0 <= price <= _MAX_PRICE:
         raise BadRequestError(
-            f"{at}.ads[{index}].bid={bid!r} is not a number of 0 or more: the ads could not be ranked by p x bid. "
-            "Send what a click pays, or leave it out for 1."
+            f"{at}.ads[{index}].{name}={price!r:.40} is not a number of 0 to {_MAX_PRICE:g}: the ads could not be "
+            f"ranked by what they are expected to pay. Send what a {_PAID_FOR[name]} pays, or leave {name} out."
         )
-    return float(bid)
+    return float(price)
 
 
 def _decode(decoder: msgspec.json.Decoder[_M], body: bytes, what: str) -> _M:

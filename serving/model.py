@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.deepfm_config import DeepFMConfig
 from learners.delta import Delta, DeltaError
+from learners.heads import Head
 from learners.rows import Rows
+from learners.terms import CONVERSION_HEAD
 from serving.freshness import Freshness
 from stream.deltas import DeltaAssembler
 from stream.records import DeltaPart
@@ -21,13 +25,35 @@ _REMEMBERED_VERSIONS = 4096  # about an hour of deltas, one a second
 class WeightsModel(Protocol):
     """What serving needs of a learner: scores, and weights that deltas can be written into."""
 
-    def predict_many(self, rows: Rows) -> NDArray[np.float32]:
-        """(B,) logits."""
+    @property
+    def config(self) -> DeepFMConfig:
+        """It names the heads."""
+        ...
+
+    def predict_heads(self, rows: Rows) -> NDArray[np.float32]:
+        """(B, H) logits, one a head; the first is that of the click."""
         ...
 
     def apply(self, delta: Delta) -> None:
         """Write the changed weights; DeltaError, and nothing written, when they do not fit."""
         ...
+
+
+class Logits(NamedTuple):
+    """Raw outputs of B rows, by one version."""
+
+    click: NDArray[np.float32]  # (B,)
+    conversion: NDArray[np.float32] | None  # (B,) of P(conversion | click); None: the model has no such head
+
+
+def conversion_head(heads: Sequence[Head]) -> int | None:
+    """Where among ``heads`` P(conversion | click) stands; None when the model does not predict it.
+
+    A head of that name that is given something else, or nothing, is another probability: it is not taken for this one.
+    """
+    return next(
+        (at for at, head in enumerate(heads) if head.name == CONVERSION_HEAD and head.given == heads[0].name), None
+    )
 
 
 class SpecMismatchError(ValueError):
@@ -66,6 +92,8 @@ class HotModel:
 
     def _take(self, model: WeightsModel, version: int, watermark_ms: int) -> None:
         self.model = model
+        self.head_names = tuple(head.name for head in model.config.heads)
+        self._conversion = conversion_head(model.config.heads)
         self.version = version
         self.snapshot_version = version
         self.watermark_ms = watermark_ms
@@ -103,9 +131,16 @@ class HotModel:
         self._swapped(delta, part.checksum)
         return Offered.SWAPPED
 
-    def predict(self, rows: Rows) -> NDArray[np.float32]:
-        """(B,) logits, all by `version`."""
-        return self.model.predict_many(rows)
+    @property
+    def predicts_conversions(self) -> bool:
+        """Whether the model has a head P(conversion | click)."""
+        return self._conversion is not None
+
+    def predict(self, rows: Rows) -> Logits:
+        """The logits of B rows, all by `version`."""
+        logits = self.model.predict_heads(rows)
+        click = np.ascontiguousarray(logits[:, 0])
+        return Logits(click, None if self._conversion is None else np.ascontiguousarray(logits[:, self._conversion]))
 
     def _held_already(self, part: DeltaPart) -> Offered:
         if part.version == part.parent:  # a heartbeat

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,16 @@ from learners.encode import Encoded, EncodedIds, Encoder
 from learners.session_state import SessionView
 from serving.calibrator import HotCalibrator
 from serving.impression_ids import ImpressionIds
-from serving.model import HotModel
+from serving.model import HotModel, Logits
+
+_NO_LOGITS = Logits(np.zeros(0, np.float32), None)
+
+
+class Prices(NamedTuple):
+    """What the ads of one request pay, (B,) each."""
+
+    per_click: NDArray[np.float64]  # `bid`
+    per_conversion: NDArray[np.float64]  # `value`
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +32,8 @@ class Scored:
     encoded: Encoded
     logit: NDArray[np.float32]  # (B,) raw model output
     p: NDArray[np.float32]  # (B,) calibrated
+    conversion_logit: NDArray[np.float32]  # (B,) of P(conversion | click); NaN: the model has no such head
+    p_conversion: NDArray[np.float32]  # (B,) calibrated; NaN likewise
     impression_id: NDArray[np.uint64]  # (B,)
     model_version: int
     map_version: int
@@ -37,8 +48,8 @@ class Scored:
         e = self.encoded
         kept = Encoded(e.request_ids, e.request_dense, e.ad_ids[rows], e.ad_dense[rows], e.row_request[rows], len(rows))
         return Scored(
-            self.ids, kept, self.logit[rows], self.p[rows], self.impression_id[rows],
-            self.model_version, self.map_version, self.applied_ms,
+            self.ids, kept, self.logit[rows], self.p[rows], self.conversion_logit[rows], self.p_conversion[rows],
+            self.impression_id[rows], self.model_version, self.map_version, self.applied_ms,
         )  # fmt: skip
 
 
@@ -62,13 +73,20 @@ class Ranker:
     def score(self, ids: EncodedIds, view: SessionView) -> Scored:
         """Score all rows in one batch. Synchronous, so that no swap can come in between: one version scores it all."""
         encoded = self.encoder.encode(ids, view)
-        logit = self.model.predict(encoded.rows()) if encoded.row_count else np.zeros(0, np.float32)
+        logits = self.model.predict(encoded.rows()) if encoded.row_count else _NO_LOGITS
         curve = self.calibrator.map
+        if logits.conversion is None:
+            conversion_logit = p_conversion = np.full(encoded.row_count, np.nan, np.float32)
+        else:
+            conversion_logit = logits.conversion
+            p_conversion = self.calibrator.conversion_map.apply(conversion_logit)
         return Scored(
             ids=ids,
             encoded=encoded,
-            logit=logit,
-            p=curve.apply(logit),
+            logit=logits.click,
+            p=curve.apply(logits.click),
+            conversion_logit=conversion_logit,
+            p_conversion=p_conversion,
             impression_id=self.impressions.take(encoded.row_count),
             model_version=self.model.version,
             map_version=curve.version,
@@ -76,10 +94,23 @@ class Ranker:
         )
 
 
-def ranked(p: NDArray[np.float32], logit: NDArray[np.float32], bids: Sequence[float], top_k: int) -> NDArray[np.intp]:
-    """(min(top_k, B),) the places of the ads by expected value p x bid, best first.
+def expected_value(p: NDArray[np.float32], p_conversion: NDArray[np.float32], prices: Prices) -> NDArray[np.float64]:
+    """(B,) what a display of each ad is expected to pay: p x (bid + value x p_conversion).
 
-    Where p x bid ties (float32 ends near 0 and 1), the logit decides, then the place in the request.
+    ``value`` is paid for a conversion, whose probability is p x p_conversion (pCTCVR). Where it is 0, ``p_conversion``
+    is not looked at: it is NaN for a model without that head.
     """
-    value = p.astype(np.float64) * np.asarray(bids, dtype=np.float64)
-    return np.lexsort((np.arange(len(p)), -logit, -value))[:top_k]
+    of_click = prices.per_click
+    if prices.per_conversion.any():
+        paid = np.where(prices.per_conversion > 0, p_conversion.astype(np.float64), 0.0)
+        of_click = of_click + prices.per_conversion * paid
+    value: NDArray[np.float64] = p.astype(np.float64) * of_click
+    return value
+
+
+def ranked(value: NDArray[np.float64], logit: NDArray[np.float32], top_k: int) -> NDArray[np.intp]:
+    """(min(top_k, B),) the places of the ads by their `expected_value`, best first.
+
+    Where that ties (float32 ends near 0 and 1), the logit decides, then the place in the request.
+    """
+    return np.lexsort((np.arange(len(value)), -logit, -value))[:top_k]

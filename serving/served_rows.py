@@ -89,8 +89,8 @@ def _record(
         ad_dense=encoded.ad_dense[rows],
         logit=scored.logit[rows],
         p=scored.p[rows],
-        conversion_logit=np.full(len(rows), np.nan),
-        conversion_p=np.full(len(rows), np.nan),
+        conversion_logit=scored.conversion_logit[rows],
+        conversion_p=scored.p_conversion[rows],
         propensity=np.ones(len(rows)),  # the order is a function of the scores: nothing is drawn
         watermark_ms=watermark_ms,
     )

@@ -9,13 +9,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from learners.encode import EncodedIds
 from learners.hashing import FeatureError
 from learners.session_state import SessionView
+from learners.terms import CONVERSION_HEAD
 from serving.messages import Ask, BadRequestError, Intake
 from serving.metrics import ServingMetrics
-from serving.ranking import Ranker, Scored, ranked
+from serving.ranking import Ranker, Scored, expected_value, ranked
 from serving.served_log import ServedLog
 from serving.served_rows import heartbeat, served_records
 from serving.status import RecentActivity
@@ -64,7 +66,9 @@ class ScoringService:
         ask = self._intake.rank(body)
         with self._in_flight_at([ask]):
             scored = await self._score([ask])
-            order = ranked(scored.p, scored.logit, ask.bids, ask.top_k)
+            self._refuse_unpredicted(ask)
+            value = expected_value(scored.p, scored.p_conversion, ask.prices)
+            order = ranked(value, scored.logit, ask.top_k)
             if len(order) < len(scored.p):
                 self._log(scored.take(np.sort(order)))
             else:
@@ -72,7 +76,7 @@ class ScoringService:
         answer = _header(scored) | {
             "request_id": str(ask.request.request_id),
             "user_key": str(int(scored.ids.user_key[0])),
-            "ranked": _ranked_ads(ask, scored, order.tolist()),
+            "ranked": _ranked_ads(ask, scored, value, order.tolist()),
         }
         self._answered(scored, 1, began)
         return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -98,6 +102,8 @@ class ScoringService:
                 "impression_ids": impressions[start:end],
                 "p": scored.p[start:end],
                 "logit": scored.logit[start:end],
+                "p_conversion": scored.p_conversion[start:end],
+                "conversion_logit": scored.conversion_logit[start:end],
             }
             for ask, user_key, start, end in identified
         ]
@@ -115,8 +121,10 @@ class ScoringService:
             raise BadRequestError(str(error)) from error
         view = await self._sessions.view(ids)
         scored = self.ranker.score(ids, view)
-        if not np.isfinite(scored.logit).all():
-            bad = int(np.count_nonzero(~np.isfinite(scored.logit)))
+        unsound = ~np.isfinite(scored.logit)
+        if self.ranker.model.predicts_conversions:
+            unsound |= ~np.isfinite(scored.conversion_logit)
+        if bad := int(np.count_nonzero(unsound)):
             raise ArithmeticError(
                 f"model version {scored.model_version} gave {bad} of {len(scored.logit)} logits that are not finite: "
                 "nothing was answered or logged. Go back to an older snapshot."
@@ -124,6 +132,18 @@ class ScoringService:
         for age_s in self.ranker.model.freshness.predicted(self._wall_ms()).tolist():
             self._metrics.freshness.observe(age_s)
         return scored
+
+    def _refuse_unpredicted(self, ask: Ask) -> None:
+        """Raise BadRequestError for a price per conversion where the model predicts none."""
+        index = ask.priced_by_conversion()
+        if index is None or self.ranker.model.predicts_conversions:
+            return
+        raise BadRequestError(
+            f"$.ads[{index}].value={ask.prices.per_conversion[index]:g} is paid for a conversion, and model version "
+            f"{self.ranker.model.version} has no head {CONVERSION_HEAD!r} given the click (its heads: "
+            f"{', '.join(self.ranker.model.head_names)}): the ad could not be ranked, nothing was answered. Send its "
+            "bid per click, or train a base whose --model file names that head."
+        )
 
     def _log(self, scored: Scored) -> None:
         for partition, record in served_records(scored, self._spec, self._served_log.partitions):
@@ -171,8 +191,9 @@ def _header(scored: Scored) -> dict[str, Any]:
     }
 
 
-def _ranked_ads(ask: Ask, scored: Scored, order: list[int]) -> list[dict[str, Any]]:
+def _ranked_ads(ask: Ask, scored: Scored, value: NDArray[np.float64], order: list[int]) -> list[dict[str, Any]]:
     p, logit = scored.p[order], scored.logit[order]
+    p_conversion = scored.p_conversion[order]
     return [
         {
             "position": position,
@@ -180,7 +201,10 @@ def _ranked_ads(ask: Ask, scored: Scored, order: list[int]) -> list[dict[str, An
             "impression_id": str(int(scored.impression_id[index])),
             "p": p[position],
             "logit": logit[position],
-            "bid": ask.bids[index],
+            "p_conversion": p_conversion[position],
+            "expected_value": value[index],
+            "bid": ask.prices.per_click[index],
+            "value": ask.prices.per_conversion[index],
             "ad": ask.request.ads[index],
         }
         for position, index in enumerate(order)

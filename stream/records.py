@@ -168,7 +168,8 @@ class ExamplesRecord(
     ``CONVERSION`` for each conversion of a click (`learners.kinds`), all with the columns that were served.
     ``ts_ms`` is the display time, ``known_ms`` the event time of what the row tells (display, click or conversion),
     ``delay_ms`` click time − display time, or conversion time − click time, 0 for an exposure. ``value`` is that of a
-    conversion. ``conversion_logit`` and ``conversion_p`` are NaN where the model that served had no conversion head. ``click_produced_ms`` is the wall-clock time at which the broker received the click (0: none), the start
+    conversion. ``conversion_logit`` and ``conversion_p`` are NaN where the model that served had no conversion head.
+    ``click_produced_ms`` is the wall-clock time at which the broker received the click (0: none), the start
     of the freshness measurement. ``watermark_ms`` is the join's watermark after this record: every exposure before it
     was told. A record with ``rows == 0`` carries only that.
     """

@@ -16,6 +16,7 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 
+from learners.deepfm_config import DeepFMConfig
 from serving.metrics import ServingMetrics
 from serving.server import Clock, ServingOptions, ServingServer
 from serving.settings import ServingSettings
@@ -24,7 +25,7 @@ from stream.records import ServedRecord
 from stream.topics import SERVED, WEIGHTS
 from tests.brokers import TestTopics
 from tests.learners.small_spec import SMALL
-from tests.serving.world import Trainer, encoded
+from tests.serving.world import CONFIG, Trainer, encoded
 
 
 @dataclass
@@ -97,9 +98,13 @@ async def start(kafka_topics: TestTopics, redis_url: str, tmp_path: Path) -> Asy
     async with AsyncExitStack() as stack:
 
         async def run(
-            clock: Clock = "log", settings: ServingSettings | None = None, redis: str = redis_url, ready: bool = True
+            clock: Clock = "log",
+            settings: ServingSettings | None = None,
+            redis: str = redis_url,
+            ready: bool = True,
+            model: DeepFMConfig = CONFIG,
         ) -> Running:
-            trainer = Trainer()
+            trainer = Trainer(config=model)
             trainer.snapshot(tmp_path)
             broker = await find_broker(kafka_topics.settings(redis))
             options = ServingOptions(spec=SMALL, snapshots=str(tmp_path), broker=broker, redis_url=redis, clock=clock)

@@ -23,7 +23,7 @@ from stream.records import CalibrationRecord
 from stream.topics import CALIBRATION, WEIGHTS
 from tests.learners.small_spec import SMALL
 from tests.serving.conftest import Start
-from tests.serving.world import FIRST_VERSION, NOW_MS, Trainer, encoded, request, rows_of, wire
+from tests.serving.world import FIRST_VERSION, NOW_MS, TWO_HEADS, Trainer, encoded, request, rows_of, wire
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.e2e]
 
@@ -75,6 +75,47 @@ async def test_rank_orders_by_p_times_bid_and_logs_only_what_it_answered(start: 
     logged = await running.served(rows=5)
     ids = [str(i) for records in logged.values() for r in records for i in r.arrays()["impression_id"].tolist()]
     assert sorted(ids) == sorted(entry["impression_id"] for entry in answer["ranked"])
+
+
+async def test_conversions_are_answered_logged_and_ranked_by_what_they_pay(start: Start) -> None:
+    """Bids per click and values per conversion in one request; both probabilities of what was answered are logged."""
+    running = await start(model=TWO_HEADS)
+    asked = wire(request(3, range(1, 41)), top_k=30)
+    for ad in asked["ads"]:
+        if ad["ad_id"] % 3 != 1:
+            ad["bid"] = 1.0 + ad["ad_id"] % 7
+        if ad["ad_id"] % 3 != 2:
+            ad["value"] = 20.0
+    status, answer = await running.post("/v1/rank", asked)
+    assert status == 200
+
+    best = answer["ranked"]
+    pays = [one["p"] * (one["bid"] + one["value"] * one["p_conversion"]) for one in best]
+    assert pays == sorted(pays, reverse=True)
+    np.testing.assert_allclose(pays, [one["expected_value"] for one in best], rtol=1e-6)
+    assert {(one["bid"] > 0, one["value"] > 0) for one in best} == {(True, True), (True, False), (False, True)}
+    expected = running.trainer.model.predict_heads(rows_of([request(3, range(1, 41))]))
+    for one in best:
+        assert np.float32(one["logit"]) == expected[one["index"], 0]
+        np.testing.assert_allclose(one["p_conversion"], 1 / (1 + np.exp(-expected[one["index"], 1])), rtol=1e-5)
+
+    logged = [record for records in (await running.served(rows=30)).values() for record in records if record.rows]
+    columns = [record.arrays() for record in logged]
+    assert {
+        str(i): p for c in columns for i, p in zip(c["impression_id"].tolist(), c["conversion_p"].tolist(), strict=True)
+    } == {one["impression_id"]: float(np.float32(one["p_conversion"])) for one in best}
+
+    status, answer = await running.post("/v1/score", {"requests": [wire(request(3, range(1, 41)))]})
+    np.testing.assert_array_equal(np.array(flat(answer, "conversion_logit"), np.float32), expected[:, 1])
+
+
+async def test_without_a_conversion_head_its_probability_is_null(start: Start) -> None:
+    """In both answers; ads that pay for clicks are ranked as ever."""
+    running = await start()
+    _, answer = await running.post("/v1/score", {"requests": [wire(request(3, [1, 2]))]})
+    assert flat(answer, "p_conversion") == flat(answer, "conversion_logit") == [None, None]
+    status, answer = await running.post("/v1/rank", wire(request(3, [1, 2])))
+    assert (status, [one["p_conversion"] for one in answer["ranked"]]) == (200, [None, None])
 
 
 async def test_every_answer_is_wholly_of_the_version_it_names_while_deltas_stream_in(start: Start) -> None:
@@ -304,6 +345,14 @@ BAD_BODIES: list[tuple[str, str, Any, str]] = [
     ("a request id in words", "/v1/rank", wire(request(1)) | {"request_id": "abc"}, "'abc'"),
     ("request id 0", "/v1/rank", wire(request(1)) | {"request_id": 0}, "request_id"),
     ("a negative bid", "/v1/rank", wire(request(1)) | {"ads": [{"ad_id": 1, "bid": -1}]}, "bid=-1"),
+    ("a bid beyond all money", "/v1/rank", wire(request(1)) | {"ads": [{"ad_id": 1, "bid": 1e300}]}, "bid=1e+300"),
+    ("a negative value", "/v1/rank", wire(request(1)) | {"ads": [{"ad_id": 1, "value": -0.5}]}, "value=-0.5"),
+    (
+        "a value without a head",
+        "/v1/rank",
+        wire(request(1)) | {"ads": [{"ad_id": 1}, {"ad_id": 2, "value": 3}]},
+        "$.ads[1].value=3 is paid for a conversion",
+    ),
     ("a bid in words", "/v1/rank", wire(request(1)) | {"ads": [{"ad_id": 1, "bid": "1"}]}, "bid='1'"),
     ("top_k 0", "/v1/rank", wire(request(1), top_k=0), "top_k=0"),
     ("a value that has no id", "/v1/rank", wire(request(1)) | {"user": {"user_id": {"a": 1}}}, "user_id"),

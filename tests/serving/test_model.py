@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from learners.heads import Head
 from learners.snapshot import load_snapshot
 from serving.freshness import Freshness
-from serving.model import HotModel, Offered, SpecMismatchError
+from serving.model import HotModel, Offered, SpecMismatchError, conversion_head
 from tests.learners.small_spec import SMALL
-from tests.serving.world import CONFIG, FIRST_VERSION, NOW_MS, Trainer, request, rows_of
+from tests.serving.world import CONFIG, FIRST_VERSION, NOW_MS, TWO_HEADS, Trainer, request, rows_of
 
 ROWS = rows_of([request(user, range(1, 20)) for user in range(1, 6)])
 
@@ -39,13 +40,13 @@ def test_after_each_version_predictions_are_bit_equal_with_the_trainers(part_byt
     trainer = Trainer()
     hot = hot_model(trainer)
     for size in part_bytes:
-        before = hot.predict(ROWS)
+        before = hot.predict(ROWS).click
         *first, last = trainer.step(max_part_bytes=size)
         for part in first:
             assert hot.offer(part) is Offered.PARTIAL
-        np.testing.assert_array_equal(hot.predict(ROWS), before)
+        np.testing.assert_array_equal(hot.predict(ROWS).click, before)
         assert hot.offer(last) is Offered.SWAPPED
-        np.testing.assert_array_equal(hot.predict(ROWS), trainer.model.predict_many(ROWS))
+        np.testing.assert_array_equal(hot.predict(ROWS).click, trainer.model.predict_many(ROWS))
         assert (hot.version, hot.watermark_ms) == (trainer.version, trainer.watermark_ms)
 
 
@@ -67,7 +68,7 @@ def test_an_id_that_the_learner_forgot_is_gone_from_the_hot_model() -> None:
     trainer.model.advance(NOW_MS + 2 * 3_600_000)
     assert [hot.offer(part) for part in trainer.step()] == [Offered.SWAPPED]
     assert held() == [False, False]
-    np.testing.assert_array_equal(hot.predict(rare), trainer.model.predict_many(rare))
+    np.testing.assert_array_equal(hot.predict(rare).click, trainer.model.predict_many(rare))
     assert hot.model.weights_sha256() == trainer.model.weights_sha256()  # type: ignore[attr-defined]
 
 
@@ -84,17 +85,17 @@ def test_after_a_hole_every_delta_is_refused_until_a_snapshot_is_installed(tmp_p
     """The version held stays, whole; the snapshot then carries on and its successors are taken."""
     trainer = Trainer()
     hot = hot_model(trainer)
-    before = hot.predict(ROWS)
+    before = hot.predict(ROWS).click
     trainer.step()
     assert [hot.offer(p) for _ in range(2) for p in trainer.step()] == [Offered.GAP, Offered.GAP]
-    np.testing.assert_array_equal(hot.predict(ROWS), before)
+    np.testing.assert_array_equal(hot.predict(ROWS).click, before)
     assert (hot.version, hot.gaps, hot.lost) == (FIRST_VERSION, 1, True)
 
     snapshot = load_snapshot(trainer.snapshot(tmp_path))
     hot.install(snapshot.model(), version=snapshot.version, watermark_ms=snapshot.watermark_ms)
     (part,) = trainer.step()
     assert hot.offer(part) is Offered.SWAPPED
-    np.testing.assert_array_equal(hot.predict(ROWS), trainer.model.predict_many(ROWS))
+    np.testing.assert_array_equal(hot.predict(ROWS).click, trainer.model.predict_many(ROWS))
 
 
 def test_a_damaged_delta_is_a_gap() -> None:
@@ -104,9 +105,9 @@ def test_a_damaged_delta_is_a_gap() -> None:
     (part,) = trainer.step()
     damaged = bytearray(part.payload)
     damaged[-3] ^= 1
-    before = hot.predict(ROWS)
+    before = hot.predict(ROWS).click
     assert hot.offer(msgspec.structs.replace(part, payload=bytes(damaged))) is Offered.GAP
-    np.testing.assert_array_equal(hot.predict(ROWS), before)
+    np.testing.assert_array_equal(hot.predict(ROWS).click, before)
 
 
 def test_a_learner_on_another_line_is_a_gap_even_with_older_version_numbers() -> None:
@@ -144,3 +145,38 @@ def test_weights_of_another_spec_name_both_hashes() -> None:
     (part,) = trainer.step()
     with pytest.raises(SpecMismatchError, match=f"0123456789abcdef.*{SMALL.hash}"):
         hot_model().offer(msgspec.structs.replace(part, spec_hash="0123456789abcdef"))
+
+
+def test_conversions_are_the_logits_of_the_head_that_is_given_the_click() -> None:
+    """Both heads come from one pass, and each is the trainer's own."""
+    trainer = Trainer(config=TWO_HEADS)
+    hot = hot_model(trainer)
+    click, conversion = hot.predict(ROWS)
+    expected = trainer.model.predict_heads(ROWS)
+    assert conversion is not None
+    np.testing.assert_array_equal(np.stack([click, conversion], axis=1), expected)
+    assert hot.predicts_conversions
+    assert hot.head_names == ("click", "conversion")
+
+
+@pytest.mark.parametrize(
+    ("heads", "place"),
+    [
+        ([Head("click")], None),
+        ([Head("click"), Head("conversion", given="click")], 1),
+        ([Head("click"), Head("conversion")], None),
+        ([Head("click"), Head("like", given="click"), Head("conversion", given="like")], None),
+        ([Head("click"), Head("like"), Head("conversion", given="click")], 2),
+    ],
+)
+def test_only_what_is_given_the_click_is_the_probability_of_its_conversion(
+    heads: list[Head], place: int | None
+) -> None:
+    """A head of that name which is conditioned otherwise must not be multiplied by p."""
+    assert conversion_head(heads) == place
+
+
+def test_a_model_without_a_conversion_head_predicts_none() -> None:
+    """There is nothing that could be taken for it."""
+    assert hot_model().predict(ROWS).conversion is None
+    assert not hot_model().predicts_conversions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from learners.deepfm import DeepFM, DeepFMConfig
 from learners.encode import Encoder, Request
+from learners.heads import Head
 from learners.rows import Rows
 from learners.session_state import COUNTER, USER, SessionView
 from learners.shape import ModelShape
@@ -21,6 +23,7 @@ from stream.records import DeltaPart
 from tests.learners.small_spec import SMALL
 
 CONFIG = DeepFMConfig(dim=4, hidden=(8,), init_scale=0.3, vector_rate=0.1, dense_rate=0.02)
+TWO_HEADS = replace(CONFIG, heads=(Head("click"), Head("conversion", given="click")))
 FIRST_VERSION = 10
 NOW_MS = 1_700_000_000_000
 
