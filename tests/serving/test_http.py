@@ -184,7 +184,7 @@ async def test_start_skips_what_the_snapshot_holds_and_takes_what_came_after(sta
         assert second.model.snapshot_version == last - 3
         assert second.model.gaps == 0
         rows = rows_of([request(2, range(1, 9))])
-        np.testing.assert_array_equal(second.model.predict(rows), running.trainer.model.predict_many(rows))
+        np.testing.assert_array_equal(second.model.predict(rows).click, running.trainer.model.predict_many(rows))
     finally:
         await second.weights.stop()
 
