@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.terms import Terms
+
 MAX_WEIGHT = 1e6
 """Of one row: what stands for more rows than this is a mistake, and would drown all others."""
 
@@ -47,17 +49,42 @@ def checked_weight(weight: NDArray[Any] | None, rows: int, heads: int = 1) -> ND
             "head. Pass those."
         )
     scale = np.array(weight, np.float32)
-    check_finite("weights", scale, "Pass 1 for rows without a weight.")
-    if (scale < 0).any():
-        raise ValueError(
-            f"weight {scale.min():g} must not be negative: the step would climb the loss. Use 0 to leave a row out."
-        )
-    if (scale > MAX_WEIGHT).any():
-        raise ValueError(
-            f"weight {scale.max():g} must not exceed {MAX_WEIGHT:g}: one row would drown all others. Scale the weights "
-            "down."
-        )
+    _check_range("weight", scale)
     return scale
+
+
+def checked_terms(terms: Terms, rows: int, heads: int = 1) -> Terms:
+    """The terms of a batch as float32 of (rows, heads); for one head (rows,) are fine too.
+
+    ValueError for an empty batch, another shape, NaN, infinity, a negative weight or one above ``MAX_WEIGHT``.
+    """
+    if rows == 0:
+        raise ValueError("a batch of 0 rows must hold at least 1: there is nothing to learn. Skip empty batches.")
+    shapes = [(rows,), (rows, 1)] if heads == 1 else [(rows, heads)]
+    for name, part in zip(("exposure", "event"), terms, strict=True):
+        if np.shape(part) not in shapes:
+            raise ValueError(
+                f"terms: {name} {np.shape(part)} must be {shapes[0]}: each row pays each of {heads} heads its own "
+                "terms. Make them with Terms.of_kinds or Terms.of_labels."
+            )
+    exposure, event = (np.array(part, np.float32).reshape(rows, heads) for part in terms)
+    _check_range("exposure weight", exposure)
+    _check_range("event weight", event)
+    return Terms(exposure, event)
+
+
+def _check_range(what: str, weight: NDArray[np.float32]) -> None:
+    """Raise ValueError for weights that are not finite, negative or huge."""
+    check_finite(f"{what}s", weight, "Pass 1 for rows without a weight.")
+    if (weight < 0).any():
+        raise ValueError(
+            f"{what} {weight.min():g} must not be negative: the step would climb the loss. Use 0 to leave a row out."
+        )
+    if (weight > MAX_WEIGHT).any():
+        raise ValueError(
+            f"{what} {weight.max():g} must not exceed {MAX_WEIGHT:g}: one row would drown all others. Scale the "
+            "weights down."
+        )
 
 
 def check_finite(what: str, array: NDArray[np.float32], remedy: str) -> None:

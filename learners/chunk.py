@@ -36,17 +36,6 @@ class Inputs(NamedTuple):
         return Inputs(self.values, self.inverse[rows], self.dense[rows], few)
 
 
-class Targets(NamedTuple):
-    """Of rows of a batch: labels and weight, (B, H)."""
-
-    labels: Floats
-    weight: Floats
-
-    def cut(self, rows: slice) -> Targets:
-        """Some of the rows."""
-        return Targets(self.labels[rows], self.weight[rows])
-
-
 class Chunk:
     """Buffers of n rows; ``first`` gives a view of them for fewer rows or inputs of the MLPs."""
 

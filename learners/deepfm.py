@@ -16,17 +16,18 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from learners.batch import check_widths
-from learners.checks import check_finite, checked_labels, checked_weight
+from learners.checks import check_finite, checked_labels, checked_terms, checked_weight
 from learners.deepfm_config import DeepFMConfig
 from learners.delta import Delta, DeltaError
 from learners.dense import Adam
 from learners.model_state import ModelCopy, sha256_of, to_state
-from learners.network import Inputs, Network, Targets
+from learners.network import Inputs, Network
 from learners.precision import Precision
 from learners.rows import Rows
 from learners.shape import ModelShape
 from learners.state_names import prefixed, under
 from learners.table import EmbeddingTable, Lookup, TableConfig
+from learners.terms import Terms
 
 __all__ = ["DeepFM", "DeepFMConfig", "DivergenceError", "Gradients"]
 
@@ -120,10 +121,8 @@ class DeepFM:
         """Event time has moved on: ids unseen for ``expire_after_s`` lose their rows."""
         self.table.advance(event_ms)
 
-    def learn_many(
-        self, rows: Rows, labels: NDArray[Any], weight: NDArray[Any] | None = None, *, rate_factor: float = 1.0
-    ) -> None:
-        """One step on B rows; the gradient of row i is scaled by ``weight[i]`` (default 1).
+    def learn_terms(self, rows: Rows, terms: Terms, *, rate_factor: float = 1.0) -> None:
+        """One step on B rows; the gradient of a row's logit is exposure·σ(z) − event, for each head its own.
 
         The table's gradient is the sum over the batch. The dense one is the mean, but in a batch of fewer than
         ``config.full_batch_rows`` it is the sum over that number: what few rows say is said more quietly.
@@ -132,55 +131,80 @@ class DeepFM:
         ----------
         rows
             The batch.
-        labels
-            (B,) for a model of one head, else (B, H): whether it happened, the heads before it in the chain included.
-        weight
-            (B,), or (B, H) where a row does not tell every head the same.
+        terms
+            (B,) for a model of one head, else (B, H).
         rate_factor
             What all learning rates are multiplied by.
 
         Raises
         ------
         ValueError
-            An empty batch, wrong widths or lengths, labels outside {0, 1}, dense inputs or weights that are not
-            finite, weights that are negative or huge. The model is untouched.
+            An empty batch, wrong widths or lengths, dense inputs or weights that are not finite, weights that are
+            negative or huge. The model is untouched.
         DivergenceError
             A gradient that is not finite. Weights and optimiser are untouched; ids first met in this batch have been
             sighted, and keep the rows that they were given at their start values.
         """
-        self.step(self.gradients(rows, labels, weight), len(rows.ids), rate_factor=rate_factor)
+        self.step(self.gradients(rows, terms), len(rows.ids), rate_factor=rate_factor)
 
-    def gradients(
-        self, rows: Rows, labels: NDArray[Any], weight: NDArray[Any] | None = None, part: slice | None = None
-    ) -> Gradients:
-        """The first half of ``learn_many``: admits the ids of all rows, and sums the gradients of ``rows[part]`` only.
+    def learn_many(
+        self, rows: Rows, labels: NDArray[Any], weight: NDArray[Any] | None = None, *, rate_factor: float = 1.0
+    ) -> None:
+        """``learn_terms`` of rows whose labels are known, see ``terms_of_labels``."""
+        self.learn_terms(rows, self.terms_of_labels(rows, labels, weight), rate_factor=rate_factor)
 
-        So processes that share a batch hold the same table; add up their gradients, then ``step`` in each.
-        Raises ValueError as ``learn_many`` does, the model untouched.
+    def terms_of_labels(self, rows: Rows, labels: NDArray[Any], weight: NDArray[Any] | None = None) -> Terms:
+        """The weighted log loss of B labelled rows as terms, (B, H).
+
+        Parameters
+        ----------
+        rows
+            The batch.
+        labels
+            (B,) for a model of one head, else (B, H): whether it happened. A head with ``given`` learns only from the
+            rows where that happened.
+        weight
+            (B,), or (B, H) where a row does not tell every head the same; default 1.
+
+        Raises
+        ------
+        ValueError
+            An empty batch, wrong widths or lengths, labels outside {0, 1}, weights that are not finite, negative or
+            huge.
         """
         check_widths(rows, self.shape)
-        heads = len(self.heads)
-        targets = _targets(checked_labels(labels, len(rows.ids), heads), checked_weight(weight, len(rows.ids), heads))
+        count, heads = len(rows.ids), len(self.heads)
+        target, scale = checked_labels(labels, count, heads), checked_weight(weight, count, heads)
+        return self.heads.terms_of_labels(target.reshape(count, heads), scale)
+
+    def gradients(self, rows: Rows, terms: Terms, part: slice | None = None) -> Gradients:
+        """The first half of ``learn_terms``: admits the ids of all rows, and sums the gradients of ``rows[part]`` only.
+
+        So processes that share a batch hold the same table; add up their gradients, then ``step`` in each.
+        Raises ValueError as ``learn_terms`` does, the model untouched.
+        """
+        check_widths(rows, self.shape)
+        terms = checked_terms(terms, len(rows.ids), len(self.heads))
         check_finite("dense inputs", rows.dense, "Reject such rows before learning.")
         lookup = self.table.admit(rows.ids[:, self._columns])
         inputs = Inputs(self.table.gather(lookup.unique), lookup.inverse, rows.dense)
-        self._choose_precision(inputs, targets)
+        self._choose_precision(inputs, terms)
         part = part or slice(None)
         table, dense = self.network.gradients(
-            inputs.cut(part), targets.cut(part), step=self._adam.steps, first_row=part.start or 0
+            inputs.cut(part), terms.take(part), step=self._adam.steps, first_row=part.start or 0
         )
         return Gradients(lookup, table, dense)
 
-    def _choose_precision(self, inputs: Inputs, targets: Targets) -> None:
+    def _choose_precision(self, inputs: Inputs, terms: Terms) -> None:
         if self._precision.due(self._adam.steps):
             self.network.use_halves(False)
-            fp32_loss = self.network.loss(inputs, targets)
+            fp32_loss = self.network.loss(inputs, terms)
             self.network.use_halves(True)
-            self._precision.compare(fp32_loss, self.network.loss(inputs, targets))
+            self._precision.compare(fp32_loss, self.network.loss(inputs, terms))
         self.network.use_halves(self._precision.bf16)
 
     def step(self, gradients: Gradients, batch_rows: int, *, rate_factor: float = 1.0) -> None:
-        """The second half of ``learn_many``: one step of both optimisers. Raises DivergenceError as ``learn_many``."""
+        """The second half of ``learn_terms``: one step of both optimisers. Raises DivergenceError as it does."""
         self._check_finite(gradients)
         learned, config = self.dense.learned_size, self.config
         flat = self.dense.flat.numpy()
@@ -307,9 +331,3 @@ class DeepFM:
 def _squared_norm(array: NDArray[np.float32]) -> float:
     flat = torch.from_numpy(array).view(-1)
     return float(torch.dot(flat, flat))
-
-
-def _targets(labels: NDArray[np.float32], weight: NDArray[np.float32]) -> Targets:
-    """Both as (B, H); a weight (B,) is that of every head."""
-    labels, weight = labels.reshape(len(labels), -1), weight.reshape(len(weight), -1)
-    return Targets(labels, np.ascontiguousarray(np.broadcast_to(weight, labels.shape)))

@@ -25,6 +25,11 @@ class Member:
     learner: type[Learner]
     config: Any
 
+    @property
+    def additive(self) -> bool:
+        """Whether it learns the two terms of the log loss apart, `AdditiveLearner`; others need the label of a row."""
+        return hasattr(self.learner, "learn_terms")
+
     def make(self, shape: ModelShape, config: Any = None) -> Learner:
         """A fresh learner, of ``config`` instead of its own if one is given."""
         return self.learner(self.config if config is None else config, shape)

@@ -21,7 +21,8 @@ from learners.rows import Rows
 from learners.sampling import ClassBalance
 from learners.schedule import RateSchedule
 from learners.split import Index, Split
-from learners.targets import CLICK, Targets, outcomes
+from learners.targets import Targets, outcomes
+from learners.terms import CLICK_HEAD
 from learners.workers import Alone, Workers, share_of
 
 _SCORED_AT_ONCE = 4096
@@ -67,7 +68,7 @@ class Fit:
         split: Split,
         config: FitConfig,
         *,
-        heads: tuple[str, ...] = (CLICK,),
+        heads: tuple[str, ...] = (CLICK_HEAD,),
         workers: Workers | None = None,
         checkpoints: Checkpoints | None = None,
         device: torch.device | None = None,
@@ -173,7 +174,8 @@ class Fit:
         if len(index) < self._workers.count or self._workers.count == 1:  # too few to share: all do the same
             model.learn_many(rows, labels, weight, rate_factor=rate_factor)
             return
-        gradients = model.gradients(rows, labels, weight, share_of(self._workers, len(index)))
+        terms = model.terms_of_labels(rows, labels, weight)
+        gradients = model.gradients(rows, terms, share_of(self._workers, len(index)))
         self._workers.add(gradients.table)
         self._workers.add(gradients.dense)
         model.step(gradients, len(index), rate_factor=rate_factor)

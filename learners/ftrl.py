@@ -15,10 +15,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.batch import check_widths, checked_batch
+from learners.batch import check_widths, checked_terms_batch, terms_of_labels
 from learners.ftrl_kernels import learn, logits_of
 from learners.rows import Rows
 from learners.shape import ModelShape
+from learners.terms import Terms
 
 _FIBONACCI = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: multiply, keep the high bits (Knuth, TAOCP 3)
 
@@ -69,11 +70,15 @@ class FtrlRegression:
         check_widths(rows, self.shape)
         return logits_of(self._places(rows.ids), self._inputs(rows.dense), self._z, self._n, self._rates)
 
-    def learn_many(self, rows: Rows, labels: NDArray[Any], weight: NDArray[Any] | None = None) -> None:
-        """A step for each row; ``weight`` scales its gradient. Raises ValueError; then nothing was learned."""
-        batch = checked_batch(self.shape, rows, labels, weight)
+    def learn_terms(self, rows: Rows, terms: Terms) -> None:
+        """A step for each row, with the gradient exposure·σ(z) − event. Raises ValueError; then nothing was learned."""
+        batch = checked_terms_batch(self.shape, rows, terms)
         places, inputs = self._places(batch.ids), self._inputs(batch.dense)
-        learn(places, inputs, batch.target, batch.weight, self._z, self._n, self._rates)
+        learn(places, inputs, batch.terms.exposure, batch.terms.event, self._z, self._n, self._rates)
+
+    def learn_many(self, rows: Rows, labels: NDArray[Any], weight: NDArray[Any] | None = None) -> None:
+        """``learn_terms`` of labelled rows; ``weight`` scales a row's gradient (default 1)."""
+        self.learn_terms(rows, terms_of_labels(self.shape, rows, labels, weight))
 
     def advance(self, event_ms: int) -> None:
         """Nothing here ages."""

@@ -50,13 +50,13 @@ def logits_of(
 def learn(
     places: NDArray[np.int64],
     dense: NDArray[np.float32],
-    target: NDArray[np.float32],
-    weight: NDArray[np.float32],
+    exposure: NDArray[np.float32],
+    event: NDArray[np.float32],
     z: NDArray[np.float64],
     n: NDArray[np.float64],
     rates: tuple[float, float, float, float],
 ) -> None:
-    """Row after row, each with the weights that the row before left: algorithm 1."""
+    """Row after row, each with the weights that the row before left: algorithm 1 on exposure·softplus(z) − event·z."""
     alpha, beta, l1, l2 = rates
     active = 1 + dense.shape[1] + places.shape[1]
     where, value, current = np.empty(active, np.int64), np.empty(active), np.empty(active)
@@ -77,7 +77,8 @@ def learn(
             current[i] = weight_of(z[at], n[at], alpha, beta, l1, l2)
             logit += current[i] * value[i]
         logit = min(max(logit, -LOGIT_BOUND), LOGIT_BOUND)
-        error = (1.0 / (1.0 + math.exp(-logit)) - target[row]) * weight[row]
+        p = 1.0 / (1.0 + math.exp(-logit))
+        error = (exposure[row] - event[row]) * p + event[row] * (p - 1.0)
         for i in range(count):
             at, gradient = where[i], error * value[i]
             grown = n[at] + gradient * gradient

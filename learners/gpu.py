@@ -15,7 +15,8 @@ from torch.nn.functional import linear, logsigmoid
 
 from learners.deepfm import DeepFM
 from learners.deepfm_config import DeepFMConfig
-from learners.network import Floats, Inputs, Network, Targets
+from learners.network import Floats, Inputs, Network
+from learners.terms import Terms
 
 DeviceSetting = Literal["auto", "cpu", "cuda"]
 
@@ -59,26 +60,23 @@ class GpuNetwork(Network):
         super().__init__(config, columns=columns, dense=dense)
         self.device = device
         self._depths = [len(widths) for widths in config.tower_widths]
-        self._chains = _chains(config).to(device)
 
     def logits(self, inputs: Inputs) -> Floats:
         """Each head's own logit, (H, B)."""
         with torch.no_grad():
             return self._own_logits(inputs, self._sent(inputs.values), self._sent_parameters()).T.cpu().numpy()
 
-    def loss(self, inputs: Inputs, targets: Targets) -> float:
+    def loss(self, inputs: Inputs, terms: Terms) -> float:
         """The summed log loss of all rows."""
         with torch.no_grad():
-            return float(self._loss(inputs, targets, self._sent(inputs.values), self._sent_parameters()))
+            return float(self._loss(inputs, terms, self._sent(inputs.values), self._sent_parameters()))
 
-    def gradients(
-        self, inputs: Inputs, targets: Targets, *, step: int = 0, first_row: int = 0
-    ) -> tuple[Floats, Floats]:
+    def gradients(self, inputs: Inputs, terms: Terms, *, step: int = 0, first_row: int = 0) -> tuple[Floats, Floats]:
         """Sums over the rows of the log loss' gradients: of ``values`` (U, D + 1) and of the parameters, flat (P,)."""
         values, parameters = self._sent(inputs.values).requires_grad_(), self._sent_parameters()
         for parameter in parameters.values():
             parameter.requires_grad_()
-        loss = self._loss(inputs, targets, values, parameters)
+        loss = self._loss(inputs, terms, values, parameters)
         of_values, *of_parameters = torch.autograd.grad(loss, [values, *parameters.values()])
         sums = self.parameters.like()
         for name, gradient in zip(parameters, of_parameters, strict=True):
@@ -92,16 +90,12 @@ class GpuNetwork(Network):
         return {name: value.detach().clone().to(self.device) for name, value in self.parameters.value.items()}
 
     def _loss(
-        self, inputs: Inputs, targets: Targets, values: torch.Tensor, parameters: dict[str, torch.Tensor]
+        self, inputs: Inputs, terms: Terms, values: torch.Tensor, parameters: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Of the probabilities multiplied along the heads' chains, as in `learners.heads`."""
+        """Σ exposure·softplus(z) − event·z, in the form of `learners.heads.summed_loss`."""
         own = self._own_logits(inputs, values, parameters)  # (B, H)
-        log_q = logsigmoid(own) @ self._chains.T
-        # log(1 − q): exact for a head that stands alone, where log(−expm1(log q)) would lose the large logits
-        alone = self._chains.sum(1) == 1
-        log_not_q = torch.where(alone, logsigmoid(-own), torch.log(-torch.expm1(log_q.clamp(max=-1e-7))))
-        labels, weight = self._sent(targets.labels), self._sent(targets.weight)
-        return -(weight * (labels * log_q + (1 - labels) * log_not_q)).sum()
+        exposure, event = self._sent(terms.exposure), self._sent(terms.event)
+        return -((exposure - event) * logsigmoid(-own) + event * logsigmoid(own)).sum()
 
     def _own_logits(self, inputs: Inputs, values: torch.Tensor, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
         """(B, H)."""
@@ -121,13 +115,3 @@ class GpuNetwork(Network):
         for layer in range(depth):
             x = linear(x, parameters[f"{prefix}.{layer}.weight"], parameters[f"{prefix}.{layer}.bias"]).relu()
         return linear(x, parameters[f"{prefix}.{depth}.weight"], parameters[f"{prefix}.{depth}.bias"])[:, 0]
-
-
-def _chains(config: DeepFMConfig) -> torch.Tensor:
-    """(H, H): 1 where the probability of head h is a product in which that of head a occurs."""
-    names = [head.name for head in config.heads]
-    chains = torch.eye(len(names))
-    for place, head in enumerate(config.heads):
-        if head.given is not None:
-            chains[place] += chains[names.index(head.given)]
-    return chains

@@ -1,8 +1,13 @@
-"""Named outputs of one model, and the log loss of heads that hang on each other.
+"""Named outputs of one model, each an independent logistic regression with its own two terms of the log loss.
 
-X. Ma, L. Zhao, G. Huang, Z. Wang, Z. Hu, X. Zhu, K. Gai, "Entire Space Multi-Task Model: An Effective Approach for
-Estimating Post-Click Conversion Rate", SIGIR 2018: a head with ``given`` predicts a conditional probability, and what
-is learned is the product along the chain, over all impressions, so that nobody needs a training set of clicks alone.
+A head with ``given`` predicts a conditional probability and learns from the rows where the condition happened: of
+P(conversion | click) a click pays softplus(z) when it is clicked, a conversion −z when it comes. Why not the product
+along the chain over all impressions (X. Ma et al., "Entire Space Multi-Task Model: An Effective Approach for Estimating
+Post-Click Conversion Rate", SIGIR 2018), whose loss is log(1 − p·q) for a display that does not convert: its gradient
+hangs on both heads at once and on what a display comes to in the end, so that the term of every display would have to
+wait for a conversion's delay of days, or be paid as a fake negative. Here only clicks, a hundredth of the rows, have
+one to wait for. What is lost is ESMM's remedy against the selection of clicks; the embeddings are still shared.
+Shapes: B rows, H heads, n rows of a chunk.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.kernel import kernel
+from learners.terms import Terms
 
 Floats = NDArray[np.float32]
 
@@ -43,6 +49,7 @@ class Heads:
         self.names = tuple(head.name for head in heads)
         # chains[h, a]: the probability of h is a product in which that of a occurs
         self._chains = np.eye(len(heads), dtype=np.bool_)
+        self._given: dict[int, int] = {}
         for place, head in enumerate(heads):
             earlier = self.names[:place]
             if head.name in earlier or not head.name:
@@ -55,18 +62,21 @@ class Heads:
                         f"head {head.name} is given {head.given}, which is none of the heads before it {earlier}: "
                         "its probability would have no meaning. List that head first."
                     )
-                self._chains[place] |= self._chains[earlier.index(head.given)]
+                self._given[place] = earlier.index(head.given)
+                self._chains[place] |= self._chains[self._given[place]]
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def errors(self, logits: Floats, labels: Floats, weight: Floats, out: Floats) -> None:
-        """∂loss/∂logit of every head, (H, n), into ``out``; labels and weight (n, H), logits (H, n)."""
-        _errors(logits, labels, weight, self._chains, out)
+    def terms_of_labels(self, labels: Floats, weight: Floats) -> Terms:
+        """What rows of known outcome teach: labels (B, H) of what happened, weight (B,) or (B, H) → terms (B, H).
 
-    def loss(self, logits: Floats, labels: Floats, weight: Floats) -> float:
-        """The summed log loss of all heads; shapes as in ``errors``."""
-        return float(_loss(logits, labels, weight, self._chains))
+        A head with ``given`` learns nothing from rows where that did not happen.
+        """
+        weight = np.array(np.broadcast_to(weight.reshape(len(labels), -1), labels.shape))
+        for head, condition in self._given.items():
+            weight[:, head] *= labels[:, condition]
+        return Terms.of_labels(labels, weight)
 
     def joint(self, logits: Floats) -> NDArray[np.float64]:
         """Logits (B, H) as ``predict_heads`` gives them → probabilities (B, H), each multiplied along its chain."""
@@ -76,41 +86,19 @@ class Heads:
 
 
 @kernel
-def _log_joint(logits: Floats, chain: NDArray[np.bool_], row: int) -> float:
-    """The sum of log sigmoid(logit) along a chain, without overflow."""
-    total = 0.0
-    for head in range(len(chain)):
-        if chain[head]:
-            z = float(logits[head, row])
-            total -= math.log1p(math.exp(-abs(z))) - min(z, 0.0)
-    return total
+def grad_logits(logits: Floats, exposure: Floats, event: Floats, out: Floats) -> None:
+    """∂loss/∂logit = exposure·σ(z) − event, (H, n), into ``out``; logits (H, n), the terms' weights (n, H).
+
+    Written as (exposure − event)·σ(z) + event·(σ(z) − 1), which loses no digits where the two nearly cancel.
+    """
+    for head in range(logits.shape[0]):
+        for row in range(logits.shape[1]):
+            z = np.float64(logits[head, row])  # float() would leave it a float32
+            a, b = np.float64(exposure[row, head]), np.float64(event[row, head])
+            out[head, row] = np.float32((a - b) / (1 + math.exp(-z)) - b / (1 + math.exp(z)))
 
 
-@kernel
-def _errors(logits: Floats, labels: Floats, weight: Floats, chains: NDArray[np.bool_], out: Floats) -> None:
-    """For q, the product along a chain, and its factor p: ∂log q/∂z = 1 − p, ∂log(1 − q)/∂z = −q(1 − p)/(1 − q)."""
-    out[:] = 0
-    heads = len(chains)
-    for row in range(logits.shape[1]):
-        for head in range(heads):
-            log_q = _log_joint(logits, chains[head], row)
-            not_q = -math.expm1(log_q)
-            for member in range(heads):
-                if chains[head, member]:
-                    not_p = 1 / (1 + math.exp(float(logits[member, row])))
-                    if labels[row, head] > 0:
-                        gradient = -not_p
-                    else:
-                        gradient = math.exp(log_q) * (not_p / not_q if not_q > 0 else 1.0)
-                    out[member, row] += np.float32(weight[row, head] * gradient)
-
-
-@kernel
-def _loss(logits: Floats, labels: Floats, weight: Floats, chains: NDArray[np.bool_]) -> float:
-    total = 0.0
-    for row in range(logits.shape[1]):
-        for head in range(len(chains)):
-            log_q = _log_joint(logits, chains[head], row)
-            log_p = log_q if labels[row, head] > 0 else math.log(max(-math.expm1(log_q), 1e-300))
-            total -= float(weight[row, head]) * log_p
-    return total
+def summed_loss(logits: Floats, terms: Terms) -> float:
+    """Σ exposure·softplus(z) − event·z over rows and heads; logits (H, n), terms (n, H)."""
+    z, exposure, event = logits.T.astype(np.float64), terms.exposure, terms.event
+    return float(((exposure - event) * np.logaddexp(0, z) + event * np.logaddexp(0, -z)).sum())

@@ -11,17 +11,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from learners.chunk import Chunk, Floats, Inputs, Targets
+from learners.chunk import Chunk, Floats, Inputs
 from learners.chunk_threads import ChunkThreads
 from learners.deepfm_config import DeepFMConfig
 from learners.dense import DenseParameters
 from learners.fm_kernels import expand, less_own_vector, scatter
-from learners.heads import Heads
+from learners.heads import Heads, grad_logits, summed_loss
 from learners.look_ups import LookUps
 from learners.mlp import Mlp
 from learners.regularised import RegularisedMlp
+from learners.terms import Terms
 
-__all__ = ["CHUNK_ROWS", "Floats", "Inputs", "Network", "Targets"]
+__all__ = ["CHUNK_ROWS", "Floats", "Inputs", "Network"]
 
 CHUNK_ROWS = 512
 """Rows of a chunk; the bits depend on it. GEMMs reach 97 % of their peak from 256 rows on."""
@@ -88,20 +89,19 @@ class Network:
         self._threads.each(self._cuts(len(inputs.inverse)), predict)
         return logits
 
-    def loss(self, inputs: Inputs, targets: Targets) -> float:
-        """The summed log loss of all rows, as learning sees it."""
+    def loss(self, inputs: Inputs, terms: Terms) -> float:
+        """The summed log loss of all rows, as learning sees it; terms (B, H)."""
         total = 0.0
         for rows in self._cuts(len(inputs.inverse)):
-            chunk, cut = self._forward(0, inputs.cut(rows), learning=True), targets.cut(rows)
-            total += self.heads.loss(chunk.logits.numpy(), cut.labels, cut.weight)
+            chunk = self._forward(0, inputs.cut(rows), learning=True)
+            total += summed_loss(chunk.logits.numpy(), terms.take(rows))
         return total
 
-    def gradients(
-        self, inputs: Inputs, targets: Targets, *, step: int = 0, first_row: int = 0
-    ) -> tuple[Floats, Floats]:
-        """Sums over the rows of the log loss' gradients: of ``values``, (U, D + 1), and of the parameters, flat (P,).
+    def gradients(self, inputs: Inputs, terms: Terms, *, step: int = 0, first_row: int = 0) -> tuple[Floats, Floats]:
+        """Sums over the rows of the loss' gradients: of ``values``, (U, D + 1), and of the parameters, flat (P,).
 
-        The second is a buffer that the next call overwrites. ``step`` and ``first_row`` seed the dropout.
+        ``terms`` are (B, H). The second result is a buffer that the next call overwrites. ``step`` and ``first_row``
+        seed the dropout.
         """
         gradients = np.zeros(inputs.values.shape, np.float32)
         inputs = self._set_apart(inputs)
@@ -112,7 +112,7 @@ class Network:
 
         def learn(thread: int, rows: slice) -> None:
             into = self._total if rows.start == 0 else self._sums[thread]
-            self._learn(thread, inputs.cut(rows), targets.cut(rows), into)
+            self._learn(thread, inputs.cut(rows), terms.take(rows), into)
 
         def add(thread: int, rows: slice) -> None:
             self._scatter(thread, inputs.cut(rows), gradients)
@@ -167,10 +167,10 @@ class Network:
             chunk.logits[0].add_(outputs) if place == 0 else chunk.logits[place].copy_(outputs)
         return chunk
 
-    def _learn(self, thread: int, inputs: Inputs, targets: Targets, into: DenseParameters) -> None:
+    def _learn(self, thread: int, inputs: Inputs, terms: Terms, into: DenseParameters) -> None:
         """Forward and backward of one chunk: its dense gradients are written ``into``, ∂x stays in the buffers."""
         chunk = self._forward(thread, inputs, learning=True)
-        self.heads.errors(chunk.logits.numpy(), targets.labels, targets.weight, chunk.errors.numpy())
+        grad_logits(chunk.logits.numpy(), terms.exposure, terms.event, chunk.errors.numpy())
         gradient = into.value
         if self._dense:
             torch.mv(chunk.x[:, -self._dense :].T, chunk.errors[0], out=gradient["linear.weight"])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learners.batch import Batch, check_widths, checked_batch
+from learners.batch import TermsBatch, check_widths, checked_terms_batch, terms_of_labels
 from learners.deepfm import DivergenceError
 from learners.dense import Adam, DenseParameters
 from learners.hashing import salt_of
@@ -23,6 +23,7 @@ from learners.rows import Rows
 from learners.shape import ModelShape
 from learners.state_names import prefixed, under
 from learners.table import EmbeddingTable
+from learners.terms import Terms
 
 _FORGET_STEPS = 64
 
@@ -84,8 +85,8 @@ class NetworkLearner:
             logits: torch.Tensor = self.network(self._gathered(values, keys, rows.dense))
         return np.array(logits.numpy())
 
-    def learn_many(self, rows: Rows, labels: NDArray[Any], weight: NDArray[Any] | None = None) -> None:
-        """One step on B rows; the gradient of row i is scaled by ``weight[i]`` (default 1). Weight 0: no such row.
+    def learn_terms(self, rows: Rows, terms: Terms) -> None:
+        """One step on B rows; the gradient of a row's logit is exposure·σ(z) − event. Both weights 0: no such row.
 
         Raises
         ------
@@ -94,12 +95,16 @@ class NetworkLearner:
         DivergenceError
             A gradient that is not finite. No weight was changed; the batch's ids count as seen.
         """
-        batch = checked_batch(self.shape, rows, labels, weight)
+        batch = checked_terms_batch(self.shape, rows, terms)
         batch = batch.where(batch.weight > 0)
-        if len(batch.target):
+        if len(batch.ids):
             self._step(batch)
 
-    def _step(self, batch: Batch) -> None:
+    def learn_many(self, rows: Rows, labels: NDArray[Any], weight: NDArray[Any] | None = None) -> None:
+        """``learn_terms`` of labelled rows; ``weight`` scales a row's gradient (default 1)."""
+        self.learn_terms(rows, terms_of_labels(self.shape, rows, labels, weight))
+
+    def _step(self, batch: TermsBatch) -> None:
         keys = batch.ids[:, self._columns]
         lookup = self.table.admit(keys)
         values = torch.from_numpy(self.table.gather(lookup.unique)).requires_grad_()
@@ -121,18 +126,15 @@ class NetworkLearner:
         self.table.advance(event_ms)
 
     def _backward(
-        self, values: torch.Tensor, inverse: NDArray[np.int32], keys: NDArray[np.uint64], batch: Batch
+        self, values: torch.Tensor, inverse: NDArray[np.int32], keys: NDArray[np.uint64], batch: TermsBatch
     ) -> None:
-        """The gradients of the batch's summed log loss, in ``values.grad`` and the network's parameters."""
+        """The gradients of the batch's summed terms, in ``values.grad`` and the network's parameters."""
         padded = torch.cat((values.new_zeros((1, values.shape[1])), values))
         looked = torch.nn.functional.embedding(torch.from_numpy(inverse) + 1, padded, padding_idx=0)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            self.network(self._gathered(looked, keys, batch.dense)),
-            torch.from_numpy(batch.target),
-            weight=torch.from_numpy(batch.weight),
-            reduction="sum",
-        )
-        torch.autograd.backward(loss)
+        logits: torch.Tensor = self.network(self._gathered(looked, keys, batch.dense))
+        exposure, event = map(torch.from_numpy, batch.terms)
+        p = logits.detach().sigmoid()
+        torch.autograd.backward(logits, (exposure - event) * p + event * (p - 1))
 
     def _gathered(self, looked: torch.Tensor, keys: NDArray[np.uint64], dense: NDArray[np.float32]) -> Gathered:
         """The parts of rows (B, E + T, D + 1) that stand for ``keys`` (B, E + T)."""

@@ -6,6 +6,7 @@ KuaiRand their mean is ahead of either; the trees' logit as one more dense input
 DeepFM alone, which follows it instead of adding to it. A third logit, of FTRL or DCN-v2, changes nothing: from the same
 inputs these err as the DeepFM does.
 
+The trees learn labels, so the stack learns rows whose labels are known, and not the two terms of the loss apart.
 The weights learn from the logits that the two give before they learn the row, as they are when it is served, so no
 row's label leaks into its own inputs.
 """

@@ -1,4 +1,4 @@
-"""What examples teach a model's heads."""
+"""What labelled impressions teach a model's heads: base training's side of `learners.terms`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.examples import Examples
-from learners.kinds import CONVERSION, CORRECTION
-
-CLICK, CONVERTED = "click", "conversion"
-"""Names of the heads that examples have labels for."""
+from learners.terms import CLICK_HEAD, CONVERSION_HEAD
 
 Index = NDArray[np.intp]
 
@@ -28,51 +25,21 @@ class Targets(NamedTuple):
         return Targets(self.labels[places], self.weight[places])
 
 
-def outcomes(examples: Examples, settled: Index, heads: Sequence[str], *, before_ms: int | None = None) -> Targets:
-    """Of the settled examples at ``settled``: all that is known of their impressions, or was before ``before_ms``."""
-    of_head = [_outcome(examples, settled, head, before_ms) for head in heads]
-    weight = examples.columns["weight"][settled]
-    return _of_heads([(labels, weight) for labels in of_head])
+def outcomes(examples: Examples, exposures: Index, heads: Sequence[str], *, before_ms: int | None = None) -> Targets:
+    """Of the exposures at ``exposures``: all that is known of their impressions, or was before ``before_ms``.
 
-
-def arrivals(
-    kind: NDArray[np.uint8],
-    label: NDArray[np.uint8],
-    heads: Sequence[str],
-    *,
-    weight: NDArray[np.float32] | None = None,
-) -> Targets:
-    """Of B rows as they arrive: what became known later is one more row, for its own head alone.
-
-    A correction is a click, a conversion a converted click; the negative that the settled row taught is not undone.
-    ``kind``, ``label`` and ``weight`` (default 1) are (B,).
+    Each head's weight is the exposure's; `DeepFM.terms_of_labels` leaves a conversion head the clicked rows.
     """
-    weight = np.ones(len(kind), np.float32) if weight is None else weight
-    found = []
-    for head in _checked(heads):
-        if head == CLICK:
-            found.append((label == 1, weight * (kind != CONVERSION)))
-        else:
-            found.append((kind == CONVERSION, weight * (kind != CORRECTION)))
-    return _of_heads(found)
+    labels = np.stack([_outcome(examples, exposures, head, before_ms) for head in heads], axis=1)
+    weight: NDArray[np.float32] = np.repeat(examples.columns["weight"][exposures][:, None], len(heads), axis=1)
+    return Targets(labels, weight) if len(heads) > 1 else Targets(labels[:, 0], weight[:, 0])
 
 
-def _outcome(examples: Examples, settled: Index, head: str, before_ms: int | None) -> NDArray[np.bool_]:
-    _checked((head,))
-    known = examples.clicked if head == CLICK else examples.converted
-    return known(settled, before_ms=before_ms)
-
-
-def _of_heads(of_head: list[tuple[NDArray[np.bool_], NDArray[np.float32]]]) -> Targets:
-    labels, weight = (np.stack(columns, axis=1) for columns in zip(*of_head, strict=True))
-    return Targets(labels, weight) if len(of_head) > 1 else Targets(labels[:, 0], weight[:, 0])
-
-
-def _checked(heads: Sequence[str]) -> Sequence[str]:
-    for head in heads:
-        if head not in (CLICK, CONVERTED):
-            raise ValueError(
-                f"head {head!r} must be {CLICK!r} or {CONVERTED!r}: examples have no other labels, so it would learn "
-                "nothing. Name the heads so."
-            )
-    return heads
+def _outcome(examples: Examples, exposures: Index, head: str, before_ms: int | None) -> NDArray[np.bool_]:
+    if head not in (CLICK_HEAD, CONVERSION_HEAD):
+        raise ValueError(
+            f"head {head!r} must be {CLICK_HEAD!r} or {CONVERSION_HEAD!r}: examples have no other labels, so it would "
+            "learn nothing. Name the heads so."
+        )
+    known = examples.clicked if head == CLICK_HEAD else examples.converted
+    return known(exposures, before_ms=before_ms)

@@ -32,7 +32,7 @@ class Terms(NamedTuple):
     event: NDArray[np.float32]
 
     @classmethod
-    def of_labels(cls, labels: NDArray[np.bool_], weight: NDArray[np.float32]) -> Self:
+    def of_labels(cls, labels: NDArray[np.bool_] | NDArray[np.float32], weight: NDArray[np.float32]) -> Self:
         """Of rows whose label is known: the weighted log loss. Both (B,) or (B, H)."""
         weight = np.asarray(weight, np.float32)
         return cls(weight, weight * labels)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from learners.deepfm import DeepFM
 from learners.rows import Rows
+from learners.terms import Terms
 from tests.learners.batches import SHAPE
 
 EMBEDDED = list(SHAPE.embedded)
@@ -34,21 +35,10 @@ def logits_of(fm: DeepFM, looked: torch.Tensor, numbers: torch.Tensor, dense: Na
     return torch.stack(outputs, 1)
 
 
-def loss_of(fm: DeepFM, logits: torch.Tensor, labels: NDArray[np.bool_], weight: NDArray[np.float32]) -> torch.Tensor:
-    """Weighted log loss of the probabilities multiplied along each head's chain, summed."""
-    given = {head.name: head.given for head in fm.config.heads}
-    places = {name: place for place, name in enumerate(fm.heads.names)}
-    total = torch.zeros((), dtype=torch.float64)
-    for place, name in enumerate(fm.heads.names):
-        p = torch.ones(len(logits), dtype=torch.float64)
-        link: str | None = name
-        while link is not None:
-            p = p * torch.sigmoid(logits[:, places[link]])
-            link = given[link]
-        hit = torch.tensor(labels[:, place], dtype=torch.float64)
-        losses = torch.nn.functional.binary_cross_entropy(p, hit, reduction="none")
-        total = total + (losses * torch.tensor(weight[:, place], dtype=torch.float64)).sum()
-    return total
+def loss_of(logits: torch.Tensor, terms: Terms) -> torch.Tensor:
+    """exposure·softplus(z) − event·z, summed over rows and heads; all (B, H)."""
+    exposure, event = (torch.tensor(part, dtype=torch.float64) for part in terms)
+    return (exposure * torch.nn.functional.softplus(logits, threshold=1000) - event * logits).sum()
 
 
 def torch_gradients(
@@ -56,15 +46,14 @@ def torch_gradients(
     values: NDArray[np.float32],
     inverse: NDArray[np.int32],
     numbers: NDArray[np.float32],
-    labels: NDArray[np.bool_],
-    weight: NDArray[np.float32],
+    terms: Terms,
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
     """Autograd's gradients of the summed loss: of ``values`` (U, D + 1), and of the parameters by name."""
     table = torch.tensor(np.concatenate([values, np.zeros((1, values.shape[1]))]), dtype=torch.float64)
     table.requires_grad_()  # the last row is the missing one: place −1
     dense = {name: value.double().requires_grad_() for name, value in fm.dense.value.items()}
     logits = logits_of(fm, table[torch.from_numpy(inverse).long()], torch.tensor(numbers).double(), dense)
-    found = torch.autograd.grad(loss_of(fm, logits, labels, weight), [table, *dense.values()], allow_unused=True)
+    found = torch.autograd.grad(loss_of(logits, terms), [table, *dense.values()], allow_unused=True)
     of_table, *of_dense = [
         torch.zeros_like(of) if g is None else g for g, of in zip(found, [table, *dense.values()], strict=True)
     ]
@@ -81,27 +70,25 @@ class Reference:
         self._dense = {name: value.double().requires_grad_() for name, value in fm.dense.value.items()}
         self._adam = torch.optim.Adam(list(self._dense.values()), lr=fm.config.dense_rate)
 
-    def learn(self, rows: Rows, labels: NDArray[np.bool_], weight: NDArray[np.float32]) -> None:
+    def learn(self, rows: Rows, terms: Terms) -> None:
         """One step of both models."""
         fm, keys = self._fm, np.unique(rows.ids[:, EMBEDDED])
-        gradients = fm.gradients(rows, labels, weight)
+        gradients = fm.gradients(rows, terms)
         for key in keys.tolist():
             if key not in self._values:  # its start value is the model's
                 found = fm.table.find(np.full((1, len(EMBEDDED)), key, np.uint64))[0, :1]
                 self._values[key] = fm.table.gather(found)[0].astype(np.float64)
                 self._accumulators[key] = np.zeros(2)
-        fm.step(gradients, len(labels))
-        self._step(keys, rows, labels, weight)
+        fm.step(gradients, len(rows.ids))
+        self._step(keys, rows, terms)
 
-    def _step(
-        self, keys: NDArray[np.uint64], rows: Rows, labels: NDArray[np.bool_], weight: NDArray[np.float32]
-    ) -> None:
+    def _step(self, keys: NDArray[np.uint64], rows: Rows, terms: Terms) -> None:
         table = torch.tensor(np.stack([self._values[key] for key in keys.tolist()])).requires_grad_()
         looked = table[torch.from_numpy(np.searchsorted(keys, rows.ids[:, EMBEDDED]))]
         logits = logits_of(self._fm, looked, torch.tensor(rows.dense).double(), self._dense)
-        rows_counted = max(len(labels), self._fm.config.full_batch_rows)
+        rows_counted = max(len(rows.ids), self._fm.config.full_batch_rows)
         self._adam.zero_grad()
-        torch.autograd.backward(loss_of(self._fm, logits, labels, weight))
+        torch.autograd.backward(loss_of(logits, terms))
         for value in self._dense.values():
             value.grad = torch.zeros_like(value) if value.grad is None else value.grad / rows_counted
         self._adam.step()

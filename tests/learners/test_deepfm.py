@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from learners.deepfm import DeepFM, DeepFMConfig, DivergenceError
 from learners.delta import DeltaError
 from learners.heads import Head
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.network import CHUNK_ROWS
 from learners.rows import Rows
+from learners.terms import Terms
 from tests.learners.batches import CONFIG, SHAPE, batch, learned, model
 from tests.learners.deepfm_reference import EMBEDDED, Reference, torch_gradients
 
@@ -28,13 +30,11 @@ HEADS = st.sampled_from([(Head("click"),), CHAIN[:2], CHAIN])
 HIDDEN = st.sampled_from([(), (5,), (8, 6), (4, 4, 3)])
 
 
-def labelled(
-    generator: np.random.Generator, rows: int, heads: int
-) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float32]]:
-    """A batch with labels and weights (rows, heads), some weights 0."""
+def with_terms(generator: np.random.Generator, rows: int, heads: int) -> tuple[Rows, Terms]:
+    """A batch whose rows pay either term, both or none to each of the heads."""
     x, _ = batch(generator, rows)
-    weight = generator.random((rows, heads)) * (generator.random((rows, heads)) < 0.8)
-    return x, generator.random((rows, heads)) < 0.4, weight.astype(np.float32)
+    exposure, event = (generator.random((2, rows, heads)) * (generator.random((2, rows, heads)) < 0.6)).astype("f4")
+    return x, Terms(exposure, event)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 20), HIDDEN, HEADS)
@@ -42,7 +42,7 @@ def labelled(
 def test_gradients_equal_autograd(seed: int, rows: int, hidden: tuple[int, ...], heads: tuple[Head, ...]) -> None:
     """The written-out backward pass agrees with autograd for every parameter, table row and head."""
     fm = model(dataclasses.replace(CONFIG, hidden=hidden, heads=heads))
-    check_gradients(fm, *labelled(np.random.default_rng(seed), rows, len(heads)))
+    check_gradients(fm, *with_terms(np.random.default_rng(seed), rows, len(heads)))
 
 
 @pytest.mark.parametrize("rows", [CHUNK_ROWS, CHUNK_ROWS + 1, 3 * CHUNK_ROWS - 7])
@@ -50,20 +50,20 @@ def test_gradients_equal_autograd(seed: int, rows: int, hidden: tuple[int, ...],
 def test_gradients_of_many_chunks_equal_autograd(rows: int, threads: int) -> None:
     """So they do when the batch is worked off in several pieces, by one thread or two."""
     fm = model(dataclasses.replace(CONFIG, heads=CHAIN[:2], threads=threads))
-    check_gradients(fm, *labelled(np.random.default_rng(rows), rows, 2))
+    check_gradients(fm, *with_terms(np.random.default_rng(rows), rows, 2))
 
 
-def check_gradients(fm: DeepFM, x: Rows, labels: NDArray[np.bool_], weight: NDArray[np.float32]) -> None:
+def check_gradients(fm: DeepFM, x: Rows, terms: Terms) -> None:
     """``fm.gradients`` and autograd's, parameter by parameter."""
-    found = fm.gradients(x, labels, weight)
+    found = fm.gradients(x, terms)
     values = fm.table.gather(found.lookup.unique)
-    table, dense = torch_gradients(fm, values, found.lookup.inverse, x.dense, labels, weight)
+    table, dense = torch_gradients(fm, values, found.lookup.inverse, x.dense, terms)
     np.testing.assert_allclose(found.table, table, rtol=1e-3, atol=2e-5)
     places = fm.dense.like()
     places.flat.numpy()[:] = found.dense
     assert dense.keys() == places.value.keys()
     for name, expected in dense.items():
-        np.testing.assert_allclose(places.value[name].numpy(), expected, rtol=1e-3, atol=2e-5 * len(labels))
+        np.testing.assert_allclose(places.value[name].numpy(), expected, rtol=1e-3, atol=2e-5 * len(x.ids))
 
 
 @given(st.integers(0, 2**32), st.integers(1, 4), HEADS)
@@ -74,8 +74,8 @@ def test_full_steps_equal_the_reference(seed: int, steps: int, heads: tuple[Head
     fm = model(dataclasses.replace(CONFIG, table_epsilon=1e-2, heads=heads))  # no full step from a sum near 0
     reference = Reference(fm)
     for _ in range(steps):
-        x, labels, weight = labelled(generator, 16, len(heads))
-        reference.learn(x, labels, weight)  # the model learns the batch as well
+        x, terms = with_terms(generator, 16, len(heads))
+        reference.learn(x, terms)  # the model learns the batch as well
     x, _ = batch(generator, 8)
     np.testing.assert_allclose(fm.predict_heads(x), reference.logits(x), rtol=1e-2, atol=2e-3)
 
@@ -88,7 +88,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(config: dict[str, objec
         generator = np.random.default_rng(1)
         fm = model(dataclasses.replace(CONFIG, threads=threads, **config))  # type: ignore[arg-type]
         for rows in (2 * CHUNK_ROWS + 99, 30, 4 * CHUNK_ROWS):
-            fm.learn_many(*labelled(generator, rows, len(fm.heads)))
+            fm.learn_terms(*with_terms(generator, rows, len(fm.heads)))
         hashes.add(fm.weights_sha256())
         logits.add(fm.predict_heads(batch(generator, 1500)[0]).tobytes())
     assert len(hashes) == len(logits) == 1
@@ -96,12 +96,12 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(config: dict[str, objec
 
 def test_gradients_of_parts_add_up_to_those_of_the_batch() -> None:
     """Two processes that share a batch admit the same ids and together get the whole gradient."""
-    x, labels, weight = labelled(np.random.default_rng(0), 31, 1)
+    x, terms = with_terms(np.random.default_rng(0), 31, 1)
     fm = model()
-    whole = fm.gradients(x, labels, weight)
+    whole = fm.gradients(x, terms)
     whole = whole._replace(dense=whole.dense.copy())
-    parts = [model().gradients(x, labels, weight, part) for part in (slice(0, 12), slice(12, 31))]
-    assert not fm.gradients(x, labels, weight, slice(0, 0)).dense.any()
+    parts = [model().gradients(x, terms, part) for part in (slice(0, 12), slice(12, 31))]
+    assert not fm.gradients(x, terms, slice(0, 0)).dense.any()
     for part in parts:
         assert np.array_equal(part.lookup.unique, whole.lookup.unique)
     np.testing.assert_allclose(parts[0].table + parts[1].table, whole.table, rtol=1e-4, atol=1e-5)
@@ -109,14 +109,14 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch() -> None:
 
 
 def test_learning_is_gradients_and_then_a_step() -> None:
-    """The two halves do what ``learn_many`` does, bit for bit; a rate factor of 0 moves no weight."""
-    x, labels, weight = labelled(np.random.default_rng(0), 20, 1)
+    """The two halves do what ``learn_terms`` does, bit for bit; a rate factor of 0 moves no weight."""
+    x, terms = with_terms(np.random.default_rng(0), 20, 1)
     whole, halves = learned(3), learned(3)
-    whole.learn_many(x, labels, weight)
-    halves.step(halves.gradients(x, labels, weight), 20)
+    whole.learn_terms(x, terms)
+    halves.step(halves.gradients(x, terms), 20)
     assert whole.weights_sha256() == halves.weights_sha256()
     before = whole.predict_many(x)
-    whole.learn_many(x, labels, weight, rate_factor=0)
+    whole.learn_terms(x, terms, rate_factor=0)
     assert np.array_equal(whole.predict_many(x), before)
 
 
@@ -124,8 +124,8 @@ def test_learning_is_gradients_and_then_a_step() -> None:
 def test_the_dense_step_is_on_the_mean_over_a_full_batch(full: int, rows: int) -> None:
     """Adam's moments are those of the mean gradient, but a batch that is not full counts for its share of one."""
     fm = model(dataclasses.replace(CONFIG, full_batch_rows=full))
-    x, labels, weight = labelled(np.random.default_rng(0), 20, 1)
-    gradients = fm.gradients(x, labels, weight)
+    x, terms = with_terms(np.random.default_rng(0), 20, 1)
+    gradients = fm.gradients(x, terms)
     mean = gradients.dense / rows
     fm.step(gradients, 20)
     np.testing.assert_allclose(fm.state()["adam.first"], 0.1 * mean, rtol=1e-4, atol=1e-9)
@@ -136,10 +136,57 @@ def test_one_weight_a_row_is_that_of_every_head() -> None:
     """Weights (B,) are those (B, H) with equal columns."""
     config = dataclasses.replace(CONFIG, heads=CHAIN)
     one, each = model(config), model(config)
-    x, labels, weight = labelled(np.random.default_rng(0), 20, len(CHAIN))
-    one.learn_many(x, labels, weight[:, 0])
-    each.learn_many(x, labels, np.repeat(weight[:, :1], len(CHAIN), axis=1))
+    generator = np.random.default_rng(0)
+    x, _ = batch(generator, 20)
+    labels, weight = generator.random((20, len(CHAIN))) < 0.4, generator.random(20).astype(np.float32)
+    one.learn_many(x, labels, weight)
+    each.learn_many(x, labels, np.repeat(weight[:, None], len(CHAIN), axis=1))
     assert one.weights_sha256() == each.weights_sha256()
+
+
+@given(st.integers(0, 2**32), HEADS)
+@settings(deadline=None, max_examples=20)
+def test_labels_are_an_exposure_and_its_event_for_each_head_whose_condition_happened(
+    seed: int, heads: tuple[Head, ...]
+) -> None:
+    """``learn_many`` is ``learn_terms``, bit for bit: of P(b | a) only rows with a pay anything."""
+    generator = np.random.default_rng(seed)
+    config = dataclasses.replace(CONFIG, heads=heads)
+    by_label, by_terms = model(config), model(config)
+    x, _ = batch(generator, 20)
+    labels = generator.random((20, len(heads))) < 0.5
+    weight = generator.random((20, len(heads))).astype(np.float32)
+    given_ = {"cart": "click", "purchase": "cart"}
+    names = [head.name for head in heads]
+    exposure = weight.copy()
+    for place, name in enumerate(names):
+        if name in given_:
+            exposure[~labels[:, names.index(given_[name])], place] = 0
+    by_label.learn_many(x, labels, weight)
+    by_terms.learn_terms(x, Terms(exposure, exposure * labels))
+    assert by_label.weights_sha256() == by_terms.weights_sha256()
+
+
+@pytest.mark.parametrize("heads", [CHAIN[:1], CHAIN[:2]])
+def test_an_exposure_and_its_click_in_two_batches_pay_the_labelled_loss(heads: tuple[Head, ...]) -> None:
+    """At the same weights, the gradients of the parts add up to that of the whole."""
+    generator = np.random.default_rng(2)
+    fm = model(dataclasses.replace(CONFIG, heads=heads))
+    names = [("click", "conversion")[place] for place in range(len(heads))]
+    x, clicked = batch(generator, 30)
+    events = Rows(x.ids[clicked], x.dense[clicked])
+    labels = np.stack([clicked, np.zeros(30, np.bool_)], 1)[:, : len(heads)]
+    whole = fm.gradients(x, fm.terms_of_labels(x, labels))
+    whole = whole._replace(dense=whole.dense.copy())
+    shown = fm.gradients(x, Terms.of_kinds(np.full(30, EXPOSURE, np.uint8), names))
+    shown = shown._replace(dense=shown.dense.copy())
+    later = fm.gradients(events, Terms.of_kinds(np.full(len(events.ids), CLICK, np.uint8), names))
+    np.testing.assert_allclose(shown.dense + later.dense, whole.dense, rtol=1e-4, atol=1e-5)
+    summed = dict(zip(shown.lookup.unique.tolist(), shown.table.copy(), strict=True))
+    for row, gradient in zip(later.lookup.unique.tolist(), later.table, strict=True):
+        summed[row] = summed[row] + gradient
+    found = np.stack([summed[row] for row in whole.lookup.unique.tolist()])
+    np.testing.assert_allclose(found, whole.table, rtol=1e-4, atol=1e-5)
 
 
 def test_an_id_without_a_row_counts_as_its_columns_default() -> None:
@@ -391,6 +438,29 @@ def test_bad_input_is_refused_and_the_model_untouched(
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize(
+    ("exposure", "event", "message"),
+    [
+        (np.ones(4), np.array([0, np.nan, 0, 0]), r"event weights hold nan at \(1, 0\)"),
+        (np.array([1, np.inf, 0, 0]), np.ones(4), "exposure weights hold inf"),
+        (np.ones(4), np.array([0, -1, 0, 0]), "event weight -1 must not be negative"),
+        (np.full(4, 1e7), np.ones(4), r"exposure weight 1e.07 must not exceed 1e.06"),
+        (np.ones(3), np.ones(4), r"exposure \(3,\) must be \(4,\)"),
+        (np.ones(4), np.ones((4, 2)), r"event \(4, 2\) must be \(4,\)"),
+    ],
+)
+def test_terms_that_mean_nothing_are_refused_and_the_model_untouched(
+    exposure: NDArray[np.float64], event: NDArray[np.float64], message: str
+) -> None:
+    """The error names the term, the value and the bound."""
+    fm = learned(2)
+    before = fm.state()
+    x, _ = batch(np.random.default_rng(0), 4)
+    with pytest.raises(ValueError, match=message):
+        fm.learn_terms(x, Terms(exposure.astype(np.float32), event.astype(np.float32)))
+    assert all(np.array_equal(before[name], array) for name, array in fm.state().items())
+
+
 def test_a_diverging_gradient_is_raised_before_the_update() -> None:
     """Dense inputs near the float's limit overflow the gradient: no weight, no optimiser moves."""
     fm = learned(2)
@@ -407,17 +477,24 @@ def test_a_diverging_gradient_is_raised_before_the_update() -> None:
     assert np.array_equal(fm.predict_many(x), known)
 
 
-def test_a_conversion_head_learns_from_all_impressions() -> None:
-    """Conversions happen only after clicks; the chain finds P(conversion | click) where clicks are a biased sample."""
+@pytest.mark.parametrize("known", ["label", "event by event"])
+def test_a_conversion_head_learns_from_clicks_alone(known: str) -> None:
+    """It finds P(conversion | click), and the chain both, from labels as from the events as they come."""
     generator = np.random.default_rng(5)
-    fm = model(dataclasses.replace(CONFIG, heads=(Head("click"), Head("buy", given="click"))))
+    names = ("click", "conversion")
+    fm = model(dataclasses.replace(CONFIG, heads=(Head("click"), Head("conversion", given="click"))))
     click_rate, buy_rate = np.array([0.8, 0.2]), np.array([0.25, 0.75])
     for _ in range(600):
         x, _ = batch(generator, 64)
         kind = (x.ids[:, 0] % 2).astype(int)
         clicked = generator.random(64) < click_rate[kind]
         bought = clicked & (generator.random(64) < buy_rate[kind])
-        fm.learn_many(x, np.stack([clicked, bought], 1))
+        if known == "label":
+            fm.learn_many(x, np.stack([clicked, bought], 1))
+            continue
+        for of_kind, happened in ((EXPOSURE, np.ones(64, np.bool_)), (CLICK, clicked), (CONVERSION, bought)):
+            rows = Rows(x.ids[happened], x.dense[happened])
+            fm.learn_terms(rows, Terms.of_kinds(np.full(len(rows.ids), of_kind, np.uint8), names))
     x, _ = batch(generator, 2000)
     kind, logits = (x.ids[:, 0] % 2).astype(int), fm.predict_heads(x)
     assert np.array_equal(logits[:, 0], fm.predict_many(x))

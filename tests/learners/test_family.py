@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from learners.family import FAMILY, member
+from learners.kinds import CLICK, EXPOSURE
 from learners.protocol import Learner, State
 from learners.rows import Rows
+from learners.terms import Terms
 from tests.learners.family_cases import (
     CASES,
     DAY_MS,
@@ -29,6 +31,7 @@ from tests.learners.family_cases import (
 
 NAMES = sorted(FAMILY)
 every = pytest.mark.parametrize("name", NAMES)
+additive = pytest.mark.parametrize("name", [name for name in NAMES if FAMILY[name].additive])
 
 
 def probe(rows: int = 40) -> Rows:
@@ -243,6 +246,60 @@ def test_a_batch_of_weight_zero_teaches_nothing(name: str) -> None:
     if CASES[name].zero_is_absent:
         assert np.array_equal(learner.predict_many(probe()), before)
     np.testing.assert_allclose(learner.predict_many(probe()), before, atol=0.5)
+
+
+@additive
+def test_labelled_rows_are_their_terms(name: str) -> None:
+    """``learn_many`` is ``learn_terms`` of `Terms.of_labels`, bit for bit."""
+    one, other = learned(name), learned(name)
+    rows, labels = batch(np.random.default_rng(8))
+    weight = np.random.default_rng(9).random(len(labels)).astype(np.float32)
+    one.learn_many(rows, labels, weight)
+    other.learn_terms(rows, Terms.of_labels(labels, weight))  # type: ignore[attr-defined]
+    assert same_state(one.state(), other.state())
+
+
+@additive
+def test_exposures_and_their_clicks_teach_the_click_rate(name: str) -> None:
+    """Learned when they come, clicks a batch after their exposures: the mean p is the rate, and ids are told apart."""
+    learner: Any = fresh(name)
+    generator, owed = np.random.default_rng(3), None
+    for _ in range(300):
+        rows, labels = batch(generator, 48)
+        clicks = Rows(rows.ids[labels], rows.dense[labels])
+        come = clicks if owed is None else owed
+        both = Rows(np.concatenate((rows.ids, come.ids)), np.concatenate((rows.dense, come.dense)))
+        kind = np.repeat(np.array([EXPOSURE, CLICK], np.uint8), (len(labels), len(come.ids)))
+        learner.learn_terms(both, Terms.of_kinds(kind, ("click",)))
+        owed = clicks
+    rows, labels = batch(np.random.default_rng(5), 2000)
+    p = 1 / (1 + np.exp(-learner.predict_many(rows).astype(np.float64)))
+    assert abs(p.mean() / labels.mean() - 1) < 0.1
+    assert p[labels].mean() > p[~labels].mean() + 0.05
+
+
+@additive
+def test_bad_terms_are_refused_and_leave_the_learner_untouched(name: str) -> None:
+    """NaN, negative weights, wrong lengths, no rows."""
+    learner: Any = learned(name)
+    before = learner.state()
+    rows, _ = batch(np.random.default_rng(8))
+    fine = np.ones(len(rows.ids), np.float32)
+    for wrong in (np.full_like(fine, np.nan), -fine, fine[1:], np.ones((len(fine), 3), np.float32)):
+        for terms in (Terms(fine, wrong), Terms(wrong, fine)):
+            with pytest.raises(ValueError, match=r"exposure|event"):
+                learner.learn_terms(rows, terms)
+    with pytest.raises(ValueError, match="0 rows"):
+        learner.learn_terms(Rows(rows.ids[:0], rows.dense[:0]), Terms(fine[:0], fine[:0]))
+    with pytest.raises(ValueError, match="feature spec toy"):
+        learner.learn_terms(Rows(rows.ids[:, 1:], rows.dense), Terms(fine, fine))
+    assert same_state(before, learner.state())
+
+
+def test_what_learns_by_gradients_learns_terms() -> None:
+    """Trees, their stack and river's classifiers learn rows whose label is known."""
+    apart = {name for name in NAMES if FAMILY[name].additive}
+    assert apart == {"deepfm", "fm", "wide_deep", "dcn_v2", "din", "ftrl", "ftrl_ids"}
 
 
 @dataclasses.dataclass

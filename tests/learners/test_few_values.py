@@ -16,8 +16,9 @@ from learners.few_values import FewValues, few_values
 from learners.heads import Head
 from learners.network import CHUNK_ROWS
 from learners.rows import Rows
+from learners.terms import Terms
 from tests.learners.batches import CONFIG, batch, model
-from tests.learners.test_deepfm import CHAIN, check_gradients, labelled
+from tests.learners.test_deepfm import CHAIN, check_gradients, with_terms
 
 MANY_IDS = 5000
 LEAST_ROWS = 512  # that pay, with the narrow layers of these tests
@@ -30,14 +31,12 @@ def few_units_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(look_ups, "LEAST_OUTPUTS", LEAST_ROWS * 5)
 
 
-def mixed(
-    generator: np.random.Generator, rows: int, heads: int, many: tuple[int, ...] = (0, 3)
-) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float32]]:
-    """A labelled batch with many ids in some columns and few, missing ones among them, in the others."""
-    x, labels, weight = labelled(generator, rows, heads)
+def mixed(generator: np.random.Generator, rows: int, heads: int, many: tuple[int, ...] = (0, 3)) -> tuple[Rows, Terms]:
+    """A batch with many ids in some columns and few, missing ones among them, in the others."""
+    x, terms = with_terms(generator, rows, heads)
     for column in many:
         x.ids[:, column] = generator.integers(0, MANY_IDS, rows)
-    return x, labels, weight
+    return x, terms
 
 
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +80,7 @@ def test_a_batch_that_is_too_small_is_not_searched(monkeypatch: pytest.MonkeyPat
         return few_values(inverse, places)
 
     monkeypatch.setattr(look_ups, "few_values", seen)
-    model().learn_many(*mixed(np.random.default_rng(0), rows, 1))
+    model().learn_terms(*mixed(np.random.default_rng(0), rows, 1))
     assert calls == [rows] * searched
 
 
@@ -105,7 +104,7 @@ def test_learning_by_few_values_is_learning(monkeypatch: pytest.MonkeyPatch, hea
         generator = np.random.default_rng(0)
         fm = model(dataclasses.replace(CONFIG, heads=heads, table_epsilon=1e-2))
         for rows in (LEAST_ROWS, 700, 30, 1300):
-            fm.learn_many(*mixed(generator, rows, len(heads)))
+            fm.learn_terms(*mixed(generator, rows, len(heads)))
         return fm
 
     by_value = learned()
@@ -124,18 +123,16 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(heads: tuple[Head, ...]
         generator = np.random.default_rng(1)
         fm = model(dataclasses.replace(CONFIG, threads=threads, heads=heads))
         for rows in (2 * CHUNK_ROWS + 99, 30, 4 * CHUNK_ROWS, LEAST_ROWS):
-            fm.learn_many(*mixed(generator, rows, len(heads)))
+            fm.learn_terms(*mixed(generator, rows, len(heads)))
         hashes.add(fm.weights_sha256())
     assert len(hashes) == 1
 
 
 def test_gradients_of_parts_add_up_to_those_of_the_batch() -> None:
     """Processes that share a batch find the few values of their own parts, or none in a small part."""
-    x, labels, weight = mixed(np.random.default_rng(0), 1300, 1)
-    whole = model().gradients(x, labels, weight)
-    parts = [
-        model().gradients(x, labels, weight, part) for part in (slice(0, 600), slice(600, 1200), slice(1200, None))
-    ]
+    x, terms = mixed(np.random.default_rng(0), 1300, 1)
+    whole = model().gradients(x, terms)
+    parts = [model().gradients(x, terms, part) for part in (slice(0, 600), slice(600, 1200), slice(1200, None))]
     np.testing.assert_allclose(sum(part.table for part in parts), whole.table, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(sum(part.dense for part in parts), whole.dense, rtol=1e-3, atol=1e-3)
 
@@ -143,7 +140,7 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch() -> None:
 def test_a_prediction_between_two_batches_is_the_usual_one() -> None:
     """Predicting does not look up: its bits are those of a model with the same weights that never learned."""
     fm = model()
-    fm.learn_many(*mixed(np.random.default_rng(0), 700, 1))
+    fm.learn_terms(*mixed(np.random.default_rng(0), 700, 1))
     x = mixed(np.random.default_rng(1), 700, 1)[0]
     other = DeepFM.from_state(fm.config, fm.shape, fm.state())
     assert np.array_equal(fm.predict_many(x), other.predict_many(x))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from learners.ftrl import FtrlConfig, FtrlRegression
 from learners.rows import Rows
+from learners.terms import Terms
 from tests.learners.batches import SHAPE, batch
 
 LARGE = 2**20  # rows: the few ids of these tests do not collide
@@ -43,9 +44,9 @@ class Reference:
         """The product of weights and inputs."""
         return sum(self.weight(name) * x for name, x in self.features(rows, row).items())
 
-    def learn(self, rows: Rows, row: int, label: bool, scale: float) -> None:
-        """Lines 7 to 11."""
-        error = (1 / (1 + math.exp(-self.logit(rows, row))) - label) * scale
+    def learn(self, rows: Rows, row: int, exposure: float, event: float) -> None:
+        """Lines 7 to 11, on the two terms of the log loss."""
+        error = exposure / (1 + math.exp(-self.logit(rows, row))) - event
         weights = {name: self.weight(name) for name in self.features(rows, row)}
         for name, x in self.features(rows, row).items():
             gradient, n = error * x, self.n.get(name, 0.0)
@@ -63,16 +64,16 @@ class Reference:
     st.booleans(),
 )
 def test_it_is_the_algorithm(seed: int, rows: int, l1: float, l2: float, dense: bool) -> None:
-    """Logits after a random batch with weights equal those of the slow reference; distinct ids a row."""
+    """Logits after a batch of random terms equal those of the slow reference; distinct ids a row."""
     generator = np.random.default_rng(seed)
     config = FtrlConfig(alpha=0.3, beta=0.7, l1=l1, l2=l2, table_rows=LARGE, dense=dense)
     learner, reference = FtrlRegression(config, SHAPE), Reference(config)
-    x, labels = batch(generator, rows)
+    x, _ = batch(generator, rows)
     x = x._replace(ids=np.where(x.ids, x.ids + 100 * np.arange(5, dtype=np.uint64), 0).astype(np.uint64))
-    weight = generator.random(rows).astype(np.float32) * 2
-    learner.learn_many(x, labels, weight)
+    exposure, event = 2 * generator.random((2, rows)).astype(np.float32)
+    learner.learn_terms(x, Terms(exposure, event))
     for row in range(rows):
-        reference.learn(x, row, bool(labels[row]), float(weight[row]))
+        reference.learn(x, row, float(exposure[row]), float(event[row]))
     expected = [reference.logit(x, row) for row in range(rows)]
     np.testing.assert_allclose(learner.predict_many(x), expected, rtol=1e-5, atol=1e-6)
 

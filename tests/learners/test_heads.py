@@ -1,11 +1,12 @@
-"""Heads and the log loss along their chains."""
+"""Heads, their terms and their chains."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from learners.heads import Head, Heads
+from learners.heads import Head, Heads, grad_logits, summed_loss
+from learners.terms import Terms
 
 CHAIN = (Head("click"), Head("cart", given="click"), Head("buy", given="cart"), Head("like"))
 
@@ -35,16 +36,17 @@ def test_probabilities_multiply_along_the_chain() -> None:
 
 
 @pytest.mark.parametrize("size", [5.0, 50.0, 500.0])
-def test_errors_are_the_derivative_of_the_loss_and_finite_at_any_logit(size: float) -> None:
+def test_gradients_are_the_derivative_of_the_loss_and_finite_at_any_logit(size: float) -> None:
     """Where the loss bends they are its slope; at extreme logits they stay within the weights."""
-    generator, heads = np.random.default_rng(1), Heads(CHAIN)
+    generator = np.random.default_rng(1)
     logits = (generator.standard_normal((4, 64)) * size).astype(np.float32)
-    labels = (generator.random((64, 4)) < 0.5).astype(np.float32)
-    weight = generator.random((64, 4)).astype(np.float32)
-    errors = np.empty((4, 64), np.float32)
-    heads.errors(logits, labels, weight, errors)
-    assert np.isfinite(errors).all()
-    assert np.abs(errors).max() <= 3 + 1e-6  # three losses hang on the first head
+    terms = Terms(*generator.random((2, 64, 4)).astype(np.float32))
+    found = np.empty((4, 64), np.float32)
+    grad_logits(logits, terms.exposure, terms.event, found)
+    z = logits.astype(np.float64)
+    sigmoid = np.exp(-np.logaddexp(0, -z))
+    np.testing.assert_allclose(found, terms.exposure.T * sigmoid - terms.event.T, rtol=1e-6, atol=1e-7)
+    assert np.isfinite(summed_loss(logits, terms))
     if size > 5:
         return
     for head in range(4):
@@ -52,14 +54,28 @@ def test_errors_are_the_derivative_of_the_loss_and_finite_at_any_logit(size: flo
         up, down = logits.copy(), logits.copy()
         up[head] += step
         down[head] -= step
-        slope = (heads.loss(up, labels, weight) - heads.loss(down, labels, weight)) / (2 * float(step))
-        assert slope == pytest.approx(float(errors[head].sum(dtype=np.float64)), rel=2e-3, abs=2e-3)
+        slope = (summed_loss(up, terms) - summed_loss(down, terms)) / (2 * float(step))
+        assert slope == pytest.approx(float(found[head].sum(dtype=np.float64)), rel=2e-3, abs=2e-3)
+
+
+def test_a_labelled_click_keeps_its_digits_at_a_high_logit() -> None:
+    """Of a click that was foreseen, σ(z) − 1 is tiny, and not rounded to 0."""
+    found, one = np.empty((1, 1), np.float32), np.ones((1, 1), np.float32)
+    grad_logits(np.full((1, 1), 30, np.float32), one, one, found)
+    assert found[0, 0] == pytest.approx(-np.exp(-30.0), rel=1e-6)
+
+
+def test_labels_teach_a_head_only_where_its_condition_happened() -> None:
+    """Of a row without a click, the later heads of the chain learn nothing; a head without ``given`` learns of all."""
+    labels = np.array([[0, 0, 0, 1], [1, 0, 0, 0], [1, 1, 0, 1], [0, 1, 1, 0]], np.float32)
+    exposure, event = Heads(CHAIN).terms_of_labels(labels, np.array([1, 2, 3, 4], np.float32))
+    assert exposure.tolist() == [[1, 0, 0, 1], [2, 2, 0, 2], [3, 3, 3, 3], [4, 0, 4, 4]]
+    assert event.tolist() == (exposure * labels).tolist()
 
 
 def test_a_nan_is_not_lost() -> None:
-    """A logit that is not a number makes an error that is none: learning must notice."""
-    errors = np.empty((2, 1), np.float32)
-    for label in (0, 1):
-        labels, weight = np.full((1, 2), label, np.float32), np.ones((1, 2), np.float32)
-        Heads(CHAIN[:2]).errors(np.array([[np.nan], [0]], np.float32), labels, weight, errors)
-        assert np.isnan(errors[0, 0])
+    """A logit that is not a number makes a gradient that is none: learning must notice."""
+    logits, found = np.array([[np.nan], [0]], np.float32), np.empty((2, 1), np.float32)
+    for event in (0, 1):
+        grad_logits(logits, np.ones((1, 2), np.float32), np.full((1, 2), event, np.float32), found)
+        assert np.isnan(found[0, 0])

@@ -17,6 +17,7 @@ from learners.network_learner import NetworkLearner
 from learners.networks import NETWORKS, Kind, NetworkConfig
 from learners.rows import Rows
 from learners.table import TableConfig
+from learners.terms import Terms
 from tests.learners.family_cases import SHAPE, batch
 
 KINDS: list[Kind] = list(NETWORKS)
@@ -119,7 +120,7 @@ class Slow:
             self.accumulators[key] = np.zeros(2)
         return self.rows[key]
 
-    def learn(self, rows: Rows, labels: NDArray[np.bool_], weight: NDArray[np.float32], starts: Arrays) -> None:
+    def learn(self, rows: Rows, terms: Terms, starts: Arrays) -> None:
         """One step; ``starts["values"]`` (B, E + T, D + 1) holds what new ids start from."""
         keys = rows.ids[:, self.of._columns]
         looked = torch.stack(
@@ -132,11 +133,11 @@ class Slow:
         for row in self.rows.values():
             row.grad = None
         logits = self.of.network(self.of._gathered(looked, keys, rows.dense))
-        each = torch.nn.functional.softplus(logits) - torch.from_numpy(labels.astype(np.float32)) * logits
-        (each * torch.from_numpy(weight)).sum().backward()
+        exposure, event = map(torch.from_numpy, terms)
+        (exposure * torch.nn.functional.softplus(logits) - event * logits).sum().backward()
         for parameter in self.of.network.parameters():
             assert parameter.grad is not None
-            parameter.grad /= float(weight.sum())
+            parameter.grad /= float(np.maximum(*terms).sum())
         self.adam.step()
         for key, row in self.rows.items():
             if row.grad is not None:
@@ -159,13 +160,14 @@ def test_whole_steps_equal_the_slow_ones(kind: Kind, seed: int, steps: int) -> N
     fast, twin = NetworkLearner(config, SHAPE), NetworkLearner(config, SHAPE)
     slow, generator = Slow(twin), np.random.default_rng(seed)
     for _ in range(steps):
-        rows, labels = batch(generator, 12)
-        weight = generator.random(12).astype(np.float32) + np.float32(0.1)
+        rows, _ = batch(generator, 12)
+        terms = Terms(*(generator.random((2, 12)) * (generator.random((2, 12)) < 0.7)).astype(np.float32))
+        terms.exposure[0] = 1  # a batch without any weight is no step
         keys = rows.ids[:, twin._columns]
         lookup = twin.table.admit(keys)
         starts = np.concatenate((twin.table.gather(lookup.unique), np.zeros((1, 4), np.float32)))[lookup.inverse]
-        fast.learn_many(rows, labels, weight)
-        slow.learn(rows, labels, weight, {"values": starts})
+        fast.learn_terms(rows, terms)
+        slow.learn(rows, terms, {"values": starts})
     found = fast.table.gather(fast.table.find(keys).reshape(-1)).reshape(*keys.shape, -1)
     for i, j in np.argwhere(keys != 0):
         expected = slow.rows[int(keys[i, j])].detach().numpy()
