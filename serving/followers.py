@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import structlog
@@ -19,6 +19,7 @@ from serving.snapshots import LoadedModel, NoSnapshotError
 from serving.tasks import begin, end
 from stream.admin import BrokerUnreachableError
 from stream.records import CalibrationRecord, DeltaPart, SnapshotNotice
+from stream.topics import CALIBRATION, WEIGHTS
 
 log = structlog.get_logger()
 
@@ -30,8 +31,11 @@ _FIRST_STEP_BACK = 256  # records; four minutes of deltas, about the time betwee
 class TopicFollower:
     """Reads partition 0 of one topic, alone, with no group: every serving process sees every record.
 
-    Subclasses say where to begin (`position`) and what to do with records (`take`).
+    Subclasses say which topic it is (`NAME`, without a prefix), where to begin (`position`) and what to do with records
+    (`take`).
     """
+
+    NAME: ClassVar[str]
 
     def __init__(
         self,
@@ -99,7 +103,7 @@ class TopicFollower:
     def reject(self, record: ConsumerRecord, reason: str, detail: str) -> None:
         """Count and log a record that could not be used."""
         self.rejection = f"{self.topic}[0] {record.offset}: {detail}"
-        self.metrics.rejected_records.labels(self.topic, reason).inc()
+        self.metrics.rejected_records.labels(self.NAME, reason).inc()
         self.report("record not used", offset=record.offset, reason=reason, detail=detail)
 
     def report(self, event: str, **details: object) -> None:
@@ -140,6 +144,8 @@ class WeightsFollower(TopicFollower):
     load : reads the newest snapshot; runs in a thread, so that requests are answered meanwhile.
     on_swap : called after every change of the model.
     """
+
+    NAME = WEIGHTS
 
     def __init__(
         self,
@@ -219,6 +225,8 @@ class WeightsFollower(TopicFollower):
 
 class CalibrationFollower(TopicFollower):
     """Offers the newest state of every partition to the hot calibrator."""
+
+    NAME = CALIBRATION
 
     def __init__(
         self,

@@ -14,12 +14,11 @@ from aiohttp.typedefs import Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from serving.messages import BadRequestError
-from serving.metrics import ServingMetrics
+from serving.metrics import ROUTES, ServingMetrics
 
 log = structlog.get_logger()
 
 MAX_BODY_BYTES = 16 << 20
-ROUTES = ("/v1/rank", "/v1/score", "/v1/status", "/healthz", "/readyz", "/metrics", "/")
 _PAGE_FILES = {
     "/": ("index.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),

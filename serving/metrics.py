@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from prometheus_client import CollectorRegistry
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from stream.metric_table import Metric, MetricRegistry
+from stream.topics import CALIBRATION, WEIGHTS
 
 _LATENCY_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _FRESHNESS_S = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One row of the table."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    doc: str
-    labels: tuple[str, ...] = ()
-    buckets: Sequence[float] = ()
-
+ROUTES = ("/v1/rank", "/v1/score", "/v1/status", "/healthz", "/readyz", "/metrics", "/")
+_REASONS = (
+    "malformed",  # not read as a record of its topic
+    "schema",  # a calibration state that is damaged or does not add to the others
+    "spec",  # learned with another feature spec
+    "gap",  # a version that does not follow, and no snapshot that fills the gap
+)
 
 # fmt: off
 TABLE = (
     Metric("millstream_serving_requests_total", "counter", "HTTP calls answered, by route and status class",
-           ("route", "status")),
-    Metric("millstream_serving_request_seconds", "histogram", "Time from a call's arrival to its answer", ("route",),
-           _LATENCY_S),
+           {"route": (*ROUTES, "other"), "status": ("2xx", "3xx", "4xx", "5xx")}),
+    Metric("millstream_serving_request_seconds", "histogram", "Time from a call's arrival to its answer",
+           {"route": (*ROUTES, "other")}, _LATENCY_S),
     Metric("millstream_serving_rows_total", "counter", "Ads scored"),
     Metric("millstream_serving_model_version", "gauge", "Version of the model in use"),
     Metric("millstream_serving_map_version", "gauge", "Version of the calibration map in use"),
@@ -36,11 +30,12 @@ TABLE = (
     Metric("millstream_serving_gaps_total", "counter", "Times the next version was missing, damaged or unrelated"),
     Metric("millstream_serving_reloads_total", "counter", "Snapshots installed after a gap"),
     Metric("millstream_serving_rejected_records_total", "counter",
-           "Records of weights or calibration that could not be used", ("topic", "reason")),
+           "Records of weights or calibration that could not be used",
+           {"topic": (WEIGHTS, CALIBRATION), "reason": _REASONS}),
     Metric("millstream_serving_applied_timestamp_seconds", "gauge",
            "Event time up to which model and map have seen everything"),
     Metric("millstream_serving_freshness_seconds", "histogram",
-           "Click produced to first prediction by a version that learned it", (), _FRESHNESS_S),
+           "Click produced to first prediction by a version that learned it", {}, _FRESHNESS_S),
     Metric("millstream_serving_observed_over_expected_ratio", "gauge",
            "Clicks over calibrated expected clicks, on the rows that the calibrator holds"),
     Metric("millstream_serving_predicted_mean_ratio", "gauge", "Mean calibrated probability of the last second"),
@@ -54,37 +49,26 @@ TABLE = (
 # fmt: on
 
 
-class ServingMetrics:
-    """The metrics of the table, in a registry of their own."""
+class ServingMetrics(MetricRegistry):
+    """The metrics of the table, in a registry of their own; those that every call raises are at hand."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        made = {row.name: self._made(row) for row in TABLE}
-        counters = {n: m for n, m in made.items() if isinstance(m, Counter)}
-        gauges = {n: m for n, m in made.items() if isinstance(m, Gauge)}
-        histograms = {n: m for n, m in made.items() if isinstance(m, Histogram)}
-        self.requests = counters["millstream_serving_requests_total"]
-        self.request_seconds = histograms["millstream_serving_request_seconds"]
-        self.rows = counters["millstream_serving_rows_total"]
-        self.model_version = gauges["millstream_serving_model_version"]
-        self.map_version = gauges["millstream_serving_map_version"]
-        self.swaps = counters["millstream_serving_swaps_total"]
-        self.gaps = counters["millstream_serving_gaps_total"]
-        self.reloads = counters["millstream_serving_reloads_total"]
-        self.rejected_records = counters["millstream_serving_rejected_records_total"]
-        self.applied_timestamp = gauges["millstream_serving_applied_timestamp_seconds"]
-        self.freshness = histograms["millstream_serving_freshness_seconds"]
-        self.observed_over_expected = gauges["millstream_serving_observed_over_expected_ratio"]
-        self.predicted_mean = gauges["millstream_serving_predicted_mean_ratio"]
-        self.feature_read_failures = counters["millstream_feature_read_failures_total"]
-        self.served_records = counters["millstream_served_records_total"]
-        self.served_records_dropped = counters["millstream_served_records_dropped_total"]
-        self.served_send_failures = counters["millstream_served_send_failures_total"]
-        self.served_waiting_bytes = gauges["millstream_served_waiting_bytes"]
-
-    def _made(self, row: Metric) -> Counter | Gauge | Histogram:
-        if row.kind == "counter":
-            return Counter(row.name, row.doc, row.labels, registry=self.registry)
-        if row.kind == "gauge":
-            return Gauge(row.name, row.doc, row.labels, registry=self.registry)
-        return Histogram(row.name, row.doc, row.labels, registry=self.registry, buckets=row.buckets)
+        super().__init__(CollectorRegistry(), TABLE)
+        self.requests = self.counter("serving_requests_total")
+        self.request_seconds = self.histogram("serving_request_seconds")
+        self.rows = self.counter("serving_rows_total")
+        self.model_version = self.gauge("serving_model_version")
+        self.map_version = self.gauge("serving_map_version")
+        self.swaps = self.counter("serving_swaps_total")
+        self.gaps = self.counter("serving_gaps_total")
+        self.reloads = self.counter("serving_reloads_total")
+        self.rejected_records = self.counter("serving_rejected_records_total")
+        self.applied_timestamp = self.gauge("serving_applied_timestamp_seconds")
+        self.freshness = self.histogram("serving_freshness_seconds")
+        self.observed_over_expected = self.gauge("serving_observed_over_expected_ratio")
+        self.predicted_mean = self.gauge("serving_predicted_mean_ratio")
+        self.feature_read_failures = self.counter("feature_read_failures_total")
+        self.served_records = self.counter("served_records_total")
+        self.served_records_dropped = self.counter("served_records_dropped_total")
+        self.served_send_failures = self.counter("served_send_failures_total")
+        self.served_waiting_bytes = self.gauge("served_waiting_bytes")

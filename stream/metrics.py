@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from prometheus_client import CollectorRegistry
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
+from stream.metric_table import Metric, MetricRegistry
 from stream.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS, SERVED
 
 REASONS = (
@@ -42,18 +39,6 @@ JOIN_COUNTS = (
 _TOPICS = (SERVED, IMPRESSIONS, CLICKS, CONVERSIONS, EXAMPLES)
 _AGENTS = ("join", "sessions", "learn", "calibrate", "archive")
 _STEP_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One row of the table; ``labels`` gives each label the closed set of its values."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    doc: str
-    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    buckets: Sequence[float] = ()
-
 
 # fmt: off
 TABLE = (
@@ -134,55 +119,8 @@ TABLE = (
 # fmt: on
 
 
-class WorkerMetrics:
-    """The metrics of the table in a registry of the caller's; every child of a label set exists from the start.
-
-    `counter`, `gauge` and `histogram` give a metric by its name without the prefix ``millstream_``, with its labels.
-    """
+class WorkerMetrics(MetricRegistry):
+    """The workers' metrics in a registry of the caller's."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.registry = registry
-        self._counters: dict[str, Counter] = {}
-        self._gauges: dict[str, Gauge] = {}
-        self._histograms: dict[str, Histogram] = {}
-        for row in TABLE:
-            self._register(row)
-
-    def counter(self, name: str, **labels: str) -> Counter:
-        """A counter; KeyError for a name, ValueError for labels, that the table does not hold."""
-        found = self._counters[name]
-        return found.labels(**labels) if labels else found
-
-    def gauge(self, name: str, **labels: str) -> Gauge:
-        """A gauge."""
-        found = self._gauges[name]
-        return found.labels(**labels) if labels else found
-
-    def histogram(self, name: str, **labels: str) -> Histogram:
-        """A histogram."""
-        found = self._histograms[name]
-        return found.labels(**labels) if labels else found
-
-    def _register(self, row: Metric) -> None:
-        name, labels = row.name.removeprefix("millstream_"), tuple(row.labels)
-        metric: Counter | Gauge | Histogram
-        if row.kind == "counter":
-            metric = self._counters[name] = Counter(row.name, row.doc, labels, registry=self.registry)
-        elif row.kind == "gauge":
-            metric = self._gauges[name] = Gauge(row.name, row.doc, labels, registry=self.registry)
-        else:
-            metric = self._histograms[name] = Histogram(
-                row.name, row.doc, labels, registry=self.registry, buckets=row.buckets
-            )
-        for values in _combinations(row.labels):
-            metric.labels(**values)
-
-
-def _combinations(labels: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
-    """Every combination of label values; none for a metric without labels."""
-    if not labels:
-        return []
-    combined: list[dict[str, str]] = [{}]
-    for name, values in labels.items():
-        combined = [{**held, name: value} for held in combined for value in values]
-    return combined
+        super().__init__(registry, TABLE)

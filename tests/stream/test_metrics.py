@@ -7,7 +7,8 @@ import re
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from stream.metrics import TABLE, Metric, WorkerMetrics
+from stream.metric_table import Metric
+from stream.metrics import TABLE, WorkerMetrics
 
 UNITS = ("_total", "_seconds", "_ratio", "_bytes", "_rows", "_records", "_events", "_partitions")
 WITHOUT_UNIT = {  # a version, a switch, and a loss in nats
