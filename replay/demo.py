@@ -80,7 +80,6 @@ async def run(scenario: Scenario, options: DemoOptions, player: PlayerOptions, p
         environment = _environment(settings, scenario)
         await _finish(["stream", "sessions", "load", str(sessions_file), *common[:2]], environment)
         metrics_port = claim_port(None, "the worker", "stop it")
-        environment["MILLSTREAM_WORKER_METRICS_URL"] = f"http://{LOOPBACK}:{metrics_port}/metrics"
         await _programs(
             stack,
             environment,

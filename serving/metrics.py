@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 from prometheus_client import CollectorRegistry
 
+from learners.terms import CLICK_HEAD, CONVERSION_HEAD
 from stream.metric_table import Metric, MetricRegistry
 from stream.topics import CALIBRATION, WEIGHTS
 
 _LATENCY_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _FRESHNESS_S = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+VARIANT = "main"
+"""The only variant so far: what is served by one line of the model."""
+
 ROUTES = ("/v1/rank", "/v1/score", "/v1/status", "/healthz", "/readyz", "/metrics", "/")
 _REASONS = (
     "malformed",  # not read as a record of its topic
@@ -16,6 +22,9 @@ _REASONS = (
     "spec",  # learned with another feature spec
     "gap",  # a version that does not follow, and no snapshot that fills the gap
 )
+
+HEADS = (CLICK_HEAD, CONVERSION_HEAD)
+_COHORTS = {"head": HEADS, "maturity": ("early", "mature"), "slice": (), "variant": (VARIANT,)}
 
 # fmt: off
 TABLE = (
@@ -36,9 +45,17 @@ TABLE = (
            "Event time up to which model and map have seen everything"),
     Metric("millstream_serving_freshness_seconds", "histogram",
            "Click produced to first prediction by a version that learned it", {}, _FRESHNESS_S),
-    Metric("millstream_serving_observed_over_expected_ratio", "gauge",
-           "Clicks over calibrated expected clicks, on the rows that the calibrator holds"),
-    Metric("millstream_serving_predicted_mean_ratio", "gauge", "Mean calibrated probability of the last second"),
+    Metric("millstream_served_observed_over_expected_ratio", "gauge",
+           "Clicks (conversions) of displayed cohorts over those that served p expected by their age", _COHORTS),
+    Metric("millstream_served_normalized_entropy_ratio", "gauge",
+           "Log loss of served p over the entropy of the observed rate; above 1 the rate alone is better", _COHORTS),
+    Metric("millstream_served_log_loss_nats", "gauge", "Log loss of served p an exposure", _COHORTS),
+    Metric("millstream_served_auc_ratio", "gauge", "AUC of served p", _COHORTS),
+    Metric("millstream_served_cohort_exposures", "gauge", "Exposures that these figures are of", _COHORTS),
+    Metric("millstream_served_cohort_expected_events", "gauge", "Events that served p expected of them", _COHORTS),
+    Metric("millstream_served_cohort_observed_events", "gauge", "Events that came of them", _COHORTS),
+    Metric("millstream_serving_predicted_mean_ratio", "gauge", "Mean calibrated probability of the last second",
+           {"head": HEADS}),
     Metric("millstream_feature_read_failures_total", "counter",
            "Calls scored without session features because the store did not answer"),
     Metric("millstream_served_records_total", "counter", "Served records that the broker acknowledged"),
@@ -65,8 +82,9 @@ class ServingMetrics(MetricRegistry):
         self.rejected_records = self.counter("serving_rejected_records_total")
         self.applied_timestamp = self.gauge("serving_applied_timestamp_seconds")
         self.freshness = self.histogram("serving_freshness_seconds")
-        self.observed_over_expected = self.gauge("serving_observed_over_expected_ratio")
         self.predicted_mean = self.gauge("serving_predicted_mean_ratio")
+        for head in HEADS:
+            self.predicted_mean.labels(head=head).set(math.nan)  # nothing was answered yet
         self.feature_read_failures = self.counter("feature_read_failures_total")
         self.served_records = self.counter("served_records_total")
         self.served_records_dropped = self.counter("served_records_dropped_total")

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.spec import FeatureSpec
+from serving.metrics import VARIANT
 from serving.ranking import Scored
 from stream.partition import partition_of
 from stream.records import ServedRecord
 
 MAX_ROWS = 4096  # of a record, about: some hundred bytes a row keep it far below the topic's limit
-VARIANT = "main"
 
 
 def served_records(

@@ -17,6 +17,7 @@ from aiohttp import web
 from learners.encode import Encoder
 from learners.spec import FeatureSpec
 from serving.calibrator import HotCalibrator
+from serving.cohorts import CohortFigures, points, publish, shown
 from serving.features import SessionFeatures
 from serving.followers import CalibrationFollower, WeightsFollower
 from serving.freshness import Freshness
@@ -32,7 +33,6 @@ from serving.settings import ServingSettings
 from serving.snapshots import load_newest
 from serving.status import quantiles_of
 from serving.tasks import begin, end
-from serving.worker_metrics import WorkerQuality
 from stream.broker import Broker
 from stream.topics import CALIBRATION, SERVED, WEIGHTS
 
@@ -111,7 +111,7 @@ class ServingServer:
         limits = Limits(max_ads=settings.max_ads, max_requests=settings.max_requests)
         intake = Intake(limits, wall_ms if self._wall else None, lambda: int(impressions.take(1)[0]))
         self.service = ScoringService(intake, self.ranker, self.features, self.served_log, metrics, wall_ms)
-        self.quality = WorkerQuality(settings.worker_metrics_url)
+        self.figures: list[CohortFigures] = []  # of the last second
         self._stopping = False
         self._background: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
@@ -191,19 +191,19 @@ class ServingServer:
             "ready": not self.unready(),
             "reasons": self.unready(),
             "model_version": self.model.version,
+            "heads": self.model.head_names,
             "map_version": self.calibrator.map.version,
             "applied_ms": self.ranker.applied_ms,
             "swaps": self.model.swaps,
             "gaps": self.model.gaps,
             "freshness": quantiles_of(freshness.seconds) | {"count": freshness.seconds.count},
-            "observed_over_expected": self.calibrator.observed_over_expected(),
             "calibration_rows": self.calibrator.rows,
             "session_store": "away" if self.features.failing else "ok",
             "calls": activity.calls,
             "requests": activity.requests,
             "rows": activity.rows,
             "latency_s": activity.quantiles(),
-            "quality": self.quality.values,
+            "quality": [one.as_json() for one in self.figures],
             "series": activity.series(),
         }
 
@@ -216,24 +216,18 @@ class ServingServer:
         """Once a second: a point of the series, and the gauges that cost something to compute."""
         while True:
             await asyncio.sleep(1.0)
-            await self.quality.read()
-            ratio = self.calibrator.observed_over_expected()
+            self.figures = shown(self.calibrator.figures())
+            publish(self.figures, self.metrics)
             freshness = quantiles_of(self.model.freshness.seconds)
             gauges = {
                 "model_version": self.model.version,
                 "swaps": self.model.swaps,
                 "freshness_p50_s": freshness["p50"],
                 "freshness_p99_s": freshness["p99"],
-                "observed_over_expected": ratio,
-                "observed_mean": self.calibrator.observed_mean(),
-                "auc": self.quality.values.get("auc"),
-                "log_loss": self.quality.values.get("log_loss"),
+                **points(self.figures),
             }
-            mean_p = self.service.activity.tick(time.time(), gauges)
-            if ratio is not None:
-                self.metrics.observed_over_expected.set(ratio)
-            if mean_p is not None:
-                self.metrics.predicted_mean.set(mean_p)
+            for head, mean in self.service.activity.tick(time.time(), gauges).items():
+                self.metrics.predicted_mean.labels(head=head).set(mean)
 
     async def _beat(self) -> None:
         while True:

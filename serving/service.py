@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from learners.encode import EncodedIds
 from learners.hashing import FeatureError
 from learners.session_state import SessionView
-from learners.terms import CONVERSION_HEAD
+from learners.terms import CLICK_HEAD, CONVERSION_HEAD
 from serving.messages import Ask, BadRequestError, Intake
 from serving.metrics import ServingMetrics
 from serving.ranking import Ranker, Scored, expected_value, ranked
@@ -171,7 +171,10 @@ class ScoringService:
 
     def _answered(self, scored: Scored, requests: int, began: float) -> None:
         seconds = time.perf_counter() - began
-        self.activity.answered(requests, len(scored.p), float(scored.p.sum(dtype=np.float64)), seconds)
+        sums = {CLICK_HEAD: float(scored.p.sum(dtype=np.float64))}
+        if self.ranker.model.predicts_conversions:
+            sums[CONVERSION_HEAD] = float(scored.p_conversion.sum(dtype=np.float64))
+        self.activity.answered(requests, len(scored.p), sums, seconds)
         self._metrics.rows.inc(len(scored.p))
 
     def _state(self) -> dict[str, Any]:

@@ -19,4 +19,3 @@ class ServingSettings(BaseSettings):
     served_queue_bytes: int = Field(default=64 << 20, ge=1 << 20)  # what may wait for the broker
     max_ads: int = Field(default=2_000, ge=1)  # of a request
     max_requests: int = Field(default=1_000, ge=1)  # of a score call
-    worker_metrics_url: str | None = None  # of the learner's /metrics: shown on the live page

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.metrics import HEADS
 from serving.quantiles import NewestValues
 
 SERIES_POINTS = 300  # five minutes
@@ -24,27 +25,28 @@ class RecentActivity:
         self.calls = 0
         self._points: deque[Mapping[str, float | int | None]] = deque(maxlen=SERIES_POINTS)
         self._latencies: list[float] = []
-        self._p_sum = 0.0
+        self._p_sums: dict[str, float] = {}
         self._before = (0, 0)
         self._at: float | None = None
 
-    def answered(self, requests: int, rows: int, p_sum: float, seconds: float) -> None:
-        """A call of ``requests`` requests and ``rows`` rows was answered in ``seconds``."""
+    def answered(self, requests: int, rows: int, p_sums: Mapping[str, float], seconds: float) -> None:
+        """A call of ``requests`` requests and ``rows`` rows was answered in ``seconds``; sums of p by head."""
         self.calls += 1
         self.requests += requests
         self.rows += rows
-        self._p_sum += p_sum
+        for head, p_sum in p_sums.items():
+            self._p_sums[head] = self._p_sums.get(head, 0.0) + p_sum
         self._latencies.append(seconds)
         self.latency_s.observe(seconds)
 
-    def tick(self, now_s: float, gauges: Mapping[str, float | int | None]) -> float | None:
-        """Close the point of the time since the last tick; the mean probability answered in it, None without rows.
+    def tick(self, now_s: float, gauges: Mapping[str, float | int | None]) -> dict[str, float]:
+        """Close the point of the time since the last tick; by head the mean probability answered in it, if any was.
 
         ``gauges`` are values as of now that belong to the point.
         """
         span = 1.0 if self._at is None else max(now_s - self._at, 1e-3)
         requests, rows = self.requests - self._before[0], self.rows - self._before[1]
-        mean_p = self._p_sum / rows if rows else None
+        means = {head: p_sum / rows for head, p_sum in self._p_sums.items()} if rows else {}
         low, high = np.quantile(self._latencies, _QUANTILES).tolist() if self._latencies else (None, None)
         self._points.append(
             {
@@ -53,13 +55,13 @@ class RecentActivity:
                 "rows_per_s": round(rows / span, 2),
                 "latency_p50_s": low,
                 "latency_p99_s": high,
-                "predicted_mean": mean_p,
+                **{f"{head}_predicted_mean": means.get(head) for head in HEADS},
                 **gauges,
             }
         )
         self._at, self._before = now_s, (self.requests, self.rows)
-        self._latencies, self._p_sum = [], 0.0
-        return mean_p
+        self._latencies, self._p_sums = [], {}
+        return means
 
     def series(self) -> dict[str, list[Any]]:
         """The points as columns, oldest first."""

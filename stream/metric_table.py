@@ -13,7 +13,10 @@ PREFIX = "millstream_"
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One row of a table; ``labels`` gives each label the closed set of its values."""
+    """One row of a table; ``labels`` gives each label the closed set of its values.
+
+    An empty set is one that comes from the data, bounded by who sets it: such children are there when they are set.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]

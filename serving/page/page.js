@@ -7,6 +7,10 @@ const seconds = (value) => value == null ? "–" : value < 1 ? `${number(value *
 const percent = (value) => value == null ? "–" : `${number(value * 100, 2)} %`;
 const pair = (values) => `${seconds(values.p50)} / ${seconds(values.p99)}`;
 const last = (column) => column && column.length ? column[column.length - 1] : null;
+const NONE = {};
+// The figures of one head and maturity, of all traffic unless a slice is named.
+const of = (status, head, maturity, slice = "all") => status.quality.find((f) => f.head === head && f.maturity === maturity && f.slice === slice) || NONE;
+const both = (status, head, show) => `${show(of(status, head, "early"))} / ${show(of(status, head, "mature"))}`;
 
 const TILES = [
   ["Model version", (s) => whole(s.model_version), (s) => `${whole(s.swaps)} swaps, ${whole(s.gaps)} gaps`],
@@ -14,21 +18,24 @@ const TILES = [
   ["Requests per second", (s) => number(last(s.series.requests_per_s), 1), (s) => `${whole(s.requests)} in all`],
   ["Latency p50 / p99", (s) => pair(s.latency_s), (s) => `${whole(s.calls)} calls`],
   ["Ads scored", (s) => whole(s.rows), (s) => `${number(last(s.series.rows_per_s), 0)} per second`],
-  ["Observed / expected", (s) => number(s.observed_over_expected, 3), (s) => `map ${whole(s.map_version)}, ${whole(s.calibration_rows)} examples`],
-  ["Predicted / observed", (s) => `${percent(last(s.series.predicted_mean))} / ${percent(last(s.series.observed_mean))}`, () => "mean click probability"],
-  ["Progressive AUC", (s) => number(s.quality.auc, 4), () => "of rows before they are learned", (s) => s.quality.auc != null],
-  ["Progressive log loss", (s) => number(s.quality.log_loss, 4), () => "of rows before they are learned", (s) => s.quality.log_loss != null],
+  ["Observed / expected", (s) => both(s, "click", (f) => number(f.observed_over_expected, 3)), (s) => `early / mature, ${whole(of(s, "click", "mature").observed)} clicks`],
+  ["AUC of served p", (s) => both(s, "click", (f) => number(f.auc, 4)), () => "early / mature"],
+  ["Log loss", (s) => number(of(s, "click", "mature").log_loss, 4), (s) => `${number(of(s, "click", "mature").normalized_entropy, 3)} of the entropy of the rate`],
+  ["Mean p", (s) => percent(last(s.series.click_predicted_mean)), (s) => `answered last second, map ${whole(s.map_version)}`],
+  ["Conversions: observed / expected", (s) => both(s, "conversion", (f) => number(f.observed_over_expected, 3)), (s) => `early / mature, ${whole(of(s, "conversion", "mature").observed)} conversions`, (s) => s.heads.includes("conversion")],
+  ["Mean p of a click's conversion", (s) => percent(last(s.series.conversion_predicted_mean)), () => "answered last second", (s) => s.heads.includes("conversion")],
 ];
 
 const CHARTS = [
   ["Per second", [["requests", "requests_per_s"], ["ads", "rows_per_s"]], (v) => number(v, 0)],
   ["Latency", [["p50", "latency_p50_s"], ["p99", "latency_p99_s"]], seconds],
   ["Freshness", [["p50", "freshness_p50_s"], ["p99", "freshness_p99_s"]], seconds],
-  ["Click probability", [["predicted", "predicted_mean"], ["observed", "observed_mean"]], percent],
   ["Model version", [["version", "model_version"]], whole],
-  ["Observed / expected", [["O/E", "observed_over_expected"]], (v) => number(v, 3)],
-  ["Progressive AUC", [["AUC", "auc"]], (v) => number(v, 4), true],
-  ["Progressive log loss", [["log loss", "log_loss"]], (v) => number(v, 4), true],
+  ["Mean p", [["click", "click_predicted_mean"], ["conversion of a click", "conversion_predicted_mean"]], percent],
+  ["Clicks: observed / expected", [["early", "click_early_observed_over_expected"], ["mature", "click_mature_observed_over_expected"]], (v) => number(v, 3), true],
+  ["AUC of served p", [["early", "click_early_auc"], ["mature", "click_mature_auc"]], (v) => number(v, 4), true],
+  ["Log loss of served p", [["early", "click_early_log_loss"], ["mature", "click_mature_log_loss"]], (v) => number(v, 4), true],
+  ["Conversions: observed / expected", [["early", "conversion_early_observed_over_expected"], ["mature", "conversion_mature_observed_over_expected"]], (v) => number(v, 3), true],
 ];
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -79,6 +86,26 @@ function showCharts(series) {
   }
 }
 
+// One row a head and slice: by cohort of display time, served p against what came.
+const COLUMNS = [
+  ["exposures", (f) => whole(f.exposures)], ["observed", (f) => whole(f.observed)], ["expected", (f) => number(f.expected, 1)],
+  ["O/E", (f) => number(f.observed_over_expected, 3)], ["log loss", (f) => number(f.log_loss, 4)],
+  ["NE", (f) => number(f.normalized_entropy, 3)], ["AUC", (f) => number(f.auc, 4)],
+];
+
+function showSlices(quality) {
+  const table = document.getElementById("slices");
+  table.hidden = !quality.length;
+  const cells = (texts, tag) => texts.map((text) => Object.assign(document.createElement(tag), { textContent: text }));
+  const row = (texts, tag = "td") => {
+    const line = document.createElement("tr");
+    line.append(...cells(texts, tag));
+    return line;
+  };
+  table.tHead.replaceChildren(row(["head", "maturity", "slice", ...COLUMNS.map(([name]) => name)], "th"));
+  table.tBodies[0].replaceChildren(...quality.map((f) => row([f.head, f.maturity, f.slice, ...COLUMNS.map(([, show]) => show(f))])));
+}
+
 function showState(text, good, reasons) {
   const state = document.getElementById("state");
   state.textContent = text;
@@ -98,6 +125,7 @@ function show(status) {
   document.getElementById("applied").textContent = `applied up to ${applied} UTC`;
   showState(status.ready ? "ready" : "not ready", status.ready, status.reasons);
   showTiles(status);
+  showSlices(status.quality);
   if (last(status.series.at_s)) showCharts(status.series);
 }
 

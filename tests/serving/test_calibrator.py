@@ -54,7 +54,7 @@ def test_the_map_is_that_of_the_newest_state_of_every_partition(offers: list[tup
 def test_before_any_state_the_map_is_the_identity() -> None:
     """And nothing holds applied time back."""
     hot = HotCalibrator()
-    assert (hot.map.version, hot.watermark_ms, hot.observed_over_expected()) == (0, None, None)
+    assert (hot.map.version, hot.watermark_ms) == (0, None)
     np.testing.assert_allclose(hot.map.apply(GRID), 1 / (1 + np.exp(-GRID)), rtol=1e-6)
 
 
@@ -93,14 +93,3 @@ def test_a_damaged_or_foreign_state_is_refused_and_the_rest_stays() -> None:
         hot.offer(record(1, 1, state_of(2, grid=LogitGrid(bins=512))))
     assert hot.map is before
     assert hot.offer(good)
-
-
-def test_observed_over_expected_is_one_on_the_rows_that_the_map_was_fitted_to() -> None:
-    """The isotonic fit keeps the sums; the prior moves them a little."""
-    hot = HotCalibrator(refit_interval_s=0)
-    hot.offer(record(0, 1, state_of(3, rows=50_000)))
-    ratio, mean = hot.observed_over_expected(), hot.observed_mean()
-    assert ratio is not None
-    assert mean is not None
-    assert abs(ratio - 1) < 0.02
-    assert 0.1 < mean < 0.2

@@ -386,10 +386,10 @@ async def test_a_background_task_that_dies_makes_the_server_unready(
     """Answers go on, but series or shared counters that stand still are no state to send traffic to."""
     running = await start()
 
-    async def broken() -> None:
+    def broken() -> None:
         raise LookupError
 
-    monkeypatch.setattr(running.server.quality, "read", broken)
+    monkeypatch.setattr(running.server.calibrator, "figures", broken)
     monkeypatch.setattr(running.server.features._feed, "refresh", broken)
     await running.post("/v1/score", {"requests": [wire(request(1))]})  # in a replay its time makes a refresh due
     await running.until(lambda: len(running.server.unready()) == 2)

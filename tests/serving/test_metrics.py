@@ -1,4 +1,4 @@
-"""The table of metrics, and the worker's metrics that the live page shows."""
+"""The table of metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 from prometheus_client import generate_latest
 
 from serving.metrics import TABLE, ServingMetrics
-from serving.worker_metrics import progressive
 from stream.metrics import TABLE as WORKER_TABLE
 
 
@@ -24,9 +23,3 @@ def test_every_metric_of_the_table_is_exposed_and_no_other() -> None:
 def test_no_name_is_taken_by_the_workers() -> None:
     """One name has one meaning, whichever process exposes it."""
     assert not {row.name for row in TABLE} & {row.name for row in WORKER_TABLE}
-
-
-def test_progressive_metrics_are_read_from_the_workers_exposition() -> None:
-    """NaN, which a worker shows before its first rows, is left out."""
-    text = "millstream_progressive_auc_ratio 0.74\nmillstream_progressive_log_loss NaN\nother 1\n"
-    assert progressive(text) == {"auc": 0.74}
