@@ -1,94 +1,55 @@
-"""Progressive metrics of a stream in bounded memory: of the last rows, of each local day, of everything."""
+"""Progressive quality of a stream of examples, from the two terms that its rows pay: nothing waits for a label.
+
+An exposure is scored when it is displayed, its click when it comes. Sums over both are those of labelled rows as far
+as the clicks among them belong to the exposures among them: exactly at rest, late by the clicks' delay otherwise.
+"""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.metrics import Floats, Labels, Quality, divided, entropy, losses, probability, quality
-
-_BINS = 4096
-_LOGIT_BOUND = 8.0  # beyond it lie probabilities under 0.03 %; they share the end bins
-_DAY_MS = 86_400_000
+from learners.metrics import Floats, Quality, divided, entropy, probability
+from learners.terms import Terms
 
 
-@dataclass(slots=True)
-class BinnedQuality:
-    """Sums of a growing set of rows. All figures are exact but the AUC: logits of one bin count as ties.
+def terms_quality(logits: Floats, terms: Terms) -> Quality:
+    """The four figures of B rows that were scored before they were learned; terms (B,).
 
-    The AUC errs by at most half the share of (click, non-click) pairs that fall into one bin: with 4096 bins of 0.004
-    in logit about 0.0003 on logits that spread over a unit.
+    The AUC is over pairs of a click and an impression without one. Exposures hold both kinds: with π, the clicks'
+    share of the exposures, P(click's logit > exposure's) = (1 − π)·AUC + π/2, so AUC = (that − π/2) / (1 − π).
     """
+    z, exposure, event = (np.asarray(column, np.float64) for column in (logits, *terms))
+    exposures, clicks = float(exposure.sum()), float(event.sum())
+    rate = divided(clicks, exposures)
+    loss = divided(float((exposure * np.logaddexp(0.0, z)).sum() - (event * z)[event > 0].sum()), exposures)
+    return Quality(
+        rows=round(exposures),
+        auc=divided(_share_above(z, exposure, event) - rate / 2, 1 - rate) if 0 < rate < 1 else float("nan"),
+        log_loss=loss,
+        ne=loss / entropy(rate),
+        observed_over_expected=divided(clicks, float((exposure * probability(z)).sum())),
+    )
 
-    rows: int = 0
-    clicks: int = 0
-    loss: float = 0.0
-    expected: float = 0.0  # sum of probabilities
-    histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, _BINS), np.int64))  # label x logit bin
 
-    def add(self, logits: Floats, labels: Labels, probabilities: Floats) -> None:
-        """Count B rows in."""
-        clicked = labels.astype(np.bool_)
-        self.rows += len(clicked)
-        self.clicks += int(clicked.sum())
-        self.loss += float(losses(logits, clicked).sum())
-        self.expected += float(probabilities.sum(dtype=np.float64))
-        scaled = (logits.astype(np.float64) + _LOGIT_BOUND) * (_BINS / (2 * _LOGIT_BOUND))
-        bins = np.clip(scaled, 0, _BINS - 1).astype(np.int64)
-        np.add.at(self.histogram, (clicked.astype(np.int64), bins), 1)
-
-    def quality(self) -> Quality:
-        """The figures so far."""
-        others, clicks = self.histogram
-        below = np.cumsum(others) - others  # non-clicks of lower bins
-        ordered = float((clicks * (below + others / 2)).sum())
-        loss = divided(self.loss, self.rows)
-        return Quality(
-            rows=self.rows,
-            auc=divided(ordered, float(clicks.sum()) * float(others.sum())),
-            log_loss=loss,
-            ne=loss / entropy(divided(self.clicks, self.rows)),
-            observed_over_expected=divided(self.clicks, self.expected),
-        )
+def _share_above(z: NDArray[np.float64], exposure: NDArray[np.float64], event: NDArray[np.float64]) -> float:
+    """The weighted share of (event, exposure) pairs in which the event's logit is above, equal ones counting half."""
+    _, inverse = np.unique(z, return_inverse=True)
+    exposures, events = np.bincount(inverse, exposure), np.bincount(inverse, event)
+    below = np.cumsum(exposures) - exposures / 2
+    return divided(float((events * below).sum()), float(events.sum()) * float(exposures.sum()))
 
 
 class ProgressiveMetrics:
-    """Feed it every settled row once, with the logit that was served.
+    """Exact figures of the last ``window_rows`` rows. Feed it each row once, with the logit before it was learned."""
 
-    Parameters
-    ----------
-    window_rows
-        Rows of the sliding window; its figures are exact.
-    utc_offset_s
-        Where the local day begins, as in the feature spec.
-    kept_days
-        Older days are dropped from ``days`` (not from ``total``); a day holds 64 kB.
-    """
-
-    def __init__(self, *, window_rows: int = 20_000, utc_offset_s: int = 0, kept_days: int = 35) -> None:
-        self.total_sums = BinnedQuality()
-        self._days: dict[int, BinnedQuality] = {}
-        self._offset_ms, self._kept_days = utc_offset_s * 1000, kept_days
-        self._window = np.zeros((3, window_rows), np.float64)  # logit, label, probability: a ring
+    def __init__(self, *, window_rows: int = 20_000) -> None:
+        self._window = np.zeros((3, window_rows), np.float64)  # logit, exposure, event: a ring
         self._added = 0
 
-    def add(self, ts_ms: NDArray[np.int64], logits: Floats, labels: Labels, p: Floats | None = None) -> None:
-        """Count B rows in: display times, served logits, labels and served probabilities (default: of the logits)."""
-        expected = probability(logits) if p is None else p
-        self.total_sums.add(logits, labels, expected)
-        days = (ts_ms + self._offset_ms) // _DAY_MS
-        for day in np.unique(days).tolist():
-            of_day = days == day
-            sums = self._days.setdefault(day, BinnedQuality())
-            sums.add(logits[of_day], labels[of_day], expected[of_day])
-        for day in sorted(self._days)[: -self._kept_days]:
-            del self._days[day]
-        self._remember(np.stack([logits.astype(np.float64), labels.astype(np.float64), expected.astype(np.float64)]))
-
-    def _remember(self, rows: NDArray[np.float64]) -> None:
+    def add(self, logits: Floats, terms: Terms) -> None:
+        """Count B rows in."""
+        rows = np.stack([np.asarray(column, np.float64) for column in (logits, *terms)])
         size = self._window.shape[1]
         skipped = max(0, rows.shape[1] - size)
         places = np.arange(self._added + skipped, self._added + rows.shape[1]) % size
@@ -96,15 +57,6 @@ class ProgressiveMetrics:
         self._added += rows.shape[1]
 
     def window(self) -> Quality:
-        """Exact figures of the last ``window_rows`` rows."""
-        logits, labels, p = self._window[:, : self._added]
-        return quality(logits, labels, p)
-
-    def days(self) -> dict[date, Quality]:
-        """Figures of each local day, in order."""
-        epoch = datetime.fromtimestamp(0, UTC).date()
-        return {epoch + timedelta(days=day): self._days[day].quality() for day in sorted(self._days)}
-
-    def total(self) -> Quality:
-        """Figures of everything since the start."""
-        return self.total_sums.quality()
+        """The figures now."""
+        logits, exposure, event = self._window[:, : self._added]
+        return terms_quality(logits, Terms(exposure.astype(np.float32), event.astype(np.float32)))

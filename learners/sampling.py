@@ -49,7 +49,7 @@ class ClassBalance:
         """
         if self.negative_rate == 1:
             return np.ones(len(clicked), np.bool_)
-        return np.asarray(clicked | (_uniform(impression_id, seed) < self.negative_rate))
+        return np.asarray(clicked | (uniform(impression_id, seed) < self.negative_rate))
 
     def weight(self, clicked: NDArray[np.bool_], weight: NDArray[np.float32]) -> NDArray[np.float32]:
         """The weights (B,) or (B, H) with those of clicked rows multiplied."""
@@ -62,8 +62,8 @@ class ClassBalance:
         return float(to_full_stream(np.zeros(1), self.negative_rate)[0]) - math.log(self.click_weight)
 
 
-def _uniform(ids: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
-    """SplitMix64's finaliser (Steele et al. 2014) as a number in [0, 1)."""
+def uniform(ids: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
+    """A number in [0, 1) of each id: SplitMix64's finaliser (Steele et al. 2014)."""
     z: NDArray[Any] = ids + np.uint64((seed + 1) * _GOLDEN & (2**64 - 1))
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -8,6 +8,7 @@ from there: the same versions with the same weights.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -18,7 +19,6 @@ import structlog
 from learners.deepfm import DeepFM
 from learners.delta import Delta
 from learners.drift import DriftWatch
-from learners.kinds import SETTLED
 from learners.model_state import ModelCopy, State
 from learners.progressive import ProgressiveMetrics
 from learners.snapshot import Snapshot, newest_snapshot
@@ -26,9 +26,9 @@ from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.deltas import to_parts
 from stream.examples import ExampleRows
-from stream.examples_log import decode_examples
+from stream.examples_log import decode_examples, refuse_settled
 from stream.inbox import Assigned, Inbox, InputRecord, Place
-from stream.learning import Learned, LearningLoop, LearnOutcome, LoopState, Rejected
+from stream.learning import Learned, LearningLoop, LearnOutcome, LoopState, Rejected, Skipped
 from stream.learning_config import LearningConfig
 from stream.log_gaps import LogGaps
 from stream.log_reader import LogReader
@@ -124,8 +124,9 @@ class LearnRunner:
         self._committable: dict[Place, int] = {}
         self._snapshot_task: asyncio.Task[None] | None = None
         self._snapshot_version = -1
-        self._quality = ProgressiveMetrics(utc_offset_s=spec.utc_offset_s)
+        self._quality = ProgressiveMetrics()
         self._quality_at = 0.0
+        self._told_of_skips = False
         self._drift = asyncio.create_task(asyncio.to_thread(DriftWatch))  # made while the group is joined
 
     async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
@@ -276,6 +277,8 @@ class LearnRunner:
         try:
             rows, watermark_ms = decode_examples(value, self._spec)
         except RecordError as error:
+            if error.reason == "settled":
+                refuse_settled(EXAMPLES, partition, offset)
             await self._write([self._dead_letter(partition, offset, error.reason, error.detail, value or b"")])
             rows, watermark_ms = ExampleRows.empty(self._spec.id_columns, self._spec.dense_inputs), 0  # it was read
         return loop.step(rows, partition, offset, watermark_ms)
@@ -287,6 +290,8 @@ class LearnRunner:
             if isinstance(outcome, Learned):
                 records.append(Outgoing(JOURNAL, _encode(outcome.journal), key=b"model"))
                 self._count(outcome)
+            elif isinstance(outcome, Skipped):
+                records += [Outgoing(JOURNAL, _encode(outcome.journal), key=b"model"), self._skip(outcome)]
             elif isinstance(outcome, Rejected):
                 payload = outcome.rows.to_record(self._spec.hash, 0).encode()
                 letter = (outcome.partition, outcome.offset, outcome.reason, outcome.detail, payload)
@@ -294,6 +299,23 @@ class LearnRunner:
             else:
                 self._stop_publishing(loop, outcome.detail)
         return records
+
+    def _skip(self, skipped: Skipped) -> Outgoing:
+        """A letter with the rows of a batch that was left out; a log line for the first such batch."""
+        self._metrics.counter("learn_skipped_batches_total").inc()
+        if not self._told_of_skips:
+            self._told_of_skips = True
+            _log.error(
+                "a batch whose gradients are not finite was left out; learning goes on with the next",
+                version=skipped.journal.version,
+                rows=len(skipped.rows),
+                detail=skipped.detail,
+                remedy=f"look at its rows in {DEADLETTER} (reason diverged) for inputs beyond all others; further ones "
+                "are counted in millstream_learn_skipped_batches_total. Where they go on, lower the learning rates",
+            )
+        first = skipped.journal.ranges[0]
+        payload = skipped.rows.to_record(self._spec.hash, 0).encode()
+        return self._dead_letter(first.partition, first.from_offset, "diverged", skipped.detail, payload)
 
     async def _write(self, records: Sequence[Outgoing]) -> None:
         """Store records in one go. Raises FencedError when another worker has taken the model over."""
@@ -364,14 +386,13 @@ class LearnRunner:
     def _count(self, learned: Learned) -> None:
         self._metrics.counter("learned_batches_total").inc()
         self._metrics.counter("learned_rows_total").inc(len(learned.rows))
-        settled = learned.rows.kind == SETTLED
-        rows = learned.rows.take(settled)
-        if len(rows):
-            self._quality.add(rows.ts_ms, learned.logits[settled], rows.label, rows.p)
-            loss = learned.log_loss * len(rows)
-            if self._drift.result().update(rows=len(rows), clicks=int(rows.label.sum()), loss=loss):
-                self._metrics.counter("learn_drifts_total").inc()
-                _log.warning("the normalised log loss has changed", version=learned.journal.version)
+        self._quality.add(learned.logits, learned.terms)
+        loss = learned.loss
+        if math.isfinite(loss.loss) and self._drift.result().update(
+            rows=round(loss.exposures), clicks=round(loss.clicks), loss=loss.loss
+        ):
+            self._metrics.counter("learn_drifts_total").inc()
+            _log.warning("the normalised log loss has changed", version=learned.journal.version)
 
     def _measure(self, loop: LearningLoop) -> None:
         metrics = self._metrics

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.kinds import CONVERSION, CORRECTION, SETTLED
-from learners.targets import CONVERTED
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.sampling import uniform
+from learners.terms import CONVERSION_HEAD
 from stream.examples import ExampleRows
+
+_SAMPLING_SEED = 11  # another draw than those of base training
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +31,40 @@ def faults(rows: ExampleRows) -> list[Fault]:
     left = np.ones(len(rows), np.bool_)
     for reason, bad, what in (
         ("not_finite", ~np.isfinite(rows.dense).all(axis=1), "dense inputs that are not finite"),
-        ("label", rows.label > 1, "a label that is neither 0 nor 1"),
-        ("schema", ~np.isin(rows.kind, (SETTLED, CORRECTION, CONVERSION)), "an unknown kind of example"),
+        ("schema", ~np.isin(rows.kind, (EXPOSURE, CLICK, CONVERSION)), "an unknown kind of example"),
     ):
         where = np.flatnonzero(bad & left)
         left[where] = False
         if len(where):
             detail = f"{len(where)} of {len(rows)} rows have {what}; the first is row {where[0]}"
-            if reason != "not_finite":
-                column = "label" if reason == "label" else "kind"
-                detail += f" with {column} {getattr(rows, column)[where[0]]}"
+            if reason == "schema":
+                detail += f" with kind {rows.kind[where[0]]}"
             found.append(Fault(reason, detail, where))
     return found
 
 
 def learnable(rows: ExampleRows, heads: Sequence[str]) -> NDArray[np.bool_]:
-    """(B,) rows without a fault: settled ones, corrections, and conversions when a head learns them."""
+    """(B,) rows without a fault: exposures, clicks, and conversions when a head learns them."""
     kept = np.ones(len(rows), np.bool_)
     for fault in faults(rows):
         kept[fault.rows] = False
-    if CONVERTED not in heads:
+    if CONVERSION_HEAD not in heads:
         kept &= rows.kind != CONVERSION
     return kept
+
+
+def sampled(rows: ExampleRows, exposure_rate: float) -> NDArray[np.bool_]:
+    """(B,) all clicks and conversions, and exposures by a hash of their impression: the same ones wherever they stand.
+
+    An exposure that is kept pays its term 1 / ``exposure_rate`` times, a click its own once: the expected gradient is
+    that of all rows, so that no log-odds are to be corrected.
+    """
+    if exposure_rate >= 1.0:
+        return np.ones(len(rows), np.bool_)
+    kept: NDArray[np.bool_] = (rows.kind != EXPOSURE) | (uniform(rows.impression_id, _SAMPLING_SEED) < exposure_rate)
+    return kept
+
+
+def term_weight(kind: NDArray[np.uint8], exposure_rate: float) -> NDArray[np.float32]:
+    """(B,) what the terms of sampled rows are multiplied by."""
+    return np.where(kind == EXPOSURE, np.float32(1.0 / exposure_rate), np.float32(1.0))

@@ -6,87 +6,38 @@ on their watermarks alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.deepfm import DeepFM, DivergenceError
 from learners.delta import Delta
-from learners.kinds import CONVERSION, CORRECTION, SETTLED
-from learners.metrics import losses, probability
-from learners.targets import arrivals
+from learners.kinds import CONVERSION
+from learners.terms import CLICK_HEAD, Terms
 from stream.examples import ExampleRows
-from stream.learnable import faults, learnable
+from stream.learn_outcomes import Diverged, Learned, LearnOutcome, Rejected, Skipped
+from stream.learnable import faults, learnable, sampled, term_weight
 from stream.learning_config import LearningConfig
+from stream.loop_state import LoopState
 from stream.loss_watch import BatchLoss, LossWatch
 from stream.pending import Batch, PendingExamples, Position
+from stream.publication import Publication
 from stream.records import JournalRecord
 
-
-class LoopState(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a restarted loop needs beside the model: goes into the snapshot."""
-
-    version: int
-    positions: dict[int, tuple[int, int]]  # partition -> (offset, row) of the first row not learned
-    watermarks: dict[int, int]  # partition -> watermark_ms
-    watermark_ms: int
-    newest_event_ms: int
-    losses: list[BatchLoss] = []
-
-    def encode(self) -> bytes:
-        """JSON."""
-        return msgspec.json.encode(self)
-
-    @classmethod
-    def decode(cls, data: bytes) -> LoopState:
-        """Read what `encode` wrote; msgspec.ValidationError for anything else."""
-        return msgspec.json.decode(data, type=cls)
-
-
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """One learn step. The logits are those of the model before it learned these rows."""
-
-    journal: JournalRecord
-    rows: ExampleRows
-    logits: NDArray[np.float32]  # (B,)
-    log_loss: float  # progressive, of the settled rows; NaN without any
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """Rows that cannot be learned; ``rows`` are only the bad ones."""
-
-    partition: int
-    offset: int
-    reason: str
-    detail: str
-    rows: ExampleRows
-
-
-@dataclass(frozen=True, slots=True)
-class Diverged:
-    """The model's gradients stopped being finite, or its loss left all bounds: nothing is learned or published more."""
-
-    detail: str
-
-
-LearnOutcome = Learned | Rejected | Diverged
+__all__ = ["Diverged", "LearnOutcome", "Learned", "LearningLoop", "LoopState", "Rejected", "Skipped"]
 
 
 class LearningLoop:
     """Cuts examples into batches and learns them; one model, all partitions.
 
     A batch is learned when ``learn_batch_rows`` rows wait, or when the watermark (the least of all partitions) enters
-    the next ``learn_interval_s`` of event time. Settled rows are learned with their label. A correction (a click after
-    its impression was settled as not clicked) is learned as one more row with label 1: the negative step is not undone,
-    so such a row counts one negative and one positive. Conversions are learned likewise by a model that has a head for
-    them, else only counted.
+    the next ``learn_interval_s`` of event time. Every row pays its term of the log loss when it comes (`Terms`): an
+    exposure softplus(z), its click −z. Conversions are rows of a model that has a head for them, else only counted.
 
     Before each step the model is told the watermark, on which expiry hangs: the journal holds it, so that learning a
     batch again tells the same.
+
+    A batch whose gradients are not finite is skipped: its version has the weights of the one before. After
+    ``most_skipped_batches`` of them in a row, or when the loss leaves its bounds, the model has diverged.
 
     Parameters
     ----------
@@ -107,14 +58,15 @@ class LearningLoop:
         self.config = config
         self.partitions = partitions
         self.version = state.version if state else version
-        self.published_version = self.version
         self.diverged = False
-        self.corrections = self.conversions = 0
+        self.conversions = 0
         self._heads = model.heads.names
+        self._exposure_rate = config.exposure_rate
+        self._skipped_in_a_row = state.skipped_in_a_row if state else 0
         self._loss_watch = LossWatch(
             ratio=config.diverged_loss_ratio,
             batches=config.diverged_loss_batches,
-            held=state.losses if state else (),
+            state=state.loss_watch if state else None,
         )
         self.newest_event_ms = state.newest_event_ms if state else 0
         self._watermarks: dict[int, int] = dict(state.watermarks) if state else {}
@@ -122,13 +74,18 @@ class LearningLoop:
         self._pending = PendingExamples()
         for partition, position in (state.positions if state else {}).items():
             self._pending.move_to(partition, Position(*position))
-        self._published_ms = self._snapshot_ms = self._watermark_ms
-        self._new_clicks_ms: list[NDArray[np.int64]] = []
+        self._snapshot_ms = self._watermark_ms
+        self._publication = Publication(model, self.version, self._watermark_ms, interval_s=config.publish_interval_s)
 
     @property
     def watermark_ms(self) -> int:
         """Event time before which every example has arrived, 0 while a partition was never heard."""
         return self._watermark_ms
+
+    @property
+    def published_version(self) -> int:
+        """What serving holds."""
+        return self._publication.version
 
     @property
     def waiting_rows(self) -> int:
@@ -158,9 +115,9 @@ class LearningLoop:
             Rejected(partition, offset, fault.reason, fault.detail, rows.take(fault.rows)) for fault in faults(rows)
         ]
         self.conversions += int(np.count_nonzero(rows.kind == CONVERSION))
-        self._pending.add(rows, learnable(rows, self._heads), partition, offset)
+        self._pending.add(rows, self._kept(rows, self._exposure_rate), partition, offset)
         while len(self._pending) >= self.config.learn_batch_rows and not self.diverged:
-            outcomes += self._learn(self._pending.cut(self.config.learn_batch_rows))
+            outcomes += self._learn_next()
         if self._advance(partition, watermark_ms) and self._pending:
             outcomes += self._learn_next()
         return outcomes
@@ -173,68 +130,58 @@ class LearningLoop:
         return self._learn_next() if self._pending else []
 
     def _learn_next(self) -> list[LearnOutcome]:
-        return [] if self.diverged else self._learn(self._pending.cut(self.config.learn_batch_rows))
+        if self.diverged:
+            return []
+        return self._learn(self._pending.cut(self.config.learn_batch_rows), self._exposure_rate)
 
     def relearn(self, journal: JournalRecord, rows: ExampleRows) -> list[LearnOutcome]:
         """Learn again a batch that a run before this one learned after its snapshot: the rows of the journal's ranges.
 
-        Raises ValueError when the record is not the next one or the rows are not as many as it says.
+        Raises ValueError when the record is not the next one, the rows are not as many as it says, or they were
+        skipped then and are not now, or the other way round.
         """
-        kept = rows.take(np.flatnonzero(learnable(rows, self._heads)))
-        if journal.version != self.version + 1 or len(kept.label) != journal.rows:
+        kept = rows.take(np.flatnonzero(self._kept(rows, journal.exposure_rate)))
+        if journal.version != self.version + 1 or len(kept) != journal.rows:
             raise ValueError(
-                f"the journal says version {journal.version} of {journal.rows} rows, found {len(kept.label)} after "
+                f"the journal says version {journal.version} of {journal.rows} rows, found {len(kept)} after "
                 f"{self.version}: the snapshot and the log are not of one run. Give a snapshot of this log."
             )
         for stretch in journal.ranges:
             self._pending.move_to(stretch.partition, Position(stretch.to_offset, stretch.to_row))
         self._watermark_ms = max(self._watermark_ms, journal.watermark_ms)
-        return self._learn(Batch(kept, journal.ranges))
+        outcomes = self._learn(Batch(kept, journal.ranges), journal.exposure_rate)
+        if (skipped := isinstance(outcomes[0], Skipped)) != journal.skipped:
+            raise ValueError(
+                f"version {journal.version} was {'skipped' if journal.skipped else 'learned'} and is now "
+                f"{'skipped' if skipped else 'learned'}: the weights are others. Start from a snapshot of this log, on "
+                "a machine with the same build of torch."
+            )
+        return outcomes
 
     def resume_after(self, published_version: int) -> None:
         """After `relearn`: what a run before this one published last. The next delta goes on from there."""
-        self.published_version = published_version
-        if published_version == self.version:
-            self._new_clicks_ms = []
+        self._publication.go_on_from(published_version, clicks_are_news=published_version != self.version)
 
     def resume_from_base(self, version: int) -> None:
         """After learning what came since the base of that version: the next delta leads from it to here.
 
         The clicks in it are no news: the line before this one had published them.
         """
-        self.published_version = version
-        self._new_clicks_ms = []
+        self._publication.go_on_from(version, clicks_are_news=False)
 
     def take_publication(self, *, at_once: bool = False) -> Delta | None:
         """The delta since the last one when ``publish_interval_s`` has passed (or ``at_once``), else None.
 
         A heartbeat when the model did not change but time did.
         """
-        due = self._watermark_ms >= self._published_ms + self.config.publish_interval_s * 1000.0
         changed = self.version != self.published_version and not self.diverged
-        if not due and not (at_once and changed):
-            return None
-        self._published_ms = self._watermark_ms
-        if not changed:
-            return self.heartbeat()
-        parent, self.published_version = self.published_version, self.version
-        clicks, self._new_clicks_ms = self._new_clicks_ms, []
-        return self.model.changes(
-            version=self.version,
-            parent=parent,
-            watermark_ms=self._watermark_ms,
-            newest_event_ms=self.newest_event_ms,
-            clicks_produced_ms=np.concatenate(clicks) if clicks else (),
+        return self._publication.take(
+            self.version, self._watermark_ms, self.newest_event_ms, changed=changed, at_once=at_once
         )
 
     def heartbeat(self) -> Delta:
         """Nothing new, but that time has passed."""
-        return Delta.heartbeat(
-            spec_hash=self.model.shape.spec_hash,
-            version=self.published_version,
-            watermark_ms=self._watermark_ms,
-            newest_event_ms=self.newest_event_ms,
-        )
+        return self._publication.heartbeat(self._watermark_ms, self.newest_event_ms)
 
     def snapshot_due(self) -> bool:
         """Whether ``snapshot_interval_s`` has passed since ``state`` was taken last. Never after a divergence."""
@@ -250,8 +197,12 @@ class LearningLoop:
             watermarks=dict(sorted(self._watermarks.items())),
             watermark_ms=self._watermark_ms,
             newest_event_ms=self.newest_event_ms,
-            losses=self._loss_watch.held(),
+            loss_watch=self._loss_watch.state(),
+            skipped_in_a_row=self._skipped_in_a_row,
         )
+
+    def _kept(self, rows: ExampleRows, exposure_rate: float) -> NDArray[np.bool_]:
+        return learnable(rows, self._heads) & sampled(rows, exposure_rate)
 
     def _advance(self, partition: int, watermark_ms: int) -> bool:
         """Take a partition's watermark; True when the loop's own entered the next learn interval."""
@@ -264,44 +215,43 @@ class LearningLoop:
         interval_ms = self.config.learn_interval_s * 1000.0
         return self._watermark_ms // interval_ms > before // interval_ms
 
-    def _learn(self, batch: Batch) -> list[LearnOutcome]:
-        rows = batch.rows
-        features, wanted = rows.rows(), arrivals(rows.kind, rows.label, self._heads)
+    def _learn(self, batch: Batch, exposure_rate: float) -> list[LearnOutcome]:
+        rows, skipped = batch.rows, ""
+        features, weight = rows.rows(), term_weight(rows.kind, exposure_rate)
         if self._watermark_ms:
             self.model.advance(self._watermark_ms)
         logits = self.model.predict_many(features)
         try:
-            self.model.learn_many(features, wanted.labels, wanted.weight)
+            self.model.learn_terms(features, Terms.of_kinds(rows.kind, self._heads, weight))
         except DivergenceError as error:
-            self.diverged = True
-            return [Diverged(str(error))]
+            skipped = str(error)
         self.version += 1
-        self.corrections += int(np.count_nonzero(rows.kind == CORRECTION))
-        self.newest_event_ms = max(self.newest_event_ms, int(rows.known_ms.max()))
-        self._new_clicks_ms.append(_clicks_produced_ms(rows))
         journal = JournalRecord(
-            version=self.version, rows=len(rows), ranges=batch.ranges, watermark_ms=self._watermark_ms
+            version=self.version,
+            rows=len(rows),
+            ranges=batch.ranges,
+            watermark_ms=self._watermark_ms,
+            exposure_rate=exposure_rate,
+            skipped=bool(skipped),
         )
-        sums = _loss_of(logits, rows)
-        outcomes: list[LearnOutcome] = [Learned(journal, rows, logits, sums.loss / sums.rows if sums.rows else np.nan)]
-        if (astray := self._loss_watch.update(sums)) is not None:
-            self.diverged = True
-            outcomes.append(Diverged(astray))
+        if skipped:
+            return self._skip(Skipped(journal, rows, skipped))
+        self._skipped_in_a_row = 0
+        self.newest_event_ms = max(self.newest_event_ms, int(rows.known_ms.max()))
+        self._publication.learned(rows)
+        terms = Terms.of_kinds(rows.kind, (CLICK_HEAD,), weight)
+        loss = BatchLoss.of(logits, terms)
+        outcomes: list[LearnOutcome] = [Learned(journal, rows, logits, terms, loss)]
+        if (astray := self._loss_watch.update(loss)) is not None:
+            outcomes.append(self._diverge(astray))
         return outcomes
 
+    def _skip(self, skipped: Skipped) -> list[LearnOutcome]:
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row < self.config.most_skipped_batches:
+            return [skipped]
+        return [skipped, self._diverge(f"{self._skipped_in_a_row} batches in a row were skipped: {skipped.detail}")]
 
-def _clicks_produced_ms(rows: ExampleRows) -> NDArray[np.int64]:
-    """Broker times of the clicks that are new in these rows; a conversion's click was learned before."""
-    new = (rows.label == 1) & (rows.kind != CONVERSION) & (rows.click_produced_ms > 0)
-    return np.asarray(rows.click_produced_ms[new])
-
-
-def _loss_of(logits: NDArray[np.float32], rows: ExampleRows) -> BatchLoss:
-    settled = rows.kind == SETTLED
-    scored, clicked = logits[settled], rows.label[settled] == 1
-    return BatchLoss(
-        rows=len(scored),
-        clicks=int(clicked.sum()),
-        expected=float(probability(scored).sum(dtype=np.float64)),
-        loss=float(losses(scored, clicked).sum()),
-    )
+    def _diverge(self, detail: str) -> Diverged:
+        self.diverged = True
+        return Diverged(detail)

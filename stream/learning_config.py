@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_LEAST_EXPOSURE_RATE = 1e-4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningConfig:
@@ -15,6 +17,8 @@ class LearningConfig:
     snapshot_interval_s: float = 3600.0  # a restart learns again what came after the newest one
     diverged_loss_ratio: float = 3.0  # times the loss of a constant: a model that works stays below 1
     diverged_loss_batches: int = 20  # over which the loss is taken
+    most_skipped_batches: int = 10  # in a row whose gradients are not finite, before nothing is learned any more
+    exposure_rate: float = 1.0  # of the exposures that are learned, for a learner that cannot keep up; clicks all are
 
     def __post_init__(self) -> None:
         if self.learn_batch_rows < 1:
@@ -28,6 +32,17 @@ class LearningConfig:
                 f"diverged_loss_batches={self.diverged_loss_batches} at least 1: a model that works would count as "
                 "diverged. Set MILLSTREAM_DIVERGED_LOSS_RATIO (3, or inf to never stop) and "
                 "MILLSTREAM_DIVERGED_LOSS_BATCHES (20)."
+            )
+        if self.most_skipped_batches < 1:
+            raise ValueError(
+                f"most_skipped_batches={self.most_skipped_batches} must be at least 1: a model would count as diverged "
+                "before it learned. Set MILLSTREAM_MOST_SKIPPED_BATCHES (10)."
+            )
+        if not _LEAST_EXPOSURE_RATE <= self.exposure_rate <= 1:
+            raise ValueError(
+                f"exposure_rate={self.exposure_rate} must lie in [{_LEAST_EXPOSURE_RATE:g}, 1]: it is the share of the "
+                "exposures that are learned, and each then weighs 1 / rate, so that a few would throw the model about. "
+                "Set MILLSTREAM_EXPOSURE_RATE; 1 learns all."
             )
         for name in ("learn_interval_s", "publish_interval_s", "snapshot_interval_s"):
             if not getattr(self, name) > 0:

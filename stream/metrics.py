@@ -16,7 +16,7 @@ REASONS = (
     "no_click",  # a conversion without a click
     "late",  # beyond a horizon
     "not_finite",  # NaN or infinity in a row to be learned
-    "label",  # neither 0 nor 1
+    "diverged",  # of a batch whose gradients were not finite
 )
 """Why a record or a row goes to the dead-letter topic: a closed set."""
 
@@ -85,6 +85,8 @@ TABLE = (
            "Event time of the slowest partition of the session features"),
     Metric("millstream_learned_rows_total", "counter", "Examples learned"),
     Metric("millstream_learned_batches_total", "counter", "Learn steps; each makes a model version"),
+    Metric("millstream_learn_skipped_batches_total", "counter",
+           "Batches left out because their gradients were not finite; their rows went to the dead letters"),
     Metric("millstream_learned_conversions_total", "counter",
            "Conversions seen by the learner; only a head of their own learns them"),
     Metric("millstream_learn_lost_records_total", "counter",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from learners.snapshot import Manifest, Snapshot, TornSnapshotError, load_snapshot, read_manifest, versions
 from learners.spec import FeatureSpec
 from stream.broker import Broker
-from stream.learning import Learned, LearningLoop
+from stream.learning import Learned, LearningLoop, Skipped
 from stream.learning_config import LearningConfig
 from stream.log_reader import LogReader
 from stream.published import NotPublishedError, follow, last_published
@@ -166,9 +166,9 @@ async def _learned(
         version=start.snapshot.version,
     )
 
-    def count(learned: Learned) -> None:
+    def count(step: Learned | Skipped) -> None:
         run.batches += 1
-        run.rows += len(learned.rows)
+        run.rows += len(step.rows)
         progress(run.batches, version - start.snapshot.version)
 
     await relearn(log, loop, spec, last_version=version, progress=count)

@@ -267,13 +267,19 @@ class OffsetRange(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     to_row: int
 
 
-class JournalRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="journal"):
-    """Which rows made which version: one learn step, in order."""
+class JournalRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="journal", omit_defaults=True):
+    """Which rows made which version: one learn step, in order. Learning again needs nothing else beside the examples.
+
+    ``rows`` counts those of the ranges that were kept: without faults, and exposures drawn at ``exposure_rate``. A step
+    that is ``skipped`` had gradients that were not finite: its version has the weights of the one before it.
+    """
 
     version: int
     rows: int
     ranges: list[OffsetRange]
     watermark_ms: int
+    exposure_rate: float = 1.0
+    skipped: bool = False
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="deadletter"):

@@ -10,7 +10,7 @@ import numpy as np
 from learners.snapshot import Snapshot
 from stream.examples import ExampleRows, concat
 from stream.examples_log import SpecShape, decode_examples
-from stream.learning import Diverged, Learned, LearningLoop, LearnOutcome, LoopState
+from stream.learning import Learned, LearningLoop, LoopState, Skipped
 from stream.log_reader import LogReader
 from stream.records import JournalRecord, OffsetRange, RecordError
 from stream.topics import EXAMPLES, JOURNAL
@@ -48,7 +48,7 @@ async def relearn(
     *,
     last_version: int | None = None,
     base_offsets: Mapping[int, int] | None = None,
-    progress: Callable[[Learned], None] = lambda learned: None,
+    progress: Callable[[Learned | Skipped], None] = lambda step: None,
 ) -> None:
     """Learn what the journal holds beyond the loop's version, up to ``last_version`` or its end.
 
@@ -65,7 +65,7 @@ async def relearn(
             outcomes = loop.relearn(journal, rows)
         except ValueError as error:
             raise await _unlike(log, journal, error) from error
-        _take(outcomes, journal, progress)
+        progress(next(one for one in outcomes if isinstance(one, (Learned, Skipped))))
 
 
 def _check_start(journal: JournalRecord, base_offsets: Mapping[int, int]) -> None:
@@ -77,16 +77,6 @@ def _check_start(journal: JournalRecord, base_offsets: Mapping[int, int]) -> Non
                 "that started from another snapshot. Give that stream's folder; a new base goes there, too, and waits "
                 "for the learner (python -m learners base --out)."
             )
-
-
-def _take(outcomes: Sequence[LearnOutcome], journal: JournalRecord, progress: Callable[[Learned], None]) -> None:
-    """A loss out of bounds ended the run that is repeated here, and nothing more; a gradient cannot have."""
-    learned = [one for one in outcomes if isinstance(one, Learned)]
-    for one in outcomes:
-        if isinstance(one, Diverged) and not learned:
-            raise RelearnError(f"learning version {journal.version} again diverged: {one.detail}")
-    for one in learned:
-        progress(one)
 
 
 async def _batches(

@@ -51,6 +51,8 @@ class WorkerSettings(BaseSettings):
     snapshot_interval_s: float | None = None
     diverged_loss_ratio: float | None = None
     diverged_loss_batches: int | None = None
+    most_skipped_batches: int | None = None
+    exposure_rate: float | None = None
 
     archive_rows: int | None = None
     archive_interval_s: float | None = None

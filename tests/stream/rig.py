@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 
 from learners.deepfm import DeepFM, DeepFMConfig
 from learners.encode import Encoder, Request
-from learners.kinds import SETTLED
+from learners.kinds import CLICK, EXPOSURE
 from learners.shape import ModelShape
 from learners.snapshot import Snapshot, write_snapshot
 from learners.spec import FeatureSpec, load_spec
@@ -57,18 +57,17 @@ def base_snapshot(
 
 
 def example_rows(count: int, seed: int, spec: FeatureSpec = SPEC, **columns: Any) -> ExampleRows:
-    """Settled examples of random columns; ``columns`` replace some."""
+    """Exposures and clicks (one row in four) of random columns, a click 1 s after its display; ``columns`` replace some."""
     rng = np.random.default_rng(seed)
-    label = rng.integers(0, 2, count).astype(np.uint8)
+    kind = np.asarray(columns.get("kind", np.where(rng.integers(0, 4, count) == 0, CLICK, EXPOSURE)), np.uint8)
     ts_ms = START_MS + np.sort(rng.integers(0, 60_000, count))
     rows = {
-        "kind": np.full(count, SETTLED, np.uint8),
-        "label": label,
+        "kind": kind,
         "impression_id": rng.integers(1, 2**63, count, dtype=np.uint64),
         "user_key": rng.integers(1, 50, count, dtype=np.uint64),
         "ts_ms": ts_ms,
-        "known_ms": ts_ms + 1000,
-        "delay_ms": np.where(label, 1000, -1),
+        "known_ms": ts_ms + 1000 * (kind != EXPOSURE),
+        "delay_ms": np.where(kind == EXPOSURE, 0, 1000),
         "value": np.zeros(count, np.float32),
         "logit": rng.normal(size=count).astype(np.float32),
         "p": rng.random(count, dtype=np.float32),
@@ -76,7 +75,7 @@ def example_rows(count: int, seed: int, spec: FeatureSpec = SPEC, **columns: Any
         "conversion_p": rng.random(count, dtype=np.float32),
         "propensity": np.ones(count, np.float32),
         "model_version": np.zeros(count, np.int64),
-        "click_produced_ms": np.where(label, START_MS, 0),
+        "click_produced_ms": np.where(kind == CLICK, START_MS, 0),
         "ids": rng.integers(1, 200, (count, spec.id_columns), dtype=np.uint64),
         "dense": rng.normal(size=(count, spec.dense_inputs)).astype(np.float32),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from learners.deepfm import DeepFM
+from learners.kinds import CLICK
 from learners.rows import Rows
 from learners.snapshot import SnapshotSpecError, newest_snapshot, versions
 from learners.spec import load_spec
+from learners.terms import Terms
 from stream.broker import find_broker
 from stream.examples import ExampleRows
 from stream.examples_log import decode_examples
@@ -83,16 +86,17 @@ async def test_a_snapshot_is_of_the_moment_at_which_it_began(
 
 
 async def test_what_cannot_be_learned_is_put_aside_and_counted(kafka_topics: TestTopics, tmp_path: Path) -> None:
-    """A NaN, a label of 2: dead letters with their reasons and rows; the other rows are learned."""
-    rows = example_rows(12, seed=1, label=np.array([0, 1, 2] + [0] * 9, np.uint8))
+    """A NaN, a kind of 9: dead letters with their reasons and rows; the other rows are learned."""
+    rows = example_rows(12, seed=1)
+    rows.kind[2] = 9
     rows.dense[7, 0] = np.nan
     metrics = await learned(kafka_topics, tmp_path, [rows])
     broker = await find_broker(kafka_topics.settings())
     letters = [msgspec.msgpack.decode(value, type=DeadLetter) for value in await values(broker, DEADLETTER)]
-    assert sorted((one.topic, one.reason) for one in letters) == [(EXAMPLES, "label"), (EXAMPLES, "not_finite")]
-    (label,) = (one for one in letters if one.reason == "label")
-    assert decode_examples(label.payload, SPEC)[0].impression_id.tolist() == [rows.impression_id[2]]
-    assert metrics.counter("dead_letters_total", topic=EXAMPLES, reason="label")._value.get() == 1
+    assert sorted((one.topic, one.reason) for one in letters) == [(EXAMPLES, "not_finite"), (EXAMPLES, "schema")]
+    (kind,) = (one for one in letters if one.reason == "schema")
+    assert decode_examples(kind.payload, SPEC)[0].impression_id.tolist() == [rows.impression_id[2]]
+    assert metrics.counter("dead_letters_total", topic=EXAMPLES, reason="schema")._value.get() == 1
     assert metrics.counter("learned_rows_total")._value.get() == 10
 
 
@@ -102,7 +106,7 @@ async def test_records_that_are_none_are_put_aside_and_an_empty_one_is_no_batch(
     """Bytes, another spec, columns of other lengths: each a dead letter with its bytes; the weights are the others'."""
     good = [example_rows(8, seed=at) for at in range(3)]
     foreign = good[0].to_record("0" * 16, START_MS).encode()
-    short = msgspec.structs.replace(good[0].to_record(SPEC.hash, START_MS), label=b"\0").encode()
+    short = msgspec.structs.replace(good[0].to_record(SPEC.hash, START_MS), p=b"\0").encode()
     empty = example_rows(0, seed=9)
     await learned(kafka_topics, tmp_path / "mixed", [good[0], b"\xc1", foreign, good[1], short, b"", empty, good[2]])
     broker = await find_broker(kafka_topics.settings())
@@ -144,14 +148,14 @@ async def test_a_loss_out_of_bounds_stops_the_publishing_and_not_the_process(
     kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gauge is 1, the log says why, the last good version stays the published one; a restart finds it so."""
-    learn_many = DeepFM.learn_many
+    learn_terms = DeepFM.learn_terms
 
-    def astray(model: DeepFM, rows: Rows, labels: Any, weight: Any) -> None:
-        learn_many(model, rows, labels, weight)
+    def astray(model: DeepFM, rows: Rows, terms: Terms) -> None:
+        learn_terms(model, rows, terms)
         weights = {name: array * (40 if "weight" in name else 1) for name, array in model.dense.arrays().items()}
         model.dense.load(weights)
 
-    monkeypatch.setattr(DeepFM, "learn_many", astray)
+    monkeypatch.setattr(DeepFM, "learn_terms", astray)
     with structlog.testing.capture_logs() as logs:
         batches = [example_rows(8, seed=at) for at in range(12)]
         metrics = await learned(kafka_topics, tmp_path, batches, diverged_loss_batches=2)
@@ -167,6 +171,36 @@ async def test_a_loss_out_of_bounds_stops_the_publishing_and_not_the_process(
     assert again.gauge("learn_diverged")._value.get() == 1
     assert len(await values(broker, JOURNAL)) == len(journal)
     assert again.gauge("model_version")._value.get() == published
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+async def test_a_batch_that_explodes_costs_itself_and_a_restart_learns_the_same(
+    kafka_topics: TestTopics, tmp_path: Path
+) -> None:
+    """Counted, logged once, its rows in the dead letters; a second life and a rebuild come to the same weights."""
+    huge = [example_rows(8, seed=at, kind=np.full(8, CLICK)) for at in (3, 6)]
+    for rows in huge:
+        rows.dense[...] = 1e30
+    batches = [huge[[3, 6].index(at)] if at in (3, 6) else example_rows(8, seed=at) for at in range(9)]
+    with structlog.testing.capture_logs() as logs:
+        metrics = await learned(kafka_topics, tmp_path, batches)
+    assert [one["version"] for one in logs if one["log_level"] == "error"] == [4]
+    assert metrics.counter("learn_skipped_batches_total")._value.get() == 2
+    broker = await find_broker(kafka_topics.settings())
+    letters = [msgspec.msgpack.decode(value, type=DeadLetter) for value in await values(broker, DEADLETTER)]
+    assert [one.reason for one in letters] == ["diverged", "diverged"]
+    assert decode_examples(letters[0].payload, SPEC)[0].impression_id.tolist() == huge[0].impression_id.tolist()
+    journal = [msgspec.msgpack.decode(value, type=JournalRecord) for value in await values(broker, JOURNAL)]
+    assert [one.skipped for one in journal] == [at in (3, 6) for at in range(9)]
+    rebuilt = await rebuild(broker, str(tmp_path), lambda _: SPEC, start_version=0)
+    assert rebuilt.sha256 == rebuilt.snapshot_sha256 == rebuilt.published_sha256
+    shutil.rmtree(tmp_path / f"v{versions(str(tmp_path))[0]:012d}")
+    again = await learned(kafka_topics, tmp_path, batches)
+    assert again.counter("learn_skipped_batches_total")._value.get() == 0, "learned again, not anew"
+    found = newest_snapshot(str(tmp_path))
+    assert found is not None
+    assert found[1].weights_sha256() == rebuilt.sha256
+    assert len(await values(broker, JOURNAL)) == 9
 
 
 async def learned(

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.deepfm import DeepFM, DivergenceError
-from learners.heads import Head
-from learners.kinds import CONVERSION, CORRECTION
+from learners.deepfm import DeepFM
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.shape import ModelShape
-from learners.targets import arrivals
+from learners.terms import Terms
 from stream.examples import ExampleRows, concat
-from stream.learning import Diverged, Learned, LearningLoop, LoopState, Rejected
+from stream.learning import Diverged, Learned, LearningLoop, LoopState, Rejected, Skipped
 from stream.learning_config import LearningConfig
 from stream.records import JournalRecord, OffsetRange
 from tests.stream.rig import SMALL, SPEC, START_MS, example_rows
@@ -132,32 +132,33 @@ def test_scores_come_before_learning() -> None:
     before = model().predict_many(rows.rows())
     (learned,) = feed(loop, [(0, 0, rows, 0)])
     assert learned.logits.tolist() == before.tolist()
-    assert learned.log_loss == pytest.approx(np.mean(np.logaddexp(0, before) - before * rows.label), rel=1e-5)
+    paid = np.where(rows.kind == EXPOSURE, np.logaddexp(0, before), -before).sum()
+    assert learned.loss.log_loss == pytest.approx(paid / (rows.kind == EXPOSURE).sum(), rel=1e-5)
     assert loop.model.predict_many(rows.rows()).tolist() != before.tolist()
 
 
-def test_corrections_are_learned_as_clicks_and_conversions_only_counted() -> None:
-    """A correction is one more row with label 1, left out of the log loss; a conversion is no row."""
-    kind = np.array([0] * 14 + [CORRECTION, CORRECTION, CONVERSION], np.uint8)
-    label = np.array([0] * 14 + [1, 1, 1], np.uint8)
+def test_without_a_head_for_them_conversions_are_only_counted() -> None:
+    """They are no rows of a batch."""
+    kind = np.array([EXPOSURE] * 14 + [CLICK, CLICK, CONVERSION], np.uint8)
     loop = LearningLoop(model(), CONFIG, 1)
-    (learned,) = feed(loop, [(0, 0, example_rows(17, seed=1, kind=kind, label=label), 0)])
+    (learned,) = feed(loop, [(0, 0, example_rows(17, seed=1, kind=kind), 0)])
     assert learned.rows.kind.tolist() == kind[:16].tolist()
-    assert (loop.corrections, loop.conversions) == (2, 1)
-    settled = learned.logits[:14]
-    assert learned.log_loss == pytest.approx(np.mean(np.logaddexp(0, settled)), rel=1e-5)
+    assert loop.conversions == 1
+    assert learned.loss.exposures == 14
 
 
-def test_a_model_with_a_head_for_them_learns_conversions() -> None:
-    """As a converted click, in the batch's order; the same batch again gives the same weights."""
-    config = dataclasses.replace(SMALL, heads=(Head("click"), Head("conversion", given="click")))
-    kind = np.array([0] * 14 + [CORRECTION, CONVERSION], np.uint8)
-    rows = example_rows(16, seed=1, kind=kind, label=np.array([0, 1] * 7 + [1, 1], np.uint8))
-    loop, again, by_hand = (LearningLoop(DeepFM(config, ModelShape.of(SPEC)), CONFIG, 1) for _ in range(3))
+def test_exposures_are_sampled_and_weighed_and_the_journal_tells_the_rate() -> None:
+    """Every click is learned; the loop learns the terms of what is kept, and so does one of another rate from it."""
+    config = dataclasses.replace(CONFIG, learn_batch_rows=27, exposure_rate=0.25)
+    loop, again, by_hand = (LearningLoop(model(), one, 1) for one in (config, CONFIG, CONFIG))
+    rows = example_rows(64, seed=1)
     (learned,) = feed(loop, [(0, 0, rows, 0)])
-    assert (learned.journal.rows, loop.conversions, loop.corrections) == (16, 1, 1)
+    assert (learned.rows.kind == CLICK).sum() == (rows.kind == CLICK).sum()
+    assert 0 < (learned.rows.kind == EXPOSURE).sum() < 0.6 * (rows.kind == EXPOSURE).sum()
+    assert learned.journal.exposure_rate == 0.25
     again.relearn(learned.journal, rows)
-    by_hand.model.learn_many(rows.rows(), *arrivals(rows.kind, rows.label, ("click", "conversion")))
+    weight = np.where(learned.rows.kind == EXPOSURE, 4, 1).astype(np.float32)
+    by_hand.model.learn_terms(learned.rows.rows(), Terms.of_kinds(learned.rows.kind, ("click",), weight))
     assert loop.model.weights_sha256() == again.model.weights_sha256() == by_hand.model.weights_sha256()
 
 
@@ -175,15 +176,14 @@ def test_rows_that_are_not_finite_are_rejected_and_the_others_learned() -> None:
     assert learned.rows.impression_id.tolist() == np.delete(rows.impression_id, 3).tolist()
 
 
-def test_a_label_that_is_none_is_rejected_and_the_model_untouched_by_it() -> None:
-    """A label of 3 goes aside with its row; what is learned is what the other rows alone would have taught."""
-    label = example_rows(17, seed=1).label.copy()
-    label[5] = 3
-    rows = example_rows(17, seed=1, label=label)
+def test_an_unknown_kind_is_rejected_and_the_model_untouched_by_it() -> None:
+    """A kind of 9 goes aside with its row; what is learned is what the other rows alone would have taught."""
+    rows = example_rows(17, seed=1)
+    rows.kind[5] = 9
     loop, other = LearningLoop(model(), CONFIG, 1), LearningLoop(model(), CONFIG, 1)
     rejected, learned = loop.step(rows, 0, 0, 0)
     assert isinstance(rejected, Rejected)
-    assert (rejected.reason, rejected.rows.label.tolist()) == ("label", [3])
+    assert (rejected.reason, rejected.rows.kind.tolist()) == ("schema", [9])
     assert isinstance(learned, Learned)
     feed(other, [(0, 0, rows.take(np.delete(np.arange(17), 5)), 0)])
     assert loop.model.weights_sha256() == other.model.weights_sha256()
@@ -200,8 +200,8 @@ class _Timed(DeepFM):
     def advance(self, event_ms: int) -> None:
         self.told.append((event_ms, self.steps))
 
-    def learn_many(self, *arguments: Any, **options: Any) -> None:
-        super().learn_many(*arguments, **options)
+    def learn_terms(self, *arguments: Any, **options: Any) -> None:
+        super().learn_terms(*arguments, **options)
         self.steps += 1
 
 
@@ -224,9 +224,9 @@ class _Astray(DeepFM):
 
     steps = 0
 
-    def learn_many(self, *arguments: Any, **options: Any) -> None:
+    def learn_terms(self, *arguments: Any, **options: Any) -> None:
         self.steps += 1
-        super().learn_many(*arguments, **options)
+        super().learn_terms(*arguments, **options)
 
     def predict_many(self, rows: Any) -> Any:
         logits = super().predict_many(rows)
@@ -312,39 +312,71 @@ def test_a_delta_carries_the_clicks_first_learned_in_it() -> None:
     loop.step(rows, 0, 0, START_MS)
     delta = loop.take_publication()
     assert delta is not None
-    assert len(delta.clicks_produced_ms) == rows.label.sum()
-    loop.step(example_rows(16, seed=2, label=np.zeros(16, np.uint8)), 0, 1, START_MS + 10_000)
+    assert len(delta.clicks_produced_ms) == (rows.kind == CLICK).sum() > 0
+    loop.step(example_rows(16, seed=2, kind=np.zeros(16, np.uint8)), 0, 1, START_MS + 10_000)
     later = loop.take_publication()
     assert later is not None
     assert not len(later.clicks_produced_ms)
 
 
-class _Exploding(DeepFM):
-    """Diverges at its third step."""
-
-    steps = 0
-
-    def learn_many(self, *arguments: Any, **options: Any) -> None:
-        self.steps += 1
-        if self.steps == 3:
-            raise DivergenceError("the gradient is not finite")
-        super().learn_many(*arguments, **options)
+HUGE = np.float32(1e30)
 
 
-def test_after_a_divergence_time_goes_on_and_nothing_else() -> None:
+def exploding(count: int, seed: int) -> ExampleRows:
+    """Rows whose gradient's square is not finite, although every number of theirs is."""
+    rows = example_rows(count, seed=seed, kind=np.full(count, CLICK))
+    return dataclasses.replace(rows, dense=np.full_like(rows.dense, HUGE))
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_batch_that_explodes_is_left_out_and_the_next_one_learned() -> None:
+    """Its version has the weights of the one before; the journal says so, and another loop does the very same."""
+    loop = LearningLoop(model(), CONFIG, 1)
+    records = [example_rows(16, seed=1), exploding(16, 2), example_rows(16, seed=3)]
+    outcomes = [one for at, rows in enumerate(records) for one in loop.step(rows, 0, at, START_MS + at)]
+    assert [type(one) for one in outcomes] == [Learned, Skipped, Learned]
+    journals = [one.journal for one in outcomes if isinstance(one, (Learned, Skipped))]
+    assert [(one.version, one.skipped) for one in journals] == [(1, False), (2, True), (3, False)]
+    again = LearningLoop(model(), LearningConfig(), 1)
+    after = []
+    for journal, rows in zip(journals, records, strict=True):
+        again.relearn(journal, rows)
+        after.append(again.model.dense.flat.numpy().copy())
+    assert (after[0] == after[1]).all()
+    assert (after[1] != after[2]).any()
+    assert again.model.weights_sha256() == loop.model.weights_sha256()
+    assert not loop.diverged
+    with pytest.raises(ValueError, match=r"version 1 was skipped and is now learned.*snapshot of this log"):
+        LearningLoop(model(), CONFIG, 1).relearn(msgspec.structs.replace(journals[0], skipped=True), records[0])
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_so_many_in_a_row_are_a_divergence_also_across_a_restart() -> None:
     """No more learning, deltas or snapshots; heartbeats of the last published version keep the stream moving."""
-    loop = LearningLoop(_Exploding(SMALL, ModelShape.of(SPEC)), CONFIG, 1)
+    config = dataclasses.replace(CONFIG, most_skipped_batches=3)
+    loop = LearningLoop(model(), config, 1)
     outcomes = loop.step(example_rows(16, seed=1), 0, 0, START_MS)
     loop.take_publication()
-    outcomes += loop.step(example_rows(48, seed=2), 0, 1, START_MS + 10_000)
-    assert [type(outcome) for outcome in outcomes] == [Learned, Learned, Diverged]
-    loop.step(example_rows(48, seed=3), 0, 2, START_MS + 900_000)
+    outcomes += loop.step(concat([exploding(32, 2), example_rows(16, seed=3), exploding(32, 4)]), 0, 1, START_MS)
+    assert [type(one) for one in outcomes] == [Learned, Skipped, Skipped, Learned, Skipped, Skipped]
+    loop.take_publication(at_once=True)
+    loop = LearningLoop(loop.model, config, 1, state=LoopState.decode(loop.state().encode()))
+    outcomes = loop.step(exploding(48, 5), 0, 2, START_MS + 10_000)
+    assert [type(one) for one in outcomes] == [Skipped, Diverged]
+    loop.step(example_rows(48, seed=6), 0, 3, START_MS + 900_000)
     heartbeat = loop.take_publication(at_once=True)
     assert heartbeat is not None
     assert heartbeat.is_heartbeat
-    assert (heartbeat.version, heartbeat.watermark_ms) == (1, START_MS + 900_000)
+    assert (heartbeat.version, heartbeat.watermark_ms) == (6, START_MS + 900_000)
     assert not loop.snapshot_due()
     assert loop.flush() == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("most_skipped_batches", 0), ("exposure_rate", 0), ("exposure_rate", 1.5)])
+def test_settings_beyond_their_bounds_are_refused(name: str, value: float) -> None:
+    """The message names the setting and the variable."""
+    with pytest.raises(ValueError, match=f"(?s){name}={value}.*MILLSTREAM_{name.upper()}"):
+        LearningConfig(**{name: value})  # type: ignore[arg-type]
 
 
 def test_a_journal_of_another_run_is_refused() -> None:
