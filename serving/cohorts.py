@@ -12,17 +12,21 @@ from serving.metrics import ServingMetrics
 ALL: Final = "all"
 """The slice of all traffic."""
 MOST_VALUES: Final = 12  # of a slice on /metrics and the page: those with the most exposures
+WINDOWS: Final[Mapping[int, str]] = {60: "1m", 600: "10m", 3600: "1h"}
+"""Display times that figures are of, in seconds → as the label says it. Slices are shown of the longest only."""
+_LONGEST_S: Final = max(WINDOWS)
 
 
 class CohortFigures(NamedTuple):
-    """What became of the displays of one head, maturity, slice and variant.
+    """What became of the displays of one head, maturity, window, slice and variant.
 
-    Mature cohorts are older than the click window: all their clicks have come. Early ones are younger: a display of age
-    a counts with the share F(a) of the clicks that come so soon.
+    The window ends now (early) or one click window ago (mature: all clicks have come). Early a display of age a counts
+    with the share F(a) of the clicks that come so soon.
     """
 
     head: str  # "click", "conversion"
     maturity: Literal["early", "mature"]
+    window_s: int  # of `WINDOWS`
     slice: str  # ALL, or "name=value"
     variant: str
     exposures: float  # displays; of conversions: clicks
@@ -58,10 +62,11 @@ _GAUGES: Final[Mapping[str, str]] = {
 
 
 def shown(figures: Iterable[CohortFigures]) -> list[CohortFigures]:
-    """The figures of all traffic, and those of each slice's `MOST_VALUES` largest values."""
-    by_slice: dict[tuple[str, str, str, str], list[CohortFigures]] = defaultdict(list)
+    """The figures of all traffic, and the mature ones of each slice's `MOST_VALUES` largest values."""
+    by_slice: dict[tuple[str, str, int, str, str], list[CohortFigures]] = defaultdict(list)
     for one in figures:
-        by_slice[one.head, one.maturity, one.variant, one.slice.partition("=")[0]].append(one)
+        if one.slice == ALL or (one.maturity == "mature" and one.window_s == _LONGEST_S):
+            by_slice[one.head, one.maturity, one.window_s, one.variant, one.slice.partition("=")[0]].append(one)
     largest = (sorted(of, key=lambda one: (-one.exposures, one.slice))[:MOST_VALUES] for of in by_slice.values())
     return [one for of in largest for one in of]
 
@@ -74,15 +79,16 @@ def publish(figures: Sequence[CohortFigures], metrics: ServingMetrics) -> None:
         for one in figures:
             value = getattr(one, attribute)
             if math.isfinite(value):
-                gauge.labels(head=one.head, maturity=one.maturity, slice=one.slice, variant=one.variant).set(value)
+                labels = (one.head, one.maturity, WINDOWS[one.window_s], one.slice, one.variant)
+                gauge.labels(*labels).set(value)
 
 
 def points(figures: Iterable[CohortFigures]) -> dict[str, float | None]:
-    """Of all traffic, by ``click_mature_observed_over_expected`` and the like: values of one moment of the series."""
+    """Of all traffic, by ``click_mature_auc_10m`` and the like: values of one moment of the series."""
     found: dict[str, float | None] = {}
     for one in figures:
         if one.slice == ALL:
             of = one.as_json()
             for name in ("observed_over_expected", "normalized_entropy", "log_loss", "auc"):
-                found[f"{one.head}_{one.maturity}_{name}"] = of[name]
+                found[f"{one.head}_{one.maturity}_{name}_{WINDOWS[one.window_s]}"] = of[name]
     return found

@@ -24,7 +24,13 @@ _REASONS = (
 )
 
 HEADS = (CLICK_HEAD, CONVERSION_HEAD)
-_COHORTS = {"head": HEADS, "maturity": ("early", "mature"), "slice": (), "variant": (VARIANT,)}
+_COHORTS = {
+    "head": HEADS,
+    "maturity": ("early", "mature"),
+    "window": ("1m", "10m", "1h"),
+    "slice": (),  # "all", or "name=value" of those with the most exposures
+    "variant": (VARIANT,),
+}
 
 # fmt: off
 TABLE = (

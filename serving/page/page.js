@@ -8,8 +8,8 @@ const percent = (value) => value == null ? "–" : `${number(value * 100, 2)} %`
 const pair = (values) => `${seconds(values.p50)} / ${seconds(values.p99)}`;
 const last = (column) => column && column.length ? column[column.length - 1] : null;
 const NONE = {};
-// The figures of one head and maturity, of all traffic unless a slice is named.
-const of = (status, head, maturity, slice = "all") => status.quality.find((f) => f.head === head && f.maturity === maturity && f.slice === slice) || NONE;
+// The figures of one head and maturity, of all traffic displayed in ten minutes.
+const of = (status, head, maturity) => status.quality.find((f) => f.head === head && f.maturity === maturity && f.slice === "all" && f.window_s === 600) || NONE;
 const both = (status, head, show) => `${show(of(status, head, "early"))} / ${show(of(status, head, "mature"))}`;
 
 const TILES = [
@@ -32,10 +32,10 @@ const CHARTS = [
   ["Freshness", [["p50", "freshness_p50_s"], ["p99", "freshness_p99_s"]], seconds],
   ["Model version", [["version", "model_version"]], whole],
   ["Mean p", [["click", "click_predicted_mean"], ["conversion of a click", "conversion_predicted_mean"]], percent],
-  ["Clicks: observed / expected", [["early", "click_early_observed_over_expected"], ["mature", "click_mature_observed_over_expected"]], (v) => number(v, 3), true],
-  ["AUC of served p", [["early", "click_early_auc"], ["mature", "click_mature_auc"]], (v) => number(v, 4), true],
-  ["Log loss of served p", [["early", "click_early_log_loss"], ["mature", "click_mature_log_loss"]], (v) => number(v, 4), true],
-  ["Conversions: observed / expected", [["early", "conversion_early_observed_over_expected"], ["mature", "conversion_mature_observed_over_expected"]], (v) => number(v, 3), true],
+  ["Clicks: observed / expected", [["early", "click_early_observed_over_expected_10m"], ["mature", "click_mature_observed_over_expected_10m"]], (v) => number(v, 3), true],
+  ["AUC of served p", [["early", "click_early_auc_10m"], ["mature", "click_mature_auc_10m"]], (v) => number(v, 4), true],
+  ["Log loss of served p", [["early", "click_early_log_loss_10m"], ["mature", "click_mature_log_loss_10m"]], (v) => number(v, 4), true],
+  ["Conversions: observed / expected", [["early", "conversion_early_observed_over_expected_10m"], ["mature", "conversion_mature_observed_over_expected_10m"]], (v) => number(v, 3), true],
 ];
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -102,8 +102,8 @@ function showSlices(quality) {
     line.append(...cells(texts, tag));
     return line;
   };
-  table.tHead.replaceChildren(row(["head", "maturity", "slice", ...COLUMNS.map(([name]) => name)], "th"));
-  table.tBodies[0].replaceChildren(...quality.map((f) => row([f.head, f.maturity, f.slice, ...COLUMNS.map(([, show]) => show(f))])));
+  table.tHead.replaceChildren(row(["head", "maturity", "window", "slice", ...COLUMNS.map(([name]) => name)], "th"));
+  table.tBodies[0].replaceChildren(...quality.map((f) => row([f.head, f.maturity, `${f.window_s / 60} min`, f.slice, ...COLUMNS.map(([, show]) => show(f))])));
 }
 
 function showState(text, good, reasons) {

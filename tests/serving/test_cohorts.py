@@ -7,19 +7,19 @@ import math
 import orjson
 from prometheus_client import generate_latest
 
-from serving.cohorts import ALL, MOST_VALUES, CohortFigures, points, publish, shown
-from serving.metrics import ServingMetrics
+from serving.cohorts import ALL, MOST_VALUES, WINDOWS, CohortFigures, points, publish, shown
+from serving.metrics import TABLE, ServingMetrics
 
 
 def figures(slice_: str = ALL, **changes: object) -> CohortFigures:
     """Mature clicks: 90 came where 100 were expected."""
-    of = CohortFigures("click", "mature", slice_, "main", 1_000.0, 90.0, 100.0, 0.3, 0.95, 0.7)
+    of = CohortFigures("click", "mature", 3_600, slice_, "main", 1_000.0, 90.0, 100.0, 0.3, 0.95, 0.7)
     return of._replace(**changes)  # type: ignore[arg-type]
 
 
 def value(metrics: ServingMetrics, name: str, slice_: str = ALL) -> float | None:
     """A gauge of mature clicks; None where it is not exposed."""
-    labels = {"head": "click", "maturity": "mature", "slice": slice_, "variant": "main"}
+    labels = {"head": "click", "maturity": "mature", "window": "1h", "slice": slice_, "variant": "main"}
     return metrics.registry.get_sample_value(f"millstream_served_{name}", labels)
 
 
@@ -61,6 +61,19 @@ def test_only_the_largest_values_of_a_slice_are_shown() -> None:
     assert len(found) == len(expected)
 
 
+def test_slices_are_shown_mature_and_of_the_longest_window_only() -> None:
+    """Of all traffic there is each window; a slice has too few clicks in a minute to tell anything."""
+    short, young = figures("place=1", window_s=60), figures("place=1", maturity="early")
+    everything = [figures(window_s=window) for window in WINDOWS]
+    assert shown([short, young, *everything]) == everything
+
+
+def test_windows_have_the_names_of_the_label() -> None:
+    """A gauge of another window would stand beside the table."""
+    table = {row.name: row for row in TABLE}
+    assert tuple(WINDOWS.values()) == table["millstream_served_auc_ratio"].labels["window"]
+
+
 def test_without_expectation_there_is_no_ratio() -> None:
     """Not infinity, which is no JSON."""
     of = figures(expected=0.0, observed=0.0)
@@ -71,6 +84,6 @@ def test_without_expectation_there_is_no_ratio() -> None:
 def test_points_are_those_of_all_traffic() -> None:
     """By head, maturity and figure, so that the page's charts find them."""
     found = points([figures(), figures("place=1", auc=0.1), figures(head="conversion", maturity="early")])
-    assert found["click_mature_auc"] == 0.7
-    assert found["conversion_early_observed_over_expected"] == 0.9
+    assert found["click_mature_auc_1h"] == 0.7
+    assert found["conversion_early_observed_over_expected_1h"] == 0.9
     assert len(found) == 8
