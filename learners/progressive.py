@@ -38,25 +38,3 @@ def _share_above(z: NDArray[np.float64], exposure: NDArray[np.float64], event: N
     exposures, events = np.bincount(inverse, exposure), np.bincount(inverse, event)
     below = np.cumsum(exposures) - exposures / 2
     return divided(float((events * below).sum()), float(events.sum()) * float(exposures.sum()))
-
-
-class ProgressiveMetrics:
-    """Exact figures of the last ``window_rows`` rows. Feed it each row once, with the logit before it was learned."""
-
-    def __init__(self, *, window_rows: int = 20_000) -> None:
-        self._window = np.zeros((3, window_rows), np.float64)  # logit, exposure, event: a ring
-        self._added = 0
-
-    def add(self, logits: Floats, terms: Terms) -> None:
-        """Count B rows in."""
-        rows = np.stack([np.asarray(column, np.float64) for column in (logits, *terms)])
-        size = self._window.shape[1]
-        skipped = max(0, rows.shape[1] - size)
-        places = np.arange(self._added + skipped, self._added + rows.shape[1]) % size
-        self._window[:, places] = rows[:, skipped:]
-        self._added += rows.shape[1]
-
-    def window(self) -> Quality:
-        """The figures now."""
-        logits, exposure, event = self._window[:, : self._added]
-        return terms_quality(logits, Terms(exposure.astype(np.float32), event.astype(np.float32)))

@@ -20,7 +20,6 @@ from learners.deepfm import DeepFM
 from learners.delta import Delta
 from learners.drift import DriftWatch
 from learners.model_state import ModelCopy, State
-from learners.progressive import ProgressiveMetrics
 from learners.snapshot import Snapshot, newest_snapshot
 from learners.spec import FeatureSpec
 from stream.broker import Broker
@@ -43,7 +42,6 @@ from stream.topics import DEADLETTER, EXAMPLES, JOURNAL, WEIGHTS
 
 MAX_PART_BYTES = 4 << 20  # half of the topic's limit
 _JOURNALED_AT_ONCE = 64  # learned batches that are sent to the broker together while nothing is published
-_QUALITY_INTERVAL_S = 1.0  # ranking the window for its AUC takes milliseconds
 
 _encode = msgspec.msgpack.Encoder().encode
 _log = structlog.get_logger(__name__)
@@ -124,8 +122,6 @@ class LearnRunner:
         self._committable: dict[Place, int] = {}
         self._snapshot_task: asyncio.Task[None] | None = None
         self._snapshot_version = -1
-        self._quality = ProgressiveMetrics()
-        self._quality_at = 0.0
         self._told_of_skips = False
         self._drift = asyncio.create_task(asyncio.to_thread(DriftWatch))  # made while the group is joined
 
@@ -386,7 +382,6 @@ class LearnRunner:
     def _count(self, learned: Learned) -> None:
         self._metrics.counter("learned_batches_total").inc()
         self._metrics.counter("learned_rows_total").inc(len(learned.rows))
-        self._quality.add(learned.logits, learned.terms)
         loss = learned.loss
         if math.isfinite(loss.loss) and self._drift.result().update(
             rows=round(loss.exposures), clicks=round(loss.clicks), loss=loss.loss
@@ -400,12 +395,3 @@ class LearnRunner:
         metrics.gauge("model_version").set(loop.published_version)
         metrics.gauge("learn_waiting_rows").set(loop.waiting_rows)
         metrics.gauge("learn_watermark_timestamp_seconds").set(loop.watermark_ms / 1000)
-        now = time.monotonic()
-        if now - self._quality_at < _QUALITY_INTERVAL_S:
-            return
-        self._quality_at = now
-        window = self._quality.window()
-        metrics.gauge("progressive_auc_ratio").set(window.auc)
-        metrics.gauge("progressive_log_loss").set(window.log_loss)
-        metrics.gauge("progressive_normalized_entropy_ratio").set(window.ne)
-        metrics.gauge("progressive_observed_over_expected_ratio").set(window.observed_over_expected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.metrics import quality
-from learners.progressive import ProgressiveMetrics, terms_quality
+from learners.progressive import terms_quality
 from learners.terms import Terms
 
 
@@ -51,23 +50,10 @@ def test_exposures_that_stand_for_several_count_as_several() -> None:
         assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=0.02)
 
 
-def test_the_window_forgets_what_is_older() -> None:
-    """Also when a batch is longer than the window."""
-    rng = np.random.default_rng(2)
-    z, terms = additive(rng.normal(size=500), rng.random(500) < 0.4)
-    order = rng.permutation(len(z))
-    z, terms = z[order], terms.take(order)
-    for size in (64, 300, 10_000):
-        window = ProgressiveMetrics(window_rows=size)
-        for start in range(0, len(z), 90):
-            window.add(z[start : start + 90], terms.take(slice(start, start + 90)))
-        expected = terms_quality(z[-size:], terms.take(slice(-size, None)))
-        assert asdict(window.window()) == pytest.approx(asdict(expected))
-
-
 def test_without_clicks_or_exposures_there_is_no_figure() -> None:
     """NaN, not an error."""
-    none = ProgressiveMetrics().window()
+    nothing = np.zeros(0, np.float32)
+    none = terms_quality(nothing, Terms(nothing, nothing))
     assert math.isnan(none.log_loss)
     assert math.isnan(none.auc)
     clicks = terms_quality(np.zeros(3), Terms(np.zeros(3, np.float32), np.ones(3, np.float32)))

@@ -12,7 +12,7 @@ from serving.metrics import TABLE as SERVING
 from stream.metrics import TABLE as WORKERS
 
 DASHBOARDS = Path(__file__).parents[2] / "docker" / "grafana" / "dashboards"
-LEARNER = r"millstream_(learn|learned|archive|archived|progressive|model|deltas|delta|snapshots)_"
+LEARNER = r"millstream_(learn|learned|archive|archived|model|deltas|delta|snapshots)_"
 JOIN = r"millstream_(join|session|lag|click_store|examples|input|dead_letters)_"
 
 

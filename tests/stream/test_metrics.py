@@ -14,7 +14,6 @@ UNITS = ("_total", "_seconds", "_ratio", "_bytes", "_rows", "_records", "_events
 WITHOUT_UNIT = {  # a version, a switch, and a loss in nats
     "millstream_model_version",
     "millstream_learn_diverged",
-    "millstream_progressive_log_loss",
 }
 
 
