@@ -3,6 +3,9 @@
 An archive is one file, or a folder of part files, each with the examples of one stretch of a partition of the examples
 topic: ``date=YYYY-MM-DD/p{partition}-{first_offset:020d}-{next_offset:020d}.parquet``. Every row of a part knows its
 place in the topic, so that stretches may overlap (a restarted archiver writes some rows again): each place counts once.
+Rows are what the stream tells (`learners.kinds`): displays, clicks, conversions. A log that has one row of an impression
+with its ``label`` is read as well, as are archives of the time when the topic had such rows: their kinds have the same
+numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from learners.examples import MATRICES, SCALARS, Examples
+from learners.examples import MATRICES, REQUIRED, SCALARS, Examples
 from learners.kinds import CONVERSION
 from learners.rows import Rows
 
@@ -59,18 +62,13 @@ class Encoded(Protocol):
         ...
 
     @property
-    def label(self) -> NDArray[np.uint8]:
-        """(N,)."""
-        ...
-
-    @property
     def ts_ms(self) -> NDArray[np.int64]:
         """(N,), display time."""
         ...
 
     @property
     def known_ms(self) -> NDArray[np.int64]:
-        """(N,), event time at which the label became known."""
+        """(N,), event time of the display, click or conversion; of an exposure with a label, when that became known."""
         ...
 
 
@@ -164,10 +162,12 @@ def write_examples(path: Path, examples: Encoded, spec: NamedSpec) -> None:
 
 
 def _write(path: Path, examples: Encoded, spec: NamedSpec, places: Mapping[str, NDArray[Any]]) -> None:
+    # No label where the examples have none: a 0 beside an exposure would read as if it were not clicked.
+    scalars = [name for name in SCALARS if name != "label" or hasattr(examples, "label")]
     table = pa.table(
         [_fixed(examples.ids, "ids"), _fixed(examples.dense, "dense")]
-        + [pa.array(_vector(examples, name, places)) for name in SCALARS],
-        names=[*MATRICES, *SCALARS],
+        + [pa.array(_vector(examples, name, places)) for name in scalars],
+        names=[*MATRICES, *scalars],
     ).replace_schema_metadata({"spec_name": spec.name, "spec_hash": spec.hash})
     unfinished = path.with_name(f".{path.name}.unfinished")
     with unfinished.open("wb") as file:
@@ -194,7 +194,7 @@ def read_examples(
     Parameters
     ----------
     known_ms
-        From and until (not included): only examples whose label became known in between.
+        From and until (not included): only events in between.
 
     Raises
     ------
@@ -211,13 +211,14 @@ def read_examples(
 def log_reach(path: Path | str, *, until_ms: int = 2**62) -> dict[int, int]:
     """Partition → the offset up to which an archive holds the topic; none for examples that came from no topic.
 
-    With ``until_ms`` the offset of the first example that became known then or later: where a stream goes on must be
-    one place in its log, so that also earlier known examples behind that one are beyond it. Raises ArchiveError.
+    With ``until_ms`` the offset of the first event of then or later: where a stream goes on must be one place in its
+    log, so that also earlier events behind that one are beyond it. Raises ArchiveError.
     """
     ends: dict[int, int] = {}
     beyond: dict[int, int] = {}
     for file in _files(path):
-        _read_schema(file)  # refuses what is no archive
+        if not {"partition", "offset"} <= set(_read_schema(file).names):  # refuses what is no archive
+            continue
         read = partial(pq.read_table, columns=["partition", "offset", "known_ms"], partitioning=None)
         partition, offset, known_ms = (column.to_numpy() for column in _of_parquet(file, read).columns)
         for one in np.unique(partition[partition >= 0]).tolist():
@@ -283,7 +284,10 @@ def _read_file(file: _File, spec_hash: str | None, known_ms: tuple[int, int] | N
     # partitioning=None: the day in a folder's name is no column
     read = partial(pq.read_table, filters=within, partitioning=None)
     table = _of_parquet(file, read)
-    columns = {name: table[name].to_numpy() for name in SCALARS}
+    columns = {
+        name: table[name].to_numpy() if name in table.column_names else np.full(table.num_rows, default, dtype)
+        for name, (dtype, default) in SCALARS.items()
+    }
     for name, largest, meaning in (("label", 1, "a click or none"), ("kind", CONVERSION, "a kind of example")):
         if len(wrong := np.flatnonzero(columns[name] > largest)):
             raise ArchiveError(
@@ -300,7 +304,7 @@ def _read_file(file: _File, spec_hash: str | None, known_ms: tuple[int, int] | N
 
 def _read_schema(file: _File) -> pa.Schema:
     schema = _of_parquet(file, pq.read_schema)
-    if missing := sorted({*MATRICES, *SCALARS} - set(schema.names)) or b"spec_hash" not in (schema.metadata or {}):
+    if missing := sorted(REQUIRED - set(schema.names)) or b"spec_hash" not in (schema.metadata or {}):
         raise ArchiveError(
             f"{file.path} is no archive of examples: it lacks {missing or 'spec_hash'}. Write it with write_examples."
         )
@@ -330,7 +334,7 @@ def _vector(examples: Encoded, name: str, places: Mapping[str, NDArray[Any]]) ->
     if values.shape != (rows,) or len(examples.dense) != rows:
         raise ArchiveError(
             f"column {name} is {values.shape} beside {rows} rows of ids and {len(examples.dense)} of dense: all must "
-            "have one value a row, else labels would slip to other ids. Pass columns of one batch."
+            "have one value a row, else they would slip to other ids. Pass columns of one batch."
         )
     return np.ascontiguousarray(values, dtype=dtype)
 

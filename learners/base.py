@@ -2,9 +2,15 @@
 
 ::
 
-    |<--------------- train --------------->|<-- validation -->|<-- holdout -->|  examples by known_ms
-     epochs, schedule, class balance         early stopping     report
-                                            |<---- replayed, as the stream would have ---->|
+    |<--------------- train --------------->|<-- validation -->|<-- holdout -->|<- young ->|  displays by ts_ms
+     one labelled row of an impression:      early stopping     report
+     epochs, schedule, sampling
+                                            |<-------- events replayed, as the stream would have -------->|
+
+Labels of train rows are what was known when the validation began; a click that came later is learned in the replay,
+after its display has been, so that the terms of each impression add up to its log loss. Displays younger than
+``click_window_s`` at the end of the archive may still be clicked: nothing is judged by them. They are learned where a
+stream goes on behind the archive, which will learn their clicks; where none does, they are left out.
 """
 
 from __future__ import annotations
@@ -18,13 +24,13 @@ from numpy.typing import NDArray
 
 from learners.checkpoints import Checkpoints
 from learners.deepfm import DeepFM, DeepFMConfig
-from learners.examples import Examples
+from learners.examples import Examples, Index
 from learners.fitting import Fit, FitConfig, score
 from learners.metrics import Quality, quality
 from learners.replaying import replay
 from learners.shape import ModelShape
 from learners.snapshot import Snapshot
-from learners.split import Index, Split, split_by_time
+from learners.split import Split, split_by_time
 from learners.workers import Alone, Workers
 
 _EVER = 2**62
@@ -40,6 +46,7 @@ class BaseConfig:
     holdout_share: float = 0.1  # the newest rows, of which the report is made
     fit: FitConfig = field(default_factory=FitConfig)
     replay_batch_rows: int = 128  # as the stream's batches
+    click_window_s: float = 600.0  # a display of that age counts as one whose click would have come; the stream's
 
     def __post_init__(self) -> None:
         for name in ("validation_share", "holdout_share"):
@@ -51,6 +58,11 @@ class BaseConfig:
         if self.replay_batch_rows < 1:
             raise ValueError(
                 f"replay_batch_rows={self.replay_batch_rows} must be at least 1: nothing would be learned."
+            )
+        if not self.click_window_s >= 0:
+            raise ValueError(
+                f"click_window_s={self.click_window_s} must not be negative: displays would be mature before they are. "
+                "Use the stream's MILLSTREAM_CLICK_WINDOW_S (600)."
             )
 
 
@@ -64,12 +76,12 @@ class Base:
     holdout: Quality  # of the model that had learned all before the holdout
     holdout_logits: NDArray[np.float32]
     replayed: tuple[Quality, Quality]  # progressive, of validation and holdout
-    watermark_ms: int  # newest time at which a label became known
-    newest_event_ms: int
+    watermark_ms: int  # of the newest event
+    newest_event_ms: int  # of the newest display
 
     @property
     def rows(self) -> int:
-        """Settled examples learned or judged."""
+        """Mature exposures, learned or judged."""
         return self.split.rows
 
     def snapshot(self, offsets: Mapping[int, int] | None = None) -> Snapshot:
@@ -96,6 +108,7 @@ def train_base(
     *,
     model_config: DeepFMConfig | None = None,
     config: BaseConfig | None = None,
+    goes_on: bool = False,
     workers: Workers | None = None,
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
@@ -104,15 +117,27 @@ def train_base(
 ) -> Base:
     """Fit on the oldest examples, keep the best epoch, report on the newest, then learn all that came since the split.
 
+    ``goes_on``: a stream will learn what comes behind the archive in its log, the clicks of its youngest displays
+    among it.
+
     Raises
     ------
     ValueError
-        Too few settled examples to hold any out; checkpoints of another training.
+        Too few mature exposures to hold any out; checkpoints of another training.
     DivergenceError
         The rates are too high for these examples.
     """
     config, workers = config or BaseConfig(), workers or Alone()
-    split = split_by_time(examples, validation_share=config.validation_share, holdout_share=config.holdout_share)
+    watermark_ms = examples.end_ms
+    mature_until_ms = watermark_ms - round(config.click_window_s * 1000) + 1
+    if not goes_on:
+        examples = examples.displayed_before(mature_until_ms)
+    split = split_by_time(
+        examples,
+        validation_share=config.validation_share,
+        holdout_share=config.holdout_share,
+        mature_until_ms=mature_until_ms,
+    )
     model = DeepFM(model_config or DeepFMConfig(), shape)
     heads = tuple(head.name for head in model.config.heads)
     after = len(examples) - len(split.train)  # about the rows of the replay
@@ -137,7 +162,13 @@ def train_base(
     def replayed(start_ms: int, stop_ms: int) -> Quality:
         # Every worker replays alone: batches of the stream's size are too small to be shared.
         return replay(
-            model, examples, (start_ms, stop_ms), heads=heads, batch_rows=config.replay_batch_rows, report=report
+            model,
+            examples,
+            (start_ms, stop_ms),
+            heads=heads,
+            batch_rows=config.replay_batch_rows,
+            mature_until_ms=mature_until_ms,
+            report=report,
         )
 
     before_holdout = replayed(split.validation_from_ms, split.holdout_from_ms)
@@ -151,7 +182,7 @@ def train_base(
         holdout=quality(logits, examples.clicked(split.holdout)),
         holdout_logits=logits,
         replayed=(before_holdout, of_holdout),
-        watermark_ms=int(examples.columns["known_ms"].max()),
+        watermark_ms=watermark_ms,
         newest_event_ms=int(examples.columns["ts_ms"].max()),
     )
 

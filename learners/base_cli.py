@@ -19,19 +19,19 @@ from learners.base_job import BaseJob, ReplicaError, run
 from learners.deepfm import DeepFMConfig, DivergenceError
 from learners.fitting import FitConfig, Order
 from learners.model_file import read_model_config
-from learners.sampling import ClassBalance
+from learners.sampling import NegativeSampling
 from learners.schedule import RateSchedule
 from learners.workers import joined
 
 _FAILED, _BAD_USAGE = 1, 2
-_FIT, _RATES = FitConfig(), RateSchedule()
+_BASE, _FIT, _RATES = BaseConfig(), FitConfig(), RateSchedule()
 
 
 def base(
     examples: Annotated[str, typer.Option(help="Archived examples: a parquet file, a folder of them, an fsspec URL.")],
     out: Annotated[str, typer.Option(help="Where the snapshot goes: the directory or fsspec URL of the snapshots.")],
     spec: Annotated[str, typer.Option(help="Feature spec, a name or a TOML file; default: the archive's.")] = "",
-    since: Annotated[str, typer.Option(help="First local day (YYYY-MM-DD) on which a label became known.")] = "",
+    since: Annotated[str, typer.Option(help="First local day (YYYY-MM-DD) of the events to take.")] = "",
     until: Annotated[str, typer.Option(help="Last such day.")] = "",
     validation_share: Annotated[float, typer.Option(help="Share of the rows, before the holdout, to stop by.")] = 0.1,
     holdout_share: Annotated[float, typer.Option(help="Newest share, reported on before it is learned.")] = 0.1,
@@ -42,8 +42,13 @@ def base(
     warmup_steps: Annotated[int, typer.Option(help="Steps until the rates are whole.")] = _RATES.warmup_steps,
     plateau_steps: Annotated[int, typer.Option(help="Steps at whole rates before they decay; -1: for ever.")] = -1,
     half_life_steps: Annotated[float, typer.Option(help="Steps in which they then halve.")] = _RATES.half_life_steps,
-    negative_rate: Annotated[float, typer.Option(help="Share of the non-clicks to learn; p stays calibrated.")] = 1.0,
-    click_weight: Annotated[float, typer.Option(help="Weight of a click; p stays calibrated.")] = 1.0,
+    negative_rate: Annotated[float, typer.Option(help="Share of the non-clicks to learn, weighing 1 / share.")] = 1.0,
+    click_window_s: Annotated[
+        float,
+        typer.Option(
+            help="Age at which a display counts as mature: none younger is judged by.", envvar="MILLSTREAM_CLICK_WINDOW_S"
+        ),
+    ] = _BASE.click_window_s,
     checkpoints: Annotated[str, typer.Option(help="Directory or URL for checkpoints; the last three stay.")] = "",
     checkpoint_steps: Annotated[int, typer.Option(help="Steps from one to the next.")] = _FIT.checkpoint_steps,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
@@ -62,8 +67,8 @@ def base(
     """Train a base model, report on the newest examples, write it as snapshot version 1.
 
     In the folder of a stream that is in use it waits: the learner goes over to it at its next start, learns what came
-    after the archive's end, and publishes that as its next version. With --until the base ends before the first example
-    that became known later, in each partition.
+    after the archive's end, and publishes that as its next version. With --until the base ends before the first event of
+    a later day, in each partition.
 
     Under torchrun all processes train it together; the first one reports and writes.
     """
@@ -81,7 +86,7 @@ def base(
             patience=patience,
             seed=model_config.seed,
             schedule=schedule,
-            balance=ClassBalance(negative_rate=negative_rate, click_weight=click_weight),
+            sampling=NegativeSampling(negative_rate=negative_rate),
             checkpoint_steps=checkpoint_steps,
         )
         job = BaseJob(
@@ -90,7 +95,12 @@ def base(
             spec=spec,
             since=since,
             until=until,
-            config=BaseConfig(validation_share=validation_share, holdout_share=holdout_share, fit=fit),
+            config=BaseConfig(
+                validation_share=validation_share,
+                holdout_share=holdout_share,
+                fit=fit,
+                click_window_s=click_window_s,
+            ),
             model_config=model_config,
             checkpoints=checkpoints,
             resume=resume,

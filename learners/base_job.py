@@ -32,7 +32,7 @@ class ReplicaError(RuntimeError):
 class BaseJob:
     """What to train on, how, and where to put it.
 
-    ``since`` and ``until`` are local days of the feature spec, both included, of the time at which labels became known.
+    ``since`` and ``until`` are local days of the feature spec, both included, of the events' times.
     ``spec``, ``checkpoints`` and both days may be empty: the archive's spec, no checkpoints, no bound.
     ``segments`` and ``values`` are those of `learners.segments.segments`. ``new_log``: the stream to start with it will
     write another log than the one that was archived.
@@ -129,6 +129,7 @@ def run(job: BaseJob, workers: Workers, progress: Progress) -> Trained | None:
         workers=workers,
         checkpoints=Checkpoints(job.checkpoints) if job.checkpoints else None,
         resume=job.resume,
+        goes_on=bool(offsets),
         device=chosen_device(job.device, workers.rank),
         progress=progress,
     )

@@ -1,4 +1,4 @@
-"""Labelled examples in memory: what base training learns from."""
+"""Archived examples in memory: the displays, clicks and conversions that base training makes labelled rows of."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.kinds import CONVERSION, CORRECTION, SETTLED
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.rows import Rows
+
+Index = NDArray[np.intp]
 
 # Column → dtype and the value where there is none.
 SCALARS: Mapping[str, tuple[str, float]] = {
     "impression_id": ("u8", 0),
-    "label": ("u1", 0),
+    "label": ("u1", 0),  # 1: this exposure was clicked, as was known at known_ms; of logs that have no rows of clicks
     "ts_ms": ("i8", 0),
     "known_ms": ("i8", 0),
-    "kind": ("u1", SETTLED),
+    "kind": ("u1", EXPOSURE),
     "weight": ("f4", 1.0),
     "user_key": ("u8", 0),
     "delay_ms": ("i8", -1),
@@ -36,6 +38,8 @@ SCALARS: Mapping[str, tuple[str, float]] = {
     "ordinal": ("i4", -1),  # of the row in its record
 }
 MATRICES: Mapping[str, str] = {"ids": "u8", "dense": "f4"}
+REQUIRED = frozenset({*MATRICES, "impression_id", "ts_ms", "known_ms"})
+"""What an archive must hold; the other columns may be missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,7 +54,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows.ids)
 
-    def take(self, index: NDArray[np.intp]) -> Examples:
+    def take(self, index: Index) -> Examples:
         """The examples at ``index``, in its order."""
         return Examples(
             spec_name=self.spec_name,
@@ -67,22 +71,35 @@ class Examples:
             kept |= (partition == one) & (offset < end)
         return self if kept.all() else self.take(np.flatnonzero(kept))
 
-    def settled(self) -> NDArray[np.intp]:
-        """Indices of the settled examples: one of each displayed impression."""
-        return np.flatnonzero(self.columns["kind"] == SETTLED)
+    def exposures(self) -> Index:
+        """Indices of the displays: one of each impression."""
+        return np.flatnonzero(self.columns["kind"] == EXPOSURE)
 
-    def clicked(self, index: NDArray[np.intp], *, before_ms: int | None = None) -> NDArray[np.bool_]:
-        """Whether the impressions of the settled examples at ``index`` are known to be clicked.
+    @property
+    def end_ms(self) -> int:
+        """Event time of the newest event: what became of a display is known up to then."""
+        return max((int(self.columns[name].max(initial=0)) for name in ("ts_ms", "known_ms")))
 
-        A correction makes its row a click; with ``before_ms`` only one that became known before then.
+    def clicked(self, index: Index, *, before_ms: int | None = None) -> NDArray[np.bool_]:
+        """Whether the impressions of the exposures at ``index`` are known to be clicked, or were before ``before_ms``.
+
+        That a row of a click tells, or the exposure's own label, known at its ``known_ms``.
         """
-        return self.columns["label"][index].astype(np.bool_) | self._followed(index, CORRECTION, before_ms)
+        labelled = self.columns["label"][index].astype(np.bool_)
+        if before_ms is not None:
+            labelled &= self.columns["known_ms"][index] < before_ms
+        return labelled | self._followed(index, CLICK, before_ms)
 
-    def converted(self, index: NDArray[np.intp], *, before_ms: int | None = None) -> NDArray[np.bool_]:
+    def converted(self, index: Index, *, before_ms: int | None = None) -> NDArray[np.bool_]:
         """Whether they are known to be converted, likewise."""
         return self._followed(index, CONVERSION, before_ms)
 
-    def _followed(self, index: NDArray[np.intp], kind: int, before_ms: int | None) -> NDArray[np.bool_]:
+    def displayed_before(self, stop_ms: int) -> Examples:
+        """Without the impressions that were displayed at ``stop_ms`` or later, their clicks and conversions."""
+        kept = self.columns["ts_ms"] < stop_ms
+        return self if kept.all() else self.take(np.flatnonzero(kept))
+
+    def _followed(self, index: Index, kind: int, before_ms: int | None) -> NDArray[np.bool_]:
         of_kind = self.columns["kind"] == kind
         if before_ms is not None:
             of_kind &= self.columns["known_ms"] < before_ms

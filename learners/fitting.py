@@ -1,4 +1,4 @@
-"""Epochs over the train rows: early stopping, learning-rate schedule, class balance, checkpoints."""
+"""Epochs over the train rows: early stopping, learning-rate schedule, sampling of non-clicks, checkpoints."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from learners.checkpoints import Checkpoint, Checkpoints, Progress, State
 from learners.deepfm import DeepFM
-from learners.examples import Examples
+from learners.examples import Examples, Index
 from learners.gpu import moved
 from learners.metrics import Quality, quality
 from learners.rows import Rows
-from learners.sampling import ClassBalance
+from learners.sampling import NegativeSampling
 from learners.schedule import RateSchedule
-from learners.split import Index, Split
+from learners.split import Split
 from learners.targets import Targets, outcomes
 from learners.terms import CLICK_HEAD
 from learners.workers import Alone, Workers, share_of
@@ -33,7 +33,7 @@ Report = Callable[[int, int], None]  # rows done, rows in all
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitConfig:
-    """How the train rows are learned. The defaults are what the stream does: one pass in order at constant rates.
+    """How the train rows are learned. The defaults are one pass in the order of display at constant rates.
 
     On KuaiRand-Pure that pass was the best base. A second pass over the same ids overfits: it cost 0.004 AUC of the
     stream that followed.
@@ -45,7 +45,7 @@ class FitConfig:
     patience: int = 1  # epochs without a lower validation log loss before training stops
     seed: int = 0  # of the shuffling and of the negatives that are left out
     schedule: RateSchedule = field(default_factory=RateSchedule)
-    balance: ClassBalance = field(default_factory=ClassBalance)
+    sampling: NegativeSampling = field(default_factory=NegativeSampling)
     checkpoint_steps: int = 5_000
 
     def __post_init__(self) -> None:
@@ -79,10 +79,10 @@ class Fit:
         self._device = device or torch.device("cpu")
         known = {"before_ms": split.validation_from_ms}
         clicked = examples.clicked(split.train, **known)
-        kept = config.balance.kept(examples.columns["impression_id"][split.train], clicked, config.seed)
+        kept = config.sampling.kept(examples.columns["impression_id"][split.train], clicked, config.seed)
         self._train = split.train[kept]
         targets = outcomes(examples, self._train, heads, **known)
-        self._targets = Targets(targets.labels, config.balance.weight(clicked[kept], targets.weight))
+        self._targets = Targets(targets.labels, config.sampling.weight(clicked[kept], targets.weight))
         self._validated = examples.clicked(split.validation)
 
     @property
@@ -91,7 +91,7 @@ class Fit:
         return len(self._train)
 
     def run(self, model: DeepFM, *, resume: bool = False) -> tuple[DeepFM, tuple[Quality, ...]]:
-        """The model after its best epoch, on the CPU, its log-odds those of all impressions; and each epoch's quality.
+        """The model after its best epoch, on the CPU; and each epoch's quality on the validation rows.
 
         ``resume`` goes on from the newest checkpoint; the weights become those of a run that was never stopped.
 
@@ -114,10 +114,6 @@ class Fit:
                 best = model.state()
             self._keep(model, progress, best)
         state = model.state() if best is None else dict(best)
-        # The correction of the class balance lives in the bias of the first head's output from here on.
-        first_head, depth = model.config.heads[0].name, len(model.config.tower_widths[0])
-        bias = f"dense.mlp.{first_head}.{depth}.bias"
-        state[bias] = state[bias] + np.float32(self._config.balance.log_odds_shift)
         return DeepFM.from_state(model.config, model.shape, state), progress.epochs
 
     def fingerprint(self, model: DeepFM) -> str:
@@ -127,7 +123,7 @@ class Fit:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
         for array in (self._train, self._split.validation, *self._targets, self._validated):
             digest.update(np.ascontiguousarray(array).tobytes())
-        for name in ("impression_id", "known_ms"):
+        for name in ("impression_id", "ts_ms"):
             digest.update(np.ascontiguousarray(self._examples.columns[name]).tobytes())
         return digest.hexdigest()[:16]
 
@@ -147,7 +143,7 @@ class Fit:
             self._report(progress.epoch * len(places) + stop, self._config.epochs * len(places))
             if progress.step % self._config.checkpoint_steps == 0:
                 self._keep(model, progress, best)
-        found = self.judge(model, self._split.validation, self._validated)
+        found = quality(score(model, self._examples, self._split.validation), self._validated)
         lowest = not progress.epochs or found.log_loss < progress.epochs[progress.best_epoch].log_loss
         return replace(
             progress,
@@ -165,8 +161,8 @@ class Fit:
 
     def _times(self, places: Index, epoch: int) -> NDArray[np.int64]:
         """Event time after each place: it never goes back, so a later epoch stands at the end of the first."""
-        known_ms = self._examples.columns["known_ms"][self._train]
-        return np.asarray(np.full(len(places), known_ms.max()) if epoch else np.maximum.accumulate(known_ms[places]))
+        ts_ms = self._examples.columns["ts_ms"][self._train]
+        return np.asarray(np.full(len(places), ts_ms.max()) if epoch else np.maximum.accumulate(ts_ms[places]))
 
     def _step(self, model: DeepFM, places: Index, rate_factor: float) -> None:
         index = self._train[places]
@@ -179,11 +175,6 @@ class Fit:
         self._workers.add(gradients.table)
         self._workers.add(gradients.dense)
         model.step(gradients, len(index), rate_factor=rate_factor)
-
-    def judge(self, model: DeepFM, index: Index, clicked: NDArray[np.bool_]) -> Quality:
-        """Quality on rows that are not learned, with the log-odds of all impressions."""
-        shift = np.float32(self._config.balance.log_odds_shift)
-        return quality(score(model, self._examples, index) + shift, clicked)
 
     def _keep(self, model: DeepFM, progress: Progress, best: State | None) -> None:
         if self._checkpoints and self._workers.rank == 0:

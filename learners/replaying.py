@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from learners.deepfm import DeepFM
 from learners.examples import Examples
 from learners.fitting import rows_at
-from learners.kinds import SETTLED
+from learners.kinds import EXPOSURE
 from learners.metrics import Quality, quality
 from learners.split import arrived
-from learners.targets import CONVERTED, arrivals
+from learners.terms import CONVERSION_HEAD, Terms
 
 
 def replay(
@@ -23,24 +22,24 @@ def replay(
     *,
     heads: tuple[str, ...],
     batch_rows: int,
+    mature_until_ms: int = 2**62,
     report: Callable[[int], None] = lambda rows: None,
 ) -> Quality:
-    """Learn what became known in a span of event time, in that order; the progressive quality of its settled rows.
+    """Learn what happened in a span of event time, in that order; the progressive quality of its mature displays.
 
-    Rates are the model's own and rows are neither weighted nor left out by class: from here on the model learns what
-    the stream will go on with. Batches are full; the stream also cuts one when its time has come. ``report`` is told
-    the rows of every step.
+    Rates are the model's own and nothing is weighted or left out by class: from here on the model learns what the
+    stream will go on with. Batches are full; the stream also cuts one when its time has come. ``report`` is told the
+    rows of every step.
     """
-    index = arrived(examples, span_ms, conversions=CONVERTED in heads)
-    known_ms, kind, label, weight = (examples.columns[name] for name in ("known_ms", "kind", "label", "weight"))
-    targets = arrivals(kind[index], label[index], heads, weight=weight[index])
-    logits = np.empty(len(index), np.float32)
-    for start in range(0, len(index), batch_rows):
-        places = np.arange(start, min(start + batch_rows, len(index)))
-        rows = rows_at(examples, index[places])
-        logits[places] = model.predict_many(rows)
-        model.advance(int(known_ms[index[places[-1]]]))
-        model.learn_many(rows, *targets.at(places))
-        report(len(places))
-    settled: NDArray[np.bool_] = kind[index] == SETTLED
-    return quality(logits[settled], examples.clicked(index[settled]))
+    events = arrived(examples, span_ms, conversions=CONVERSION_HEAD in heads)
+    terms = Terms.of_kinds(events.kind, heads, examples.columns["weight"][events.index])
+    logits = np.empty(len(events.index), np.float32)
+    for start in range(0, len(logits), batch_rows):
+        step = slice(start, min(start + batch_rows, len(logits)))
+        rows = rows_at(examples, events.index[step])
+        logits[step] = model.predict_many(rows)
+        model.advance(int(events.time_ms[step.stop - 1]))
+        model.learn_terms(rows, terms.take(step))
+        report(step.stop - step.start)
+    judged = (events.kind == EXPOSURE) & (events.time_ms < mature_until_ms)
+    return quality(logits[judged], examples.clicked(events.index[judged]))

@@ -1,58 +1,66 @@
-"""Examples in the order in which their labels became known, cut into train, validation and holdout."""
+"""Impressions in the order of their display, cut into train, validation and holdout; events in the order of a stream."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.examples import Examples
-from learners.kinds import CONVERSION
+from learners.examples import Examples, Index
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 
-Index = NDArray[np.intp]
 _DAY_MS = 86_400_000
+_EVER = 2**62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Split:
-    """Settled examples by ``known_ms``: validation and holdout are a true future of what lies before them."""
+    """Exposures by ``ts_ms``: validation and holdout are a true future of what lies before them."""
 
     train: Index
     validation: Index
     holdout: Index
-    validation_from_ms: int  # labels of train rows are what was known before
+    validation_from_ms: int  # displays; labels of train rows are what was known before
     holdout_from_ms: int
 
     @property
     def rows(self) -> int:
-        """Settled examples in all."""
+        """Exposures in all."""
         return len(self.train) + len(self.validation) + len(self.holdout)
 
 
-def split_by_time(examples: Examples, *, validation_share: float, holdout_share: float) -> Split:
-    """Cut off the newest ``holdout_share``, and before it ``validation_share``, of the settled examples.
+def split_by_time(
+    examples: Examples, *, validation_share: float, holdout_share: float, mature_until_ms: int = _EVER
+) -> Split:
+    """Cut off the newest ``holdout_share``, and before it ``validation_share``, of the exposures.
 
-    Rows of one ``known_ms`` stay together, on the newer side of a cut.
+    Rows of one ``ts_ms`` stay together, on the newer side of a cut. By the time of the display, not by the time at
+    which something became known: at the end of a log that would be non-clicks alone. For the same reason exposures from
+    ``mature_until_ms`` on, whose clicks may be still to come, are in no part.
 
     Raises
     ------
     ValueError
-        Too few settled examples for three parts.
+        Too few exposures for three parts.
     """
-    settled, known_ms = examples.settled(), examples.columns["known_ms"]
-    ordered = settled[np.argsort(known_ms[settled], kind="stable")]
-    times = known_ms[ordered]
+    ts_ms = examples.columns["ts_ms"]
+    mature = examples.exposures()
+    mature = mature[ts_ms[mature] < mature_until_ms]
+    ordered = mature[np.argsort(ts_ms[mature], kind="stable")]
+    times = ts_ms[ordered]
     held_out, validated = int(len(ordered) * holdout_share), int(len(ordered) * validation_share)
     cuts = [len(ordered) - held_out - validated, len(ordered) - held_out]
     if held_out and validated:
         cuts = [int(np.searchsorted(times, times[cut])) for cut in cuts]
     if not (held_out and validated and 0 < cuts[0] < cuts[1]):
         raise ValueError(
-            f"{len(ordered)} settled examples leave {validated} to validate and {held_out} to hold out, at "
+            f"{len(ordered)} mature exposures leave {validated} to validate and {held_out} to hold out, at "
             f"validation_share={validation_share} and holdout_share={holdout_share}, or too few to learn: the base "
-            "could not be judged. Archive more examples."
+            "could not be judged. Archive more examples, or lower the click window (--click-window-s) if all clicks of "
+            "the archive's last displays are in it."
         )
     train, validation, holdout = np.split(ordered, cuts)
     return Split(
@@ -64,17 +72,43 @@ def split_by_time(examples: Examples, *, validation_share: float, holdout_share:
     )
 
 
-def arrived(examples: Examples, span_ms: tuple[int, int], *, conversions: bool) -> Index:
+class Arrivals(NamedTuple):
+    """N events in the order of their times: what a stream would learn."""
+
+    index: Index  # (N,) among the examples
+    kind: NDArray[np.uint8]  # (N,)
+    time_ms: NDArray[np.int64]  # (N,) ascending
+
+    def take(self, index: Index | slice) -> Arrivals:
+        """Those of some of the events."""
+        return Arrivals(self.index[index], self.kind[index], self.time_ms[index])
+
+
+def arrived(examples: Examples, span_ms: tuple[int, int], *, conversions: bool) -> Arrivals:
     """What a stream would learn of a span of event time, its end not included, in its order.
 
-    That is settled rows, corrections and, if asked, conversions.
+    Each display at ``ts_ms``, its click and, if asked, its first conversion at ``known_ms``; a labelled exposure is
+    both a display and a click. Clicks and conversions of impressions that are not among the examples are left out: the
+    model never paid for their display.
     """
-    known_ms = examples.columns["known_ms"]
-    learned = (known_ms >= span_ms[0]) & (known_ms < span_ms[1])
-    if not conversions:
-        learned &= examples.columns["kind"] != CONVERSION
-    index = np.flatnonzero(learned)
-    return index[np.argsort(known_ms[index], kind="stable")]
+    columns = examples.columns
+    kind, known_ms, impression = columns["kind"], columns["known_ms"], columns["impression_id"]
+    shown = examples.exposures()
+    labelled = shown[columns["label"][shown] == 1]
+    of_shown = np.isin(impression, impression[shown])
+    clicks = np.flatnonzero((kind == CLICK) & of_shown & ~np.isin(impression, impression[labelled]))
+    parts = [(shown, EXPOSURE, columns["ts_ms"]), (labelled, CLICK, known_ms), (clicks, CLICK, known_ms)]
+    if conversions:
+        converted = np.flatnonzero((kind == CONVERSION) & of_shown)
+        converted = converted[np.argsort(known_ms[converted], kind="stable")]
+        _, first = np.unique(impression[converted], return_index=True)
+        parts.append((converted[first], CONVERSION, known_ms))
+    index = np.concatenate([rows for rows, _, _ in parts])
+    kinds = np.concatenate([np.full(len(rows), of, np.uint8) for rows, of, _ in parts])
+    times = np.concatenate([at[rows] for rows, _, at in parts])
+    order = np.lexsort((index, kinds, times))  # of one time: a display before its click
+    order = order[(times[order] >= span_ms[0]) & (times[order] < span_ms[1])]
+    return Arrivals(index[order], kinds[order], times[order])
 
 
 def day_span_ms(since_day: str, until_day: str, utc_offset_s: int) -> tuple[int, int] | None:

@@ -51,6 +51,7 @@ OnlineDays = Annotated[
     int | None, typer.Option(help="Days to replay after them; default: up to 3 of those that follow.")
 ]
 TickS = Annotated[float, typer.Option(help="Requests of so much event time are scored together.")]
+LearnIntervalS = Annotated[float, typer.Option(help="A learn step at least so often, in event time.")]
 MaxLagS = Annotated[float, typer.Option(help="Bounded lead of the player over the workers, in event time.")]
 Speed = Annotated[str, typer.Option(help="Times real time, or max: as fast as the lockstep allows.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -67,6 +68,7 @@ def backtest(
     base_days: BaseDays = None,
     online_days: OnlineDays = None,
     tick_s: TickS = BACKTEST_DEFAULTS.tick_s,
+    learn_interval_s: LearnIntervalS = BACKTEST_DEFAULTS.learn_interval_s,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -75,7 +77,7 @@ def backtest(
     try:
         scenario = open_dataset(dataset, data)
         base, online = _days(scenario, base_days, online_days)
-        options = in_process.BacktestOptions(tick_s=tick_s)
+        options = in_process.BacktestOptions(tick_s=tick_s, learn_interval_s=learn_interval_s)
         found = _backtest(scenario, base, online, options, progress)
     except (ReplayError, ValueError) as error:
         _stop(error, _BAD_USAGE)
@@ -97,6 +99,7 @@ def compare(
         str | None, typer.Option(help=f"Comma-separated, of {', '.join(FAMILY)}; default: all that are installed.")
     ] = None,
     tick_s: TickS = BACKTEST_DEFAULTS.tick_s,
+    learn_interval_s: LearnIntervalS = BACKTEST_DEFAULTS.learn_interval_s,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -106,7 +109,7 @@ def compare(
         named = chosen(learners.split(",") if learners is not None else None)
         scenario = open_dataset(dataset, data)
         base, online = _days(scenario, base_days, online_days)
-        options = in_process.BacktestOptions(tick_s=tick_s)
+        options = in_process.BacktestOptions(tick_s=tick_s, learn_interval_s=learn_interval_s)
         lines = _compare(scenario, base, online, options, named, learners is None, progress)
     except (ReplayError, ValueError) as error:
         _stop(error, _BAD_USAGE)
@@ -219,7 +222,7 @@ def _backtest(
     base_span, online_span = days.span_ms(0, base_days), days.span_ms(base_days, online_days)
     with progress.counting("base days", scenario.count(*base_span)) as advance:
         collected = in_process.collect_base(scenario, spec, base_span, advance, options)
-    snapshot = _trained(collected, spec)
+    snapshot = _trained(collected, spec, scenario.click_window_s)
     with progress.counting("online days", scenario.count(*online_span)) as advance:
         return in_process.run(scenario, spec, snapshot, collected.store, online_span, advance, options)
 
@@ -242,15 +245,16 @@ def _compare(
         named,
         progress,
         utc_offset_h=scenario.utc_offset_h,
+        click_window_s=scenario.click_window_s,
         learning=LearningConfig(learn_interval_s=options.learn_interval_s),
         skip_missing=skip_missing,
     )
 
 
-def _trained(collected: in_process.Base, spec: FeatureSpec) -> Any:
+def _trained(collected: in_process.Base, spec: FeatureSpec, click_window_s: float) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         write_base(collected, spec, Path(folder))
-        return base_snapshot(read_base_examples(Path(folder), spec), spec)
+        return base_snapshot(read_base_examples(Path(folder), spec), spec, click_window_s)
 
 
 def _days(scenario: Scenario, base_days: int | None, online_days: int | None) -> tuple[int, int]:

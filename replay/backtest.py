@@ -4,8 +4,8 @@
                               └─► LearningLoop ─► delta ─► HotModel
                               └─► PartitionCalibrator ─► HotCalibrator
 
-Label delays are honest: an impression's outcome reaches sessions, learner and calibrator at the event time at which it
-became known, never before.
+Delays are honest: a display, a click and a conversion reach sessions, learner and calibrator at their event times,
+never before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from learners.rows import Rows
 from learners.snapshot import Snapshot
 from learners.spec import FeatureSpec
 from replay.frozen import frozen_logits
-from replay.report import Report, outcomes, report
+from replay.report import Report, displayed, outcomes, report
 from replay.scenario import Scenario
 from replay.timeline import EventQueue, Tick, ticks
 from serving.calibrator import HotCalibrator
@@ -64,11 +64,16 @@ class BacktestOptions:
     def __post_init__(self) -> None:
         if self.tick_s <= 0:
             raise ValueError(f"tick_s={self.tick_s} must be positive: time would not pass. Pass --tick-s 20.")
+        if self.learn_interval_s <= 0:
+            raise ValueError(
+                f"learn_interval_s={self.learn_interval_s} must be positive: no step would end by it. Pass "
+                "--learn-interval-s 300."
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What the base days leave behind: labelled examples in order of settlement, and the session features."""
+    """What the base days leave behind: examples in the order of the stream, and the session features."""
 
     examples: ExampleRows
     store: MemorySessionStore
@@ -81,7 +86,7 @@ def collect_base(
     advance: Callable[[int], None],
     options: BacktestOptions | None = None,
 ) -> Base:
-    """Replay the base days without a model: ads in random order (or as logged), outcomes as they settle."""
+    """Replay the base days without a model: ads in random order (or as logged), events at their times."""
     store = MemorySessionStore(spec)
     parts: list[ExampleRows] = []
 
@@ -104,7 +109,7 @@ def collect(
 ) -> None:
     """Replay a span without a model, going on from ``store``, which is changed.
 
-    ``on_examples`` gets what settles, with the watermark at which it does.
+    ``on_examples`` gets what happens, with the watermark by which it has.
     """
     options = options or BacktestOptions()
     loop = _Loop(scenario, spec, store, _ranker(spec, _NoModel(), 0, options.seed), options)
@@ -140,8 +145,8 @@ def run(
     loop.on_examples = online.take
     loop.run(span_ms, advance)
     online.finish()
-    examples = concat(online.examples)
-    found = report(outcomes(examples, frozen_logits(snapshot.model(), examples)), scenario.utc_offset_h)
+    shown = displayed(concat(online.examples))
+    found = report(outcomes(shown, frozen_logits(snapshot.model(), shown.rows)), scenario.utc_offset_h)
     found.facts["versions"] = online.loop.version - snapshot.version
     return Backtest(
         found,
@@ -202,7 +207,7 @@ class _Online:
         return ranker
 
     def take(self, rows: ExampleRows | None, watermark_ms: int) -> None:
-        """Learn and count what settled, and swap in what that publishes."""
+        """Learn and count what happened, and swap in what that publishes."""
         if rows is None:
             return
         self.examples.append(rows)
@@ -249,7 +254,7 @@ class _Loop:
         self._fold = SessionFold(self.spec)
 
     def run(self, span_ms: tuple[int, int], advance: Callable[[int], None]) -> None:
-        """Play the span, then let everything settle that it caused."""
+        """Play the span, then let everything happen that it caused."""
         tick_ms = round(self.options.tick_s * 1000)
         for tick in ticks(self.scenario.requests(*span_ms), *span_ms, tick_ms):
             self._pass_time(tick.start_ms)
@@ -257,8 +262,7 @@ class _Loop:
             advance(len(tick.requests))
         while self._queue.next_ms is not None:
             self._pass_time(self._queue.next_ms + tick_ms)
-        window_ms = round(self.scenario.click_window_s * 1000)
-        self._pass_time(span_ms[1] + window_ms + tick_ms)
+        self._pass_time(span_ms[1] + tick_ms)
 
     def _serve(self, tick: Tick) -> None:
         """Score the tick's requests on what is known, log them to the join, and let the users react."""
@@ -276,7 +280,7 @@ class _Loop:
                 self._queue.push(int(scored.impression_id[rows[display.index]]), user_key, display)
 
     def _pass_time(self, now_ms: int) -> None:
-        """Everything that happens before ``now_ms`` happens, and what settles by then reaches the learners."""
+        """Everything that happens before ``now_ms`` happens, and reaches the learners."""
         events, core = self._queue.pop_until(now_ms), self._join.core
         for rows, take in (
             (events.impressions, core.impressions),
@@ -288,8 +292,8 @@ class _Loop:
         for topic in (SERVED, IMPRESSIONS, CLICKS):
             core.watermark(topic, now_ms)
         output = self._join.poll()
-        if output.displays is not None or output.examples is not None:
-            self.store.step(self._fold, output.displays, output.examples)
+        if output.examples is not None:
+            self.store.step(self._fold, output.examples)
         self.on_examples(output.examples, output.watermark_ms)
 
     def _next_record(self, rows: int) -> Records:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from learners.archive import Examples, read_examples, write_examples
-from learners.base import train_base
+from learners.base import BaseConfig, train_base
 from learners.shape import ModelShape
 from learners.snapshot import Snapshot
 from learners.spec import FeatureSpec
@@ -28,6 +28,6 @@ def read_base_examples(folder: Path, spec: FeatureSpec) -> Examples:
     return read_examples(folder / EXAMPLES_FILE, spec_hash=spec.hash)
 
 
-def base_snapshot(examples: Examples, spec: FeatureSpec) -> Snapshot:
+def base_snapshot(examples: Examples, spec: FeatureSpec, click_window_s: float) -> Snapshot:
     """The snapshot that ``python -m learners base`` makes of an archive at its defaults, version 1."""
-    return train_base(examples, ModelShape.of(spec)).snapshot()
+    return train_base(examples, ModelShape.of(spec), config=BaseConfig(click_window_s=click_window_s)).snapshot()

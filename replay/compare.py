@@ -1,14 +1,14 @@
 """Every learner on one stream, progressively: an impression is predicted before anything of it can be learned.
 
 A learner learns the base days first. Then, at every learning step, it predicts the impressions that were displayed
-since the last one, and only then learns the step's rows, whose outcomes became known in between.
+since the last one, and only then learns the step's rows, which became known in between.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,14 @@ from rich.table import Table
 
 from learners.family import FAMILY, Member, member
 from learners.metrics import probability
-from learners.protocol import Learner
+from learners.protocol import AdditiveLearner, Learner
 from learners.rows import Rows
 from learners.shape import ModelShape
 from learners.spec import FeatureSpec
-from replay.example_stream import ExampleStream, Step, base_steps, online_steps
+from learners.terms import CLICK_HEAD, Terms
+from replay.example_stream import ExampleStream, Span, Step, base_steps, online_steps
 from replay.progress import Progress
-from replay.report import SMALLEST_P, Outcomes, Report, report
+from replay.report import Outcomes, Report, bounded, outcomes, report
 from stream.examples import ExampleRows
 from stream.learning_config import LearningConfig
 
@@ -82,6 +83,7 @@ def compare(
     progress: Progress,
     *,
     utc_offset_h: float,
+    click_window_s: float,
     learning: LearningConfig,
     skip_missing: bool = False,
     clock: Clock = time.perf_counter,
@@ -96,11 +98,11 @@ def compare(
     shape = ModelShape.of(spec)
     done = []
     for name, entry in learners.items():
-        total = len(stream.base.settled()[0]) + len(stream.online.learnable()[0])
+        total = len(stream.base.displayed().rows) + len(stream.online.learnable()[0])
         try:
             with progress.counting(name, total) as advance:
-                drive = Drive(entry.make(shape), advance, clock)
-                outcomes = drive.over(stream, learning)
+                drive = Drive(entry.make(shape), advance, clock, click_window_s=click_window_s)
+                found = drive.over(stream, learning)
         except ImportError as error:
             if not skip_missing:
                 raise
@@ -110,7 +112,7 @@ def compare(
             name=name,
             description=entry.description,
             config=dataclasses.asdict(entry.config),
-            report=report(outcomes, utc_offset_h),
+            report=report(found, utc_offset_h),
             learned_rows=drive.learned_rows,
             learn_s=drive.learn_s,
         )
@@ -120,31 +122,47 @@ def compare(
 
 
 class Drive:
-    """One learner on its way over a stream."""
+    """One learner on its way over a stream.
 
-    def __init__(self, learner: Learner, advance: Callable[[int], None], clock: Clock) -> None:
+    A learner that is moved by gradients learns what arrives, each display and each click when it comes; one that needs
+    labels learns an impression when it is ``click_window_s`` old.
+    """
+
+    def __init__(
+        self, learner: Learner, advance: Callable[[int], None], clock: Clock, *, click_window_s: float
+    ) -> None:
         self.learner = learner
         self.learned_rows, self.learn_s = 0, 0.0
         self._advance, self._clock = advance, clock
+        self._click_window_s = click_window_s
 
     def over(self, stream: ExampleStream, learning: LearningConfig) -> Outcomes:
         """Learn the base days, then predict and learn the online days."""
-        rows, labels = stream.base.settled()
-        self._learn(rows, labels, base_steps(rows, _BASE_BATCH_ROWS))
-        shown, clicked = stream.online.displayed()
-        frozen = self._predict(shown, slice(0, len(shown)))
-        p = _bounded(self._online(stream, shown, learning))
-        return Outcomes(ts_ms=shown.ts_ms, label=clicked, p=p, raw_p=p, frozen_p=_bounded(frozen))
+        base = stream.base.displayed()
+        for step in base_steps(base.rows, _BASE_BATCH_ROWS):
+            self._learn(step, _labelled(self.learner, base.rows, base.clicked))
+        shown = stream.online.displayed()
+        frozen = self._predict(shown.rows, slice(0, len(shown.rows)))
+        online = outcomes(shown, frozen)
+        p = bounded(probability(self._online(stream.online, shown.rows, learning)))
+        return dataclasses.replace(
+            online, p=p, raw_p=p, frozen_p=bounded(online.frozen_p), conversion_p=np.full(len(p), np.nan)
+        )
 
-    def _online(self, stream: ExampleStream, shown: ExampleRows, learning: LearningConfig) -> NDArray[np.float32]:
-        rows, ends = stream.online.learnable()
+    def _online(self, span: Span, shown: ExampleRows, learning: LearningConfig) -> NDArray[np.float32]:
+        if hasattr(self.learner, "learn_terms"):
+            rows, ends = span.learnable()
+            learn = _arrivals(self.learner, rows)
+        else:
+            rows, clicked, ends = span.matured(self._click_window_s)
+            learn = _labelled(self.learner, rows, clicked)
         logits = np.empty(len(shown), np.float32)
         done = 0
-        for step in online_steps(ends, stream.online.watermarks_ms, learning):
+        for step in online_steps(ends, span.watermarks_ms, learning):
             until = int(np.searchsorted(shown.ts_ms, step.from_ms))
             logits[done:until] = self._predict(shown, slice(done, until))
             done = until
-            self._learn(rows, rows.label == 1, [step])
+            self._learn(step, learn)
         logits[done:] = self._predict(shown, slice(done, len(shown)))
         return logits
 
@@ -155,19 +173,24 @@ class Drive:
             out[start : start + CHUNK_ROWS] = self.learner.predict_many(Rows(shown.ids[at], shown.dense[at]))
         return out
 
-    def _learn(self, rows: ExampleRows, labels: NDArray[np.bool_], steps: Iterable[Step]) -> None:
-        for step in steps:
-            at = slice(step.start, step.stop)
-            began = self._clock()
-            self.learner.advance(step.watermark_ms)
-            self.learner.learn_many(Rows(rows.ids[at], rows.dense[at]), labels[at])
-            self.learn_s += self._clock() - began
-            self.learned_rows += step.stop - step.start
-            self._advance(step.stop - step.start)
+    def _learn(self, step: Step, learn: Callable[[slice], None]) -> None:
+        began = self._clock()
+        self.learner.advance(step.watermark_ms)
+        learn(slice(step.start, step.stop))
+        self.learn_s += self._clock() - began
+        self.learned_rows += step.stop - step.start
+        self._advance(step.stop - step.start)
 
 
-def _bounded(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.clip(probability(logits), SMALLEST_P, 1 - SMALLEST_P)
+def _labelled(learner: Learner, rows: ExampleRows, clicked: NDArray[np.bool_]) -> Callable[[slice], None]:
+    """Learns some of the rows by their labels."""
+    return lambda at: learner.learn_many(Rows(rows.ids[at], rows.dense[at]), clicked[at])
+
+
+def _arrivals(learner: AdditiveLearner, rows: ExampleRows) -> Callable[[slice], None]:
+    """Learns some of the rows by the terms of their kinds."""
+    terms = Terms.of_kinds(rows.kind, (CLICK_HEAD,))
+    return lambda at: learner.learn_terms(Rows(rows.ids[at], rows.dense[at]), terms.take(at))
 
 
 def comparison_table(lines: Sequence[Compared], title: str) -> Table:

@@ -104,9 +104,9 @@ async def _make_base(
         base = collect_base(scenario, spec, span_ms, advance)
     archive, _ = write_base(base, spec, work_dir)
     progress.say(f"base model from {len(base.examples):,} examples")
-    await _finish(
-        ["learners", "base", "--spec", scenario.spec_name, "--examples", str(archive), "--out", str(snapshots)], {}
-    )
+    files = ["--examples", str(archive), "--out", str(snapshots)]
+    window = ["--click-window-s", str(scenario.click_window_s)]
+    await _finish(["learners", "base", "--spec", scenario.spec_name, *files, *window], {})
 
 
 async def _servers(stack: AsyncExitStack, options: DemoOptions, progress: Progress) -> StreamSettings:

@@ -1,4 +1,4 @@
-"""A dataset's labelled examples in the order in which they became known, and the learning steps they are cut into.
+"""A dataset's examples in the order of the stream, and the learning steps they are cut into.
 
 The displays come from the log (or, where a dataset shows the best few ads, from a random ranking), so they do not hang
 on any model: the stream is collected once and any learner can be driven over it.
@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.kinds import CONVERSION, CORRECTION, SETTLED
+from learners.kinds import CLICK, CONVERSION
 from learners.spec import FeatureSpec
 from replay.backtest import BacktestOptions, collect
 from replay.progress import Progress
+from replay.report import Displayed, displayed
 from replay.scenario import Scenario
 from stream.examples import ExampleRows, concat
 from stream.learning_config import LearningConfig
@@ -24,7 +25,7 @@ from stream.session_memory import MemorySessionStore
 
 
 class Step(NamedTuple):
-    """One learning step: rows ``start`` to ``stop`` of the span's learnable rows.
+    """One learning step: rows ``start`` to ``stop`` of the rows that are learned.
 
     ``watermark_ms`` is what a learner is told before it; what it taught serves impressions from ``from_ms`` on.
     """
@@ -33,6 +34,14 @@ class Step(NamedTuple):
     from_ms: int
     start: int
     stop: int
+
+
+class Matured(NamedTuple):
+    """Labelled rows of N impressions, each learned when it has a certain age, with what is known of it by then."""
+
+    rows: ExampleRows  # exposures in the order of display
+    clicked: NDArray[np.bool_]  # (N,)
+    ends: NDArray[np.int64]  # (R,) as of the span's records: how many were old enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +59,28 @@ class Span:
     def of(cls, records: Sequence[tuple[ExampleRows, int]]) -> Span:
         """From records with their watermarks. Raises ValueError for none at all."""
         if not records:
-            raise ValueError("no impression was settled in these days: there is nothing to learn. Replay more days.")
+            raise ValueError("no impression was displayed in these days: there is nothing to learn. Replay more days.")
         ends = np.cumsum([len(rows) for rows, _ in records])
         return cls(concat([rows for rows, _ in records]), ends, np.array([at for _, at in records], np.int64))
 
     def learnable(self) -> tuple[ExampleRows, NDArray[np.int64]]:
-        """Settled rows and corrections, and where each record ends among them."""
+        """Exposures and clicks as they arrived, and where each record ends among them."""
         kept = self.examples.kind != CONVERSION
         counts = np.concatenate(([0], np.cumsum(kept)))
         return self.examples.take(kept), counts[self.ends]
 
-    def settled(self) -> tuple[ExampleRows, NDArray[np.bool_]]:
-        """Each displayed impression once, in order of settlement, and whether it was clicked in the end."""
-        settled = np.flatnonzero(self.examples.kind == SETTLED)
-        rows = self.examples.take(settled[np.argsort(self.examples.known_ms[settled], kind="stable")])
-        corrected = self.examples.impression_id[self.examples.kind == CORRECTION]
-        return rows, (rows.label == 1) | np.isin(rows.impression_id, corrected)
+    def displayed(self) -> Displayed:
+        """Each displayed impression once, in order of display, and whether it was clicked in the end."""
+        return displayed(self.examples)
 
-    def displayed(self) -> tuple[ExampleRows, NDArray[np.bool_]]:
-        """The same in order of display."""
-        rows, clicked = self.settled()
-        order = np.argsort(rows.ts_ms, kind="stable")
-        return rows.take(order), clicked[order]
+    def matured(self, click_window_s: float) -> Matured:
+        """What a learner that needs labels gets: each impression when it is as old as the click window."""
+        window_ms = round(click_window_s * 1000)
+        rows, _, _ = self.displayed()
+        in_time = (self.examples.kind == CLICK) & (self.examples.delay_ms <= window_ms)
+        clicked = np.isin(rows.impression_id, self.examples.impression_id[in_time])
+        ends = np.searchsorted(rows.ts_ms, np.maximum.accumulate(self.watermarks_ms) - window_ms)
+        return Matured(rows, clicked, ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +116,17 @@ def collect_stream(
 
 
 def base_steps(rows: ExampleRows, batch_rows: int) -> Iterator[Step]:
-    """Steps over the rows of base training: full batches in order of settlement, no clock."""
+    """Steps over the labelled rows of base training: full batches in the order of display, no clock."""
     for start in range(0, len(rows), batch_rows):
         stop = min(start + batch_rows, len(rows))
-        known_ms = int(rows.known_ms[start:stop].max())
-        yield Step(known_ms, known_ms, start, stop)
+        newest_ms = int(rows.ts_ms[stop - 1])
+        yield Step(newest_ms, newest_ms, start, stop)
 
 
 def online_steps(ends: NDArray[np.int64], watermarks_ms: NDArray[np.int64], config: LearningConfig) -> Iterator[Step]:
     """The steps of the learning loop: a full batch as soon as it waits, a smaller one when its interval ends.
 
-    ``ends`` (R,) are where records end among the learnable rows, ``watermarks_ms`` (R,) when they arrived. The last
+    ``ends`` (R,) are where records end among the rows that are learned, ``watermarks_ms`` (R,) when they arrived. The last
     rows, which the loop would learn after everything was shown, are left out.
     """
     interval_ms = config.learn_interval_s * 1000.0

@@ -13,7 +13,7 @@ from replay.errors import PlaybackError
 from replay.frozen import frozen_logits
 from replay.player import Player, PlayerOptions
 from replay.progress import Progress
-from replay.report import Report, outcomes, report
+from replay.report import Report, displayed, outcomes, report
 from replay.scenario import Scenario
 from stream.broker import find_broker
 from stream.examples import ExampleRows, concat
@@ -57,9 +57,9 @@ async def play_and_report(
         async with http.get("/v1/status") as answer:
             status = await answer.json()
     async with LogReader(await find_broker(settings)) as log:
-        examples = await _read_examples(log, settings, span_ms)
+        shown = displayed(await _read_examples(log, settings, span_ms))
         dead = await _count_dead_letters(log)
-    found = report(outcomes(examples, frozen_logits(base, examples)), scenario.utc_offset_h)
+    found = report(outcomes(shown, frozen_logits(base, shown.rows)), scenario.utc_offset_h)
     found.facts.update(
         freshness_s=status["freshness"],
         versions_swapped=status["swaps"],

@@ -100,7 +100,7 @@ class Player:
             await self._pace(began, start_ms, tick.start_ms)
             await self._step(tick.end_ms, tick.requests)
             progress(len(tick.requests))
-        await self._drain(end_ms + round(self._scenario.click_window_s * 1000))
+        await self._drain(end_ms)
         self.played.wall_s = time.monotonic() - began
         return self.played
 

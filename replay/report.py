@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from learners.kinds import CORRECTION, SETTLED
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.metrics import auc, log_loss, normalized_entropy, observed_over_expected, probability
 from stream.examples import ExampleRows
 
 SMALLEST_P = 1e-7  # float32 rounds probabilities this near to 0 and 1 to them
 
 
+class Displayed(NamedTuple):
+    """B displayed impressions, each once, and what became of them in the end."""
+
+    rows: ExampleRows  # their exposures
+    clicked: NDArray[np.bool_]  # (B,)
+    converted: NDArray[np.bool_]  # (B,)
+
+
+def displayed(examples: ExampleRows) -> Displayed:
+    """One row of each impression of a stream's examples, in the order of display."""
+    rows = examples.take(examples.kind == EXPOSURE)
+    rows = rows.take(np.argsort(rows.ts_ms, kind="stable"))
+    clicked, converted = (
+        np.isin(rows.impression_id, examples.impression_id[examples.kind == kind]) for kind in (CLICK, CONVERSION)
+    )
+    return Displayed(rows, clicked, converted)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcomes:
     """B displayed impressions with their final label and what each model had predicted beforehand.
 
-    ts_ms : (B,) display time. label : (B,) bool, corrections applied.
+    ts_ms : (B,) display time. label : (B,) bool, clicked in the end.
     p : (B,) calibrated online prediction; raw_p : the same before calibration; frozen_p : the base model's.
+    converted : (B,) bool, in the end. conversion_p : (B,) online prediction of that given a click; NaN: none was made.
     """
 
     ts_ms: NDArray[np.int64]
@@ -30,27 +49,31 @@ class Outcomes:
     p: NDArray[np.float64]
     raw_p: NDArray[np.float64]
     frozen_p: NDArray[np.float64]
+    converted: NDArray[np.bool_]
+    conversion_p: NDArray[np.float64]
 
     def where(self, mask: NDArray[np.bool_]) -> Outcomes:
         """The masked rows."""
-        return Outcomes(self.ts_ms[mask], self.label[mask], self.p[mask], self.raw_p[mask], self.frozen_p[mask])
+        return Outcomes(*(getattr(self, field.name)[mask] for field in fields(self)))
 
 
-def outcomes(examples: ExampleRows, frozen_logit: NDArray[np.float32]) -> Outcomes:
-    """Outcomes from the examples of a run: one row a settled impression, a later correction flips its label.
-
-    ``frozen_logit`` is (rows,) aligned with ``examples``.
-    """
-    settled = examples.kind == SETTLED
-    corrected = examples.impression_id[examples.kind == CORRECTION]
-    label = (examples.label == 1) | np.isin(examples.impression_id, corrected)
+def outcomes(found: Displayed, frozen_logit: NDArray[np.float32]) -> Outcomes:
+    """Outcomes of displayed impressions, scored as they were logged; ``frozen_logit`` is (B,)."""
+    rows = found.rows
     return Outcomes(
-        ts_ms=examples.ts_ms[settled],
-        label=label[settled],
-        p=np.clip(examples.p[settled].astype(np.float64), SMALLEST_P, 1 - SMALLEST_P),
-        raw_p=probability(examples.logit[settled]),
-        frozen_p=probability(frozen_logit[settled]),
+        ts_ms=rows.ts_ms,
+        label=found.clicked,
+        p=bounded(rows.p.astype(np.float64)),
+        raw_p=probability(rows.logit),
+        frozen_p=probability(frozen_logit),
+        converted=found.converted,
+        conversion_p=bounded(rows.conversion_p.astype(np.float64)),
     )
+
+
+def bounded(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities apart from 0 and 1."""
+    return np.clip(p, SMALLEST_P, 1 - SMALLEST_P)
 
 
 def quality(label: NDArray[np.bool_], p: NDArray[np.float64]) -> dict[str, float]:
@@ -66,13 +89,18 @@ def quality(label: NDArray[np.bool_], p: NDArray[np.float64]) -> dict[str, float
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Quality in all and by local day. ``facts`` holds what only the run itself knows (freshness, versions, ...)."""
+    """Quality in all and by local day. ``facts`` holds what only the run itself knows (freshness, versions, ...).
+
+    ``conversion`` is that of P(conversion | click) over the clicked impressions, where the model that served has such a
+    head; its ``observed_over_expected`` is over all displays, of conversions to Σ p · P(conversion | click).
+    """
 
     rows: int
     online: dict[str, float]
     raw: dict[str, float]
     frozen: dict[str, float]
     days: list[dict[str, Any]]
+    conversion: dict[str, float] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -82,6 +110,7 @@ class Report:
             "online": self.online,
             "online_before_calibration": self.raw,
             "frozen": self.frozen,
+            **({} if self.conversion is None else {"conversion": self.conversion}),
             "days": self.days,
             **self.facts,
         }
@@ -93,10 +122,10 @@ def report(found: Outcomes, utc_offset_h: float) -> Report:
     Raises
     ------
     ValueError
-        When there is no settled impression at all.
+        When there is no displayed impression at all.
     """
     if not len(found.ts_ms):
-        raise ValueError("no impression was settled: there is nothing to report. Did the replay reach the workers?")
+        raise ValueError("no impression was displayed: there is nothing to report. Did the replay reach the workers?")
     day = (found.ts_ms + round(utc_offset_h * 3_600_000)) // 86_400_000
     days = []
     for number in np.unique(day).tolist():
@@ -114,9 +143,25 @@ def _qualities(rows: Outcomes) -> dict[str, dict[str, float]]:
     }
 
 
-def _in_all(rows: Outcomes) -> dict[str, dict[str, float]]:
+def _in_all(rows: Outcomes) -> dict[str, Any]:
     found = _qualities(rows)
-    return {"online": found["online"], "raw": found["online_before_calibration"], "frozen": found["frozen"]}
+    return {
+        "online": found["online"],
+        "raw": found["online_before_calibration"],
+        "frozen": found["frozen"],
+        "conversion": _of_conversions(rows),
+    }
+
+
+def _of_conversions(rows: Outcomes) -> dict[str, float] | None:
+    predicted = np.isfinite(rows.conversion_p)
+    clicked = predicted & rows.label
+    if not clicked.any():
+        return None
+    expected = float((rows.p * rows.conversion_p)[predicted].sum())
+    of_displays = float(rows.converted[predicted].sum()) / expected
+    found = quality(rows.converted[clicked], rows.conversion_p[clicked])
+    return {"rows": int(clicked.sum()), **found, "observed_over_expected": of_displays}
 
 
 COLUMNS = {"AUC": "auc", "log loss": "log_loss", "NE": "ne", "O/E": "observed_over_expected"}
@@ -134,6 +179,9 @@ def quality_table(found: Report, title: str) -> Table:
         raw = f"{day['online_before_calibration']['observed_over_expected']:.3f}"
         drawn.add_row(day["date"], f"{day['rows']:,}", "online", *_cells(day["online"]), raw)
         drawn.add_row("", "", "frozen", *_cells(day["frozen"]), "")
+    if found.conversion is not None:
+        drawn.add_section()
+        drawn.add_row("all", f"{found.conversion['rows']:,}", "conversion", *_cells(found.conversion), "")
     return drawn
 
 

@@ -42,7 +42,7 @@ class Part:
 
     @property
     def day(self) -> date:
-        """The UTC day on which its first label became known."""
+        """The UTC day of its first event."""
         known_ms = min(max(int(self.rows.known_ms.min()), 0), _LAST_MS)
         return datetime.fromtimestamp(known_ms / 1000, UTC).date()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.examples import Examples
-from learners.kinds import SETTLED
+from learners.kinds import CLICK, EXPOSURE
 from learners.rows import Rows
 from tests.learners.batches import SHAPE
 
 
 def encoded(count: int, *, id_columns: int, dense: int, seed: int = 0) -> SimpleNamespace:
-    """Examples whose label hangs on the first id and the first dense input; settled in a scrambled order."""
+    """Labelled exposures: the label hangs on the first id and the first dense input, and is known up to 60 s later."""
     generator = np.random.default_rng(seed)
     ids = generator.integers(1, 20, (count, id_columns)).astype(np.uint64)
     numbers = generator.standard_normal((count, dense)).astype(np.float32)
@@ -25,7 +26,7 @@ def encoded(count: int, *, id_columns: int, dense: int, seed: int = 0) -> Simple
         dense=numbers,
         impression_id=np.arange(1, count + 1, dtype=np.uint64),
         user_key=ids[:, 0],
-        kind=np.full(count, SETTLED, np.uint8),
+        kind=np.full(count, EXPOSURE, np.uint8),
         label=((ids[:, 0] % 2 == 0) | (numbers[:, 0] > 1)).astype(np.uint8),
         ts_ms=ts_ms,
         known_ms=ts_ms + generator.integers(0, 60_000, count),
@@ -43,3 +44,16 @@ def examples(count: int = 600, seed: int = 0) -> Examples:
         rows=Rows(made.ids, made.dense),
         columns=columns | {"weight": np.ones(count, np.float32)},
     )
+
+
+def told(given: Examples) -> Examples:
+    """The same as the stream tells it: each display, and a row for each click when it comes, in the order of events."""
+    clicked = np.flatnonzero(given.columns["label"] == 1)
+    count = len(given)
+    made = given.take(np.concatenate((np.arange(count), clicked)))
+    columns = {name: column.copy() for name, column in made.columns.items()}
+    columns["label"][:] = 0
+    columns["kind"][count:] = CLICK
+    columns["known_ms"][:count] = columns["ts_ms"][:count]
+    order = np.argsort(columns["known_ms"], kind="stable")
+    return replace(made, columns=columns).take(order)

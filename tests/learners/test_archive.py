@@ -27,7 +27,7 @@ from learners.archive import (
     write_examples,
     write_part,
 )
-from learners.kinds import CONVERSION, CORRECTION, SETTLED
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from tests.learners.archived import encoded
 
 SPEC = SimpleNamespace(name="toy", hash="0123456789abcdef")
@@ -81,15 +81,19 @@ def test_no_examples_are_an_archive_too(tmp_path: Path) -> None:
     assert read_examples(tmp_path / "e").rows.ids.shape == (0, 3)
 
 
-def test_a_correction_makes_its_settled_row_a_click_and_a_conversion_is_none(tmp_path: Path) -> None:
-    """Each displayed impression counts once, with its final label."""
+@pytest.mark.parametrize("labels", [None, [0, 0, 1, 1]], ids=["as the stream tells them", "of an older archive"])
+def test_a_click_is_its_exposures_and_a_conversion_is_none(labels: list[int] | None, tmp_path: Path) -> None:
+    """Each displayed impression counts once, with what became of it."""
     sent = encoded(4, id_columns=1, dense=1)
     sent.impression_id = np.array([10, 11, 10, 11], np.uint64)
-    sent.kind = np.array([SETTLED, SETTLED, CORRECTION, CONVERSION], np.uint8)
-    sent.label = np.array([0, 0, 1, 1], np.uint8)
+    sent.kind = np.array([EXPOSURE, EXPOSURE, CLICK, CONVERSION], np.uint8)
+    del sent.label
+    if labels is not None:
+        sent.label = np.array(labels, np.uint8)
     write_examples(tmp_path / "e", sent, SPEC)
     got = read_examples(tmp_path / "e")
-    index = got.settled()
+    assert ("label" in pq.read_schema(tmp_path / "e").names) == (labels is not None)
+    index = got.exposures()
     assert index.tolist() == [0, 1]
     assert got.clicked(index).tolist() == [True, False]
     assert got.converted(index).tolist() == [False, True]
@@ -99,13 +103,39 @@ def test_what_became_known_later_can_be_left_out(tmp_path: Path) -> None:
     """A model trained up to some time must not know a click that came after it."""
     sent = encoded(3, id_columns=1, dense=1)
     sent.impression_id = np.array([10, 10, 10], np.uint64)
-    sent.kind = np.array([SETTLED, CORRECTION, CONVERSION], np.uint8)
-    sent.label = np.array([0, 1, 1], np.uint8)
+    sent.kind = np.array([EXPOSURE, CLICK, CONVERSION], np.uint8)
+    sent.label = np.zeros(3, np.uint8)
     sent.known_ms = np.array([100, 200, 300])
     write_examples(tmp_path / "e", sent, SPEC)
     got = read_examples(tmp_path / "e")
-    assert [bool(got.clicked(got.settled(), before_ms=ms)[0]) for ms in (200, 201)] == [False, True]
-    assert [bool(got.converted(got.settled(), before_ms=ms)[0]) for ms in (300, 301)] == [False, True]
+    assert [bool(got.clicked(got.exposures(), before_ms=ms)[0]) for ms in (200, 201)] == [False, True]
+    assert [bool(got.converted(got.exposures(), before_ms=ms)[0]) for ms in (300, 301)] == [False, True]
+
+
+def test_a_labelled_exposure_is_a_click_from_when_that_became_known(tmp_path: Path) -> None:
+    """A log of one row an impression, in a file of no more columns than it needs."""
+    sent = encoded(2, id_columns=1, dense=1)
+    sent.label, sent.known_ms = np.array([1, 0], np.uint8), np.array([200, 100])
+    write_examples(tmp_path / "all", sent, SPEC)
+    few = pq.read_table(tmp_path / "all").select(["ids", "dense", "impression_id", "ts_ms", "known_ms", "label"])
+    pq.write_table(few, tmp_path / "e")
+    got = read_examples(tmp_path / "e")
+    assert got.exposures().tolist() == [0, 1]
+    assert got.clicked(got.exposures()).tolist() == [True, False]
+    assert got.clicked(got.exposures(), before_ms=200).tolist() == [False, False]
+    assert (got.end_ms, log_reach(tmp_path / "e")) == (int(sent.ts_ms.max()), {})
+
+
+def test_an_impression_can_be_left_out_with_all_that_became_of_it(tmp_path: Path) -> None:
+    """By the time of its display."""
+    sent = encoded(4, id_columns=1, dense=1)
+    sent.kind = np.array([EXPOSURE, EXPOSURE, CLICK, CLICK], np.uint8)
+    sent.ts_ms, sent.known_ms = np.array([100, 200, 200, 100]), np.array([100, 200, 250, 300])
+    write_examples(tmp_path / "e", sent, SPEC)
+    got = read_examples(tmp_path / "e")
+    assert got.end_ms == 300
+    assert got.displayed_before(200).columns["known_ms"].tolist() == [100, 300]
+    assert got.displayed_before(201) is got
 
 
 def test_columns_of_other_lengths_are_refused_and_nothing_is_written(tmp_path: Path) -> None:

@@ -10,84 +10,158 @@ import pytest
 from learners.base import BaseConfig, known_users, train_base
 from learners.deepfm import DeepFM
 from learners.examples import Examples
-from learners.fitting import FitConfig
-from learners.kinds import CORRECTION
-from learners.metrics import quality
-from learners.rows import Rows
-from learners.sampling import ClassBalance
-from tests.learners.archived import examples
+from learners.fitting import FitConfig, rows_at
+from learners.kinds import CLICK, EXPOSURE
+from learners.metrics import probability, quality
+from learners.sampling import NegativeSampling
+from learners.terms import Terms
+from tests.learners.archived import examples, told
 from tests.learners.batches import CONFIG, SHAPE
 
 
-def with_correction(given: Examples, corrected: int, known_ms: int) -> Examples:
-    """One more example: the impression of a row without a click turns out to be clicked."""
-    more = given.take(np.append(np.arange(len(given)), corrected))
-    more.columns["kind"][-1], more.columns["label"][-1], more.columns["known_ms"][-1] = CORRECTION, 1, known_ms
+EVER = BaseConfig(click_window_s=0)  # every display of the made-up archives counts as mature
+
+
+def with_click(given: Examples, clicked: int, known_ms: int) -> Examples:
+    """One more event: the impression of a row without a click is clicked."""
+    more = given.take(np.append(np.arange(len(given)), clicked))
+    more.columns["kind"][-1], more.columns["known_ms"][-1] = CLICK, known_ms
     return more
 
 
-def test_one_pass_in_time_order_is_what_a_stream_would_have_learned() -> None:
-    """The model equals one that learned the same batches itself; the report is of before it learned the holdout."""
-    given = examples()
-    order = np.argsort(given.columns["known_ms"], kind="stable")
-    expected, logits = DeepFM(CONFIG, SHAPE), np.empty(0, np.float32)
-    for start, stop in [(0, 200), (200, 400), (400, 480), (480, 540), (540, 600)]:
-        rows = Rows(given.rows.ids[order[start:stop]], given.rows.dense[order[start:stop]])
-        logits = expected.predict_many(rows)
-        expected.learn_many(rows, given.columns["label"][order[start:stop]])
-    base = train_base(given, SHAPE, model_config=CONFIG, config=BaseConfig(fit=FitConfig(batch_rows=200)))
+def test_train_rows_are_labelled_and_what_follows_is_learned_as_a_stream_would() -> None:
+    """The model equals one that learned the same rows and events itself; the report is of before it learned them."""
+    given = told(examples())
+    clicked = given.clicked(given.exposures())
+    expected = DeepFM(CONFIG, SHAPE)
+    config = BaseConfig(fit=FitConfig(batch_rows=200), replay_batch_rows=50, click_window_s=0)
+    base = train_base(given, SHAPE, model_config=CONFIG, config=config, goes_on=True)
+    split, columns = base.split, given.columns
+    for start in (0, 200, 400):
+        train = split.train[start : start + 200]
+        expected.learn_many(rows_at(given, train), given.clicked(train, before_ms=split.validation_from_ms))
+    events = [
+        at
+        for at in np.lexsort((columns["kind"], columns["known_ms"])).tolist()
+        if columns["known_ms"][at] >= split.validation_from_ms
+    ]
+    before = [at for at in events if columns["known_ms"][at] < split.holdout_from_ms]
+    steps = [part[at : at + 50] for part in (before, events[len(before) :]) for at in range(0, len(part), 50)]
+    learned = 0
+    for step in steps:
+        if learned == len(before):
+            logits = expected.predict_many(rows_at(given, split.holdout))
+        kinds = columns["kind"][step]
+        terms = Terms((kinds == EXPOSURE).astype(np.float32), (kinds == CLICK).astype(np.float32))
+        expected.learn_terms(rows_at(given, np.array(step)), terms)
+        learned += len(step)
     assert base.model.weights_sha256() == expected.weights_sha256()
-    assert base.holdout == quality(logits, given.columns["label"][order[540:]])
     assert np.array_equal(base.holdout_logits, logits)
-    assert base.replayed[1] == base.holdout  # sixty rows are one batch, scored before it is learned
+    assert base.holdout == quality(logits, given.clicked(split.holdout))
+    assert len(split.train) + len(split.validation) + len(split.holdout) == len(clicked) == 600
+
+
+def test_labelled_rows_and_the_events_of_a_stream_make_the_same_base() -> None:
+    """An archive of either kind, to the bit."""
+    ways = [
+        train_base(log, SHAPE, model_config=CONFIG, config=BaseConfig(click_window_s=60))
+        for log in (examples(), told(examples()))
+    ]
+    assert ways[0].model.weights_sha256() == ways[1].model.weights_sha256()
+    assert (ways[0].holdout, ways[0].replayed) == (ways[1].holdout, ways[1].replayed)
+    assert ways[0].rows == ways[1].rows < 600
+
+
+def _log_of_rate(rate: float, delay_ms: int, stop_ms: int) -> Examples:
+    """Events up to ``stop_ms`` of 6,000 displays in 600 s, clicked at ``rate`` after ``delay_ms``, whatever they are."""
+    given = examples(6000)
+    columns = dict(given.columns)
+    columns["label"] = (np.random.default_rng(5).random(6000) < rate).astype(np.uint8)
+    columns["ts_ms"] = 1_700_000_000_000 + np.arange(6000) * 100
+    columns["known_ms"] = columns["ts_ms"] + delay_ms
+    log = told(dataclasses.replace(given, columns=columns))
+    return log.take(np.flatnonzero(log.columns["known_ms"] < 1_700_000_000_000 + stop_ms))
+
+
+@pytest.mark.parametrize("stop_ms", [10**9, 500_000], ids=["drained", "cut in the middle"])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_base_says_the_click_rate_wherever_its_log_ends(stop_ms: int, goes_on: bool) -> None:
+    """Its holdout holds clicks and non-clicks as they came, and its probability is theirs; also at delays of 30 s."""
+    config = BaseConfig(click_window_s=60, fit=FitConfig(batch_rows=32))
+    base = train_base(
+        _log_of_rate(0.26, 30_000, stop_ms), SHAPE, model_config=CONFIG, config=config, goes_on=goes_on
+    )
+    assert base.holdout.rows > 350
+    mean_p = float(probability(base.holdout_logits).mean())
+    assert base.holdout.observed_over_expected * mean_p == pytest.approx(0.26, abs=0.07)
+    assert mean_p == pytest.approx(0.26, abs=0.06)
+
+
+def test_the_youngest_displays_are_learned_only_where_a_stream_goes_on() -> None:
+    """Their clicks would come from the log behind the archive; without one they would teach non-clicks."""
+    log = _log_of_rate(0.26, 30_000, 500_000)
+    young = log.columns["ts_ms"] >= log.end_ms - 60_000 + 1
+    config = BaseConfig(click_window_s=60)
+    with_young, without, left_out = (
+        train_base(given, SHAPE, model_config=CONFIG, config=of, goes_on=goes_on)
+        for given, of, goes_on in (
+            (log, config, True),
+            (log, config, False),
+            (log.take(np.flatnonzero(~young)), BaseConfig(click_window_s=0), False),
+        )
+    )
+    assert without.model.weights_sha256() == left_out.model.weights_sha256() != with_young.model.weights_sha256()
+    assert with_young.rows == without.rows == int((~young & (log.columns["kind"] == EXPOSURE)).sum())
+    assert with_young.replayed[1].rows == without.replayed[1].rows
 
 
 def test_it_learns_the_rule_of_the_examples() -> None:
     """The held-out rows are ranked far better than by chance."""
-    config = BaseConfig(fit=FitConfig(batch_rows=32))
+    config = BaseConfig(fit=FitConfig(batch_rows=32), click_window_s=0)
     base = train_base(examples(4000), SHAPE, model_config=CONFIG, config=config)
     assert base.holdout.rows == 400
     assert base.holdout.auc > 0.9
 
 
-def test_the_watermark_is_the_newest_time_at_which_a_label_became_known() -> None:
+def test_the_watermark_is_the_time_of_the_newest_event() -> None:
     """The stream continues after it."""
-    given = examples()
-    base = train_base(given, SHAPE, model_config=CONFIG)
+    given = told(examples())
+    base = train_base(given, SHAPE, model_config=CONFIG, config=EVER, goes_on=True)
     assert base.watermark_ms == given.columns["known_ms"].max()
     assert base.newest_event_ms == given.columns["ts_ms"].max()
     assert base.rows == 600
 
 
 def test_train_rows_do_not_know_what_came_after_the_split() -> None:
-    """A correction after the split is learned in the replay as the stream would; one before it corrects the label."""
+    """A click after the split is learned in the replay as the stream would; one before it makes the label."""
     given = examples()
-    split = train_base(given, SHAPE, model_config=CONFIG).split
+    split = train_base(given, SHAPE, model_config=CONFIG, config=EVER).split
     unclicked = int(split.train[np.flatnonzero(given.columns["label"][split.train] == 0)[0]])
-    later = with_correction(given, unclicked, split.holdout_from_ms + 1)
-    at_once = with_correction(given, unclicked, split.validation_from_ms - 1)
+    later = with_click(given, unclicked, split.holdout_from_ms + 1)
+    at_once = with_click(given, unclicked, split.validation_from_ms - 1)
     relabelled = examples()
     relabelled.columns["label"][unclicked] = 1
+    relabelled.columns["known_ms"][unclicked] = split.validation_from_ms - 1
     without, late, early, labelled = (
-        train_base(one, SHAPE, model_config=CONFIG) for one in (given, later, at_once, relabelled)
+        train_base(one, SHAPE, model_config=CONFIG, config=EVER) for one in (given, later, at_once, relabelled)
     )
     assert np.array_equal(late.holdout_logits, without.holdout_logits)
     assert late.model.weights_sha256() != without.model.weights_sha256()
     assert early.model.weights_sha256() == labelled.model.weights_sha256()
 
 
-def test_replayed_rows_are_neither_weighted_nor_left_out() -> None:
-    """The class balance is the fit's alone: after the split the model learns what the stream will."""
+def test_replayed_events_are_neither_weighted_nor_left_out() -> None:
+    """The sampling is the fit's alone: after the split the model learns what the stream will."""
     given = examples(2000)
-    balanced = BaseConfig(fit=FitConfig(balance=ClassBalance(negative_rate=0.5, click_weight=2.0)))
-    base = train_base(given, SHAPE, model_config=CONFIG, config=balanced)
+    sampled = BaseConfig(fit=FitConfig(sampling=NegativeSampling(negative_rate=0.5)), click_window_s=0)
+    base = train_base(given, SHAPE, model_config=CONFIG, config=sampled)
     assert sum(of.rows for of in base.replayed) == len(base.split.validation) + len(base.split.holdout)
 
 
 def test_users_of_the_holdout_are_known_by_the_rows_before_it() -> None:
     """Their keys, ascending."""
     given = examples()
-    split = train_base(given, SHAPE, model_config=CONFIG).split
+    split = train_base(given, SHAPE, model_config=CONFIG, config=EVER).split
     before = np.concatenate((split.train, split.validation))
     assert known_users(given, split).tolist() == sorted(set(given.columns["user_key"][before].tolist()))
 
@@ -102,7 +176,7 @@ def test_progress_ends_at_the_total() -> None:
             examples(),
             SHAPE,
             model_config=config,
-            config=BaseConfig(fit=FitConfig(epochs=epochs)),
+            config=BaseConfig(fit=FitConfig(epochs=epochs), click_window_s=0),
             progress=lambda done, total: seen.append((done, total)),
         )
         assert seen[-1][0] == seen[-1][1]
@@ -111,11 +185,11 @@ def test_progress_ends_at_the_total() -> None:
 
 def test_too_few_examples_are_refused() -> None:
     """There must be something to learn and something to judge by."""
-    with pytest.raises(ValueError, match="3 settled examples leave 0 to validate"):
-        train_base(examples(3), SHAPE, model_config=CONFIG)
+    with pytest.raises(ValueError, match="3 mature exposures leave 0 to validate"):
+        train_base(examples(3), SHAPE, model_config=CONFIG, config=EVER)
 
 
-@pytest.mark.parametrize("wrong", [{"validation_share": 0.0}, {"holdout_share": 1.0}, {"replay_batch_rows": 0}])
+@pytest.mark.parametrize("wrong", [{"validation_share": 0.0}, {"holdout_share": 1.0}, {"replay_batch_rows": 0}, {"click_window_s": -1.0}])
 def test_a_config_that_cannot_train_is_refused(wrong: dict[str, float]) -> None:
     """The message names the field and the value."""
     name, value = next(iter(wrong.items()))

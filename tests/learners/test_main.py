@@ -21,7 +21,7 @@ from tests.learners.archived import encoded
 from tests.learners.torchrun import torchrun
 
 KUAIRAND = load_spec("kuairand")
-run = CliRunner()
+run = CliRunner(env={"MILLSTREAM_CLICK_WINDOW_S": "0"})  # all of the made-up clicks are in the archive
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +99,11 @@ def test_base_trains_the_model_of_a_file(archive: Path, tmp_path: Path) -> None:
 
 
 def test_base_takes_only_the_days_it_is_told(archive: Path, tmp_path: Path) -> None:
-    """The examples were known on 2023-11-15 of UTC+8."""
+    """The events are of 2023-11-15 of UTC+8."""
     arguments = ["base", "--examples", str(archive), "--out", str(tmp_path), "--json"]
     result = run.invoke(app, [*arguments, "--until", "2023-11-14"])
     assert result.exit_code == 2
-    assert "0 settled examples" in result.stderr
+    assert "0 mature exposures" in result.stderr
     result = run.invoke(app, [*arguments, "--since", "2023-11-15", "--until", "2023-11-15"])
     assert json.loads(result.stdout)["rows"] == 700
 

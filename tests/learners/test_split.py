@@ -1,4 +1,4 @@
-"""The temporal split."""
+"""The temporal split, and events in the order of a stream."""
 
 from __future__ import annotations
 
@@ -11,17 +11,29 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from learners.examples import Examples
-from learners.kinds import CONVERSION, CORRECTION, SETTLED
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.rows import Rows
 from learners.split import arrived, day_span_ms, split_by_time
+from tests.learners.archived import examples as labelled
+from tests.learners.archived import told
 
 
-def examples(known_ms: list[int], kind: list[int] | None = None) -> Examples:
-    """Examples of which only times and kinds matter."""
-    count = len(known_ms)
+def examples(
+    ts_ms: list[int],
+    kind: list[int] | None = None,
+    *,
+    known_ms: list[int] | None = None,
+    impression: list[int] | None = None,
+    label: list[int] | None = None,
+) -> Examples:
+    """Examples of which only times, kinds and impressions matter."""
+    count = len(ts_ms)
     columns: dict[str, NDArray[Any]] = {
-        "known_ms": np.array(known_ms, np.int64),
-        "kind": np.array(kind or [SETTLED] * count, np.uint8),
+        "ts_ms": np.array(ts_ms, np.int64),
+        "known_ms": np.array(known_ms or ts_ms, np.int64),
+        "kind": np.array(kind or [EXPOSURE] * count, np.uint8),
+        "impression_id": np.array(impression or range(count), np.uint64),
+        "label": np.array(label or [0] * count, np.uint8),
     }
     return Examples(
         spec_name="toy",
@@ -31,39 +43,85 @@ def examples(known_ms: list[int], kind: list[int] | None = None) -> Examples:
     )
 
 
-@given(known_ms=st.lists(st.integers(0, 60), min_size=30, max_size=200))
-def test_every_part_lies_before_the_next(known_ms: list[int]) -> None:
-    """No row is lost, none is known at the time of an earlier part, order is that of known_ms."""
-    given_examples = examples(known_ms)
+@given(ts_ms=st.lists(st.integers(0, 60), min_size=30, max_size=200))
+def test_every_part_lies_before_the_next(ts_ms: list[int]) -> None:
+    """No row is lost, none is displayed at the time of an earlier part, order is that of the displays."""
+    given_examples = examples(ts_ms)
     try:
         split = split_by_time(given_examples, validation_share=0.2, holdout_share=0.3)
     except ValueError:
-        assert len(set(known_ms)) < len(known_ms)  # only many rows of one time leave a part without rows
+        assert len(set(ts_ms)) < len(ts_ms)  # only many rows of one time leave a part without rows
         return
-    times = given_examples.columns["known_ms"]
+    times = given_examples.columns["ts_ms"]
     parts = [times[part] for part in (split.train, split.validation, split.holdout)]
     assert np.array_equal(np.concatenate(parts), np.sort(times))
     assert all(len(part) for part in parts)
     assert parts[0][-1] < split.validation_from_ms == parts[1][0]
     assert parts[1][-1] < split.holdout_from_ms == parts[2][0]
-    assert len(parts[2]) >= int(0.3 * len(known_ms))
+    assert len(parts[2]) >= int(0.3 * len(ts_ms))
 
 
-def test_only_settled_rows_are_split_and_what_arrived_includes_the_later_kinds() -> None:
-    """A replay takes corrections, and conversions when asked, in the order of their times."""
-    kind = [CORRECTION, SETTLED, CONVERSION, SETTLED, SETTLED, SETTLED]
-    given_examples = examples([25, 10, 30, 20, 40, 50], kind)
-    split = split_by_time(given_examples, validation_share=0.25, holdout_share=0.25)
-    assert [part.tolist() for part in (split.train, split.validation, split.holdout)] == [[1, 3], [4], [5]]
-    assert arrived(given_examples, (20, 50), conversions=True).tolist() == [3, 0, 2, 4]
-    assert arrived(given_examples, (20, 50), conversions=False).tolist() == [3, 0, 4]
+def test_only_mature_exposures_are_split() -> None:
+    """Clicks are no rows of their own, and a display that may still be clicked is judged by nobody."""
+    kind = [CLICK, EXPOSURE, EXPOSURE, EXPOSURE, EXPOSURE, EXPOSURE]
+    split = split_by_time(
+        examples([25, 10, 20, 40, 50, 60], kind), validation_share=0.25, holdout_share=0.25, mature_until_ms=60
+    )
+    assert [part.tolist() for part in (split.train, split.validation, split.holdout)] == [[1, 2], [3], [4]]
+
+
+def test_a_holdout_is_not_made_of_what_became_known_last() -> None:
+    """Non-clicks that are known a window after their display, clicks at once: the newest displays are both."""
+    clicked = np.arange(400) % 4 == 0
+    ts_ms = np.arange(400) * 100
+    known_ms = ts_ms + np.where(clicked, 70, 60_000)
+    log = examples(ts_ms.tolist(), known_ms=known_ms.tolist(), label=clicked.astype(int).tolist())
+    split = split_by_time(log, validation_share=0.1, holdout_share=0.1)
+    for part in (split.validation, split.holdout):
+        assert log.clicked(part).mean() == 0.25
+
+
+def test_what_arrived_is_every_event_at_its_time() -> None:
+    """A display before its click of the same moment; conversions when asked, each click's first."""
+    log = examples(
+        [20, 20, 10, 20, 50, 20],
+        [EXPOSURE, CONVERSION, EXPOSURE, CLICK, EXPOSURE, CONVERSION],
+        known_ms=[20, 45, 10, 20, 50, 40],
+        impression=[7, 7, 8, 7, 9, 7],
+    )
+    found = arrived(log, (10, 50), conversions=True)
+    assert list(zip(found.index.tolist(), found.kind.tolist(), found.time_ms.tolist(), strict=True)) == [
+        (2, EXPOSURE, 10),
+        (0, EXPOSURE, 20),
+        (3, CLICK, 20),
+        (5, CONVERSION, 40),
+    ]
+    assert arrived(log, (11, 51), conversions=False).index.tolist() == [0, 3, 4]
+
+
+def test_clicks_of_unknown_displays_did_not_arrive() -> None:
+    """An archive that begins in the middle of a log holds clicks whose displays nobody paid for."""
+    log = examples([5, 20, 5], [CLICK, EXPOSURE, CONVERSION], known_ms=[25, 20, 30], impression=[1, 2, 1])
+    assert arrived(log, (0, 100), conversions=True).index.tolist() == [1]
+
+
+def test_a_log_of_labels_arrives_as_the_stream_that_it_stands_for() -> None:
+    """One labelled row of an impression, or its display and its click: the same events, and the same impressions."""
+    rows = labelled(300)
+    ways = []
+    for log in (rows, told(rows)):
+        found = arrived(log, (0, 2**62), conversions=False)
+        impression = log.columns["impression_id"][found.index]
+        ways.append(list(zip(impression.tolist(), found.kind.tolist(), found.time_ms.tolist(), strict=True)))
+    assert ways[0] == ways[1]
+    assert len(ways[0]) == 300 + int(rows.columns["label"].sum())
 
 
 def test_too_few_rows_are_refused_with_their_number() -> None:
     """Each part needs rows."""
-    with pytest.raises(ValueError, match="5 settled examples leave 0 to validate and 0 to hold out"):
+    with pytest.raises(ValueError, match="5 mature exposures leave 0 to validate and 0 to hold out"):
         split_by_time(examples([1, 2, 3, 4, 5]), validation_share=0.1, holdout_share=0.1)
-    with pytest.raises(ValueError, match="20 settled examples leave 2 to validate"):
+    with pytest.raises(ValueError, match="20 mature exposures leave 2 to validate"):
         split_by_time(examples([7] * 20), validation_share=0.1, holdout_share=0.1)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from stream.archiving import ArchiveConfig, Part, PartBuffer
 from stream.examples import ExampleRows, concat
 from tests.stream.rig import SPEC, START_MS, example_rows
@@ -70,14 +71,14 @@ def test_a_part_ends_when_it_is_full_or_its_interval_is_over() -> None:
 
 
 def test_rows_that_cannot_be_learned_are_left_out() -> None:
-    """A NaN and a label of 3 are the learner's to put aside; the ordinals of the others stay."""
-    rows = example_rows(5, seed=1, label=np.array([0, 1, 3, 1, 0], np.uint8))
+    """A NaN and a kind of 3 are the learner's to put aside; the ordinals of the others stay."""
+    rows = example_rows(5, seed=1, kind=np.array([EXPOSURE, CLICK, 3, CONVERSION, EXPOSURE], np.uint8))
     rows.dense[0, 0] = np.nan
     (part,) = cut([(rows, 0)])
     assert part.ordinal.tolist() == [1, 3, 4]
 
 
-def test_the_day_is_that_of_the_first_label() -> None:
+def test_the_day_is_that_of_the_first_event() -> None:
     """UTC; a time that has no date does not stop the archiver."""
     (part,) = cut([(example_rows(2, seed=1, known_ms=np.array([START_MS + 86_400_000, START_MS])), 0)])
     assert part.day.isoformat() == "2023-11-14"
