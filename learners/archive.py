@@ -3,8 +3,8 @@
 An archive is one file, or a folder of part files, each with the examples of one stretch of a partition of the examples
 topic: ``date=YYYY-MM-DD/p{partition}-{first_offset:020d}-{next_offset:020d}.parquet``. Every row of a part knows its
 place in the topic, so that stretches may overlap (a restarted archiver writes some rows again): each place counts once.
-Rows are what the stream tells (`learners.kinds`): displays, clicks, conversions. A log that has one row of an impression
-with its ``label`` is read as well, as are archives of the time when the topic had such rows: their kinds have the same
+Rows are what the stream tells (`learners.kinds`): displays, clicks, conversions. A log that has one row an impression,
+with its ``label``, is read as well, as are archives of the time when the topic had such rows: their kinds have the same
 numbers.
 """
 

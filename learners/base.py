@@ -2,15 +2,18 @@
 
 ::
 
-    |<--------------- train --------------->|<-- validation -->|<-- holdout -->|<- young ->|  displays by ts_ms
-     one labelled row of an impression:      early stopping     report
+    |<-------------- train -------------->|<- gap ->|<-- validation -->|<-- holdout -->|<- young ->|  displays by ts_ms
+     one labelled row of an impression:              early stopping     report
      epochs, schedule, sampling
-                                            |<-------- events replayed, as the stream would have -------->|
+                                          |<------------ events replayed, as the stream would have ----------->|
 
-Labels of train rows are what was known when the validation began; a click that came later is learned in the replay,
-after its display has been, so that the terms of each impression add up to its log loss. Displays younger than
-``click_window_s`` at the end of the archive may still be clicked: nothing is judged by them. They are learned where a
-stream goes on behind the archive, which will learn their clicks; where none does, they are left out.
+Train rows are mature when the validation begins, ``click_window_s`` after the last of them; what is displayed from then
+on is replayed event by event, and so is every click that comes from then on. The clicks that were on their way at that
+moment are thus learned twice, in a label and when they come. A stream has always paid for displays whose clicks are on
+their way; without those the replay would begin with displays alone and learn a fall of the click rate.
+
+Displays younger than the window at the end of the archive may still be clicked: nothing is judged by them. They are
+learned where a stream goes on behind the archive, which will learn their clicks; where none does, they are left out.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from learners.metrics import Quality, quality
 from learners.replaying import replay
 from learners.shape import ModelShape
 from learners.snapshot import Snapshot
-from learners.split import Split, split_by_time
+from learners.split import Split, arrived, split_by_time
+from learners.terms import CONVERSION_HEAD
 from learners.workers import Alone, Workers
 
 _EVER = 2**62
@@ -136,11 +140,12 @@ def train_base(
         examples,
         validation_share=config.validation_share,
         holdout_share=config.holdout_share,
+        click_window_ms=round(config.click_window_s * 1000),
         mature_until_ms=mature_until_ms,
     )
     model = DeepFM(model_config or DeepFMConfig(), shape)
     heads = tuple(head.name for head in model.config.heads)
-    after = len(examples) - len(split.train)  # about the rows of the replay
+    after = len(arrived(examples, (split.replay_from_ms, _EVER), conversions=CONVERSION_HEAD in heads).rows)
     fit = Fit(
         examples,
         split,
@@ -171,6 +176,7 @@ def train_base(
             report=report,
         )
 
+    replayed(split.replay_from_ms, split.validation_from_ms)
     before_holdout = replayed(split.validation_from_ms, split.holdout_from_ms)
     logits = score(model, examples, split.holdout)
     of_holdout = replayed(split.holdout_from_ms, _EVER)
@@ -189,5 +195,5 @@ def train_base(
 
 def known_users(examples: Examples, split: Split) -> NDArray[np.uint64]:
     """The user keys of the rows before the holdout, ascending."""
-    before: Index = np.concatenate((split.train, split.validation))
+    before: Index = np.concatenate((split.train, split.gap, split.validation))
     return np.unique(examples.columns["user_key"][before])

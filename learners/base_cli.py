@@ -46,7 +46,8 @@ def base(
     click_window_s: Annotated[
         float,
         typer.Option(
-            help="Age at which a display counts as mature: none younger is judged by.", envvar="MILLSTREAM_CLICK_WINDOW_S"
+            help="Age at which a display counts as mature: none younger is judged by.",
+            envvar="MILLSTREAM_CLICK_WINDOW_S",
         ),
     ] = _BASE.click_window_s,
     checkpoints: Annotated[str, typer.Option(help="Directory or URL for checkpoints; the last three stay.")] = "",
@@ -67,8 +68,8 @@ def base(
     """Train a base model, report on the newest examples, write it as snapshot version 1.
 
     In the folder of a stream that is in use it waits: the learner goes over to it at its next start, learns what came
-    after the archive's end, and publishes that as its next version. With --until the base ends before the first event of
-    a later day, in each partition.
+    after the archive's end, and publishes that as its next version. With --until the base ends before the first event
+    of a later day, in each partition.
 
     Under torchrun all processes train it together; the first one reports and writes.
     """

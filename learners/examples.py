@@ -78,7 +78,7 @@ class Examples:
     @property
     def end_ms(self) -> int:
         """Event time of the newest event: what became of a display is known up to then."""
-        return max((int(self.columns[name].max(initial=0)) for name in ("ts_ms", "known_ms")))
+        return max(int(self.columns[name].max(initial=0)) for name in ("ts_ms", "known_ms"))
 
     def clicked(self, index: Index, *, before_ms: int | None = None) -> NDArray[np.bool_]:
         """Whether the impressions of the exposures at ``index`` are known to be clicked, or were before ``before_ms``.

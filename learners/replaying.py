@@ -32,14 +32,14 @@ def replay(
     rows of every step.
     """
     events = arrived(examples, span_ms, conversions=CONVERSION_HEAD in heads)
-    terms = Terms.of_kinds(events.kind, heads, examples.columns["weight"][events.index])
-    logits = np.empty(len(events.index), np.float32)
+    terms = Terms.of_kinds(events.kind, heads, examples.columns["weight"][events.rows])
+    logits = np.empty(len(events.rows), np.float32)
     for start in range(0, len(logits), batch_rows):
         step = slice(start, min(start + batch_rows, len(logits)))
-        rows = rows_at(examples, events.index[step])
+        rows = rows_at(examples, events.rows[step])
         logits[step] = model.predict_many(rows)
         model.advance(int(events.time_ms[step.stop - 1]))
         model.learn_terms(rows, terms.take(step))
         report(step.stop - step.start)
     judged = (events.kind == EXPOSURE) & (events.time_ms < mature_until_ms)
-    return quality(logits[judged], examples.clicked(events.index[judged]))
+    return quality(logits[judged], examples.clicked(events.rows[judged]))

@@ -1,4 +1,4 @@
-"""Impressions in the order of their display, cut into train, validation and holdout; events in the order of a stream."""
+"""Impressions in the order of display, cut into train, validation and holdout; events in the order of a stream."""
 
 from __future__ import annotations
 
@@ -21,25 +21,33 @@ class Split:
     """Exposures by ``ts_ms``: validation and holdout are a true future of what lies before them."""
 
     train: Index
+    gap: Index  # between train and validation, of a click window: not yet mature when the validation begins
     validation: Index
     holdout: Index
-    validation_from_ms: int  # displays; labels of train rows are what was known before
+    replay_from_ms: int  # displays of the gap
+    validation_from_ms: int  # labels of train rows are what was known before
     holdout_from_ms: int
 
     @property
     def rows(self) -> int:
         """Exposures in all."""
-        return len(self.train) + len(self.validation) + len(self.holdout)
+        return sum(map(len, (self.train, self.gap, self.validation, self.holdout)))
 
 
 def split_by_time(
-    examples: Examples, *, validation_share: float, holdout_share: float, mature_until_ms: int = _EVER
+    examples: Examples,
+    *,
+    validation_share: float,
+    holdout_share: float,
+    click_window_ms: int = 0,
+    mature_until_ms: int = _EVER,
 ) -> Split:
     """Cut off the newest ``holdout_share``, and before it ``validation_share``, of the exposures.
 
     Rows of one ``ts_ms`` stay together, on the newer side of a cut. By the time of the display, not by the time at
-    which something became known: at the end of a log that would be non-clicks alone. For the same reason exposures from
-    ``mature_until_ms`` on, whose clicks may be still to come, are in no part.
+    which something became known: at the end of a log that would be non-clicks alone. For the same reason train ends
+    ``click_window_ms`` before the validation, and exposures from ``mature_until_ms`` on, whose clicks may be still to
+    come, are in no part.
 
     Raises
     ------
@@ -55,33 +63,37 @@ def split_by_time(
     cuts = [len(ordered) - held_out - validated, len(ordered) - held_out]
     if held_out and validated:
         cuts = [int(np.searchsorted(times, times[cut])) for cut in cuts]
-    if not (held_out and validated and 0 < cuts[0] < cuts[1]):
+        cuts = [int(np.searchsorted(times, times[cuts[0]] - click_window_ms)), *cuts]
+    if not (held_out and validated and cuts[0] > 0 and cuts[1] < cuts[2]):
         raise ValueError(
             f"{len(ordered)} mature exposures leave {validated} to validate and {held_out} to hold out, at "
             f"validation_share={validation_share} and holdout_share={holdout_share}, or too few to learn: the base "
             "could not be judged. Archive more examples, or lower the click window (--click-window-s) if all clicks of "
             "the archive's last displays are in it."
         )
-    train, validation, holdout = np.split(ordered, cuts)
+    train, gap, validation, holdout = np.split(ordered, cuts)
+    validation_from_ms = int(times[cuts[1]])
     return Split(
         train=train,
+        gap=gap,
         validation=validation,
         holdout=holdout,
-        validation_from_ms=int(times[cuts[0]]),
-        holdout_from_ms=int(times[cuts[1]]),
+        replay_from_ms=validation_from_ms - click_window_ms,
+        validation_from_ms=validation_from_ms,
+        holdout_from_ms=int(times[cuts[2]]),
     )
 
 
 class Arrivals(NamedTuple):
     """N events in the order of their times: what a stream would learn."""
 
-    index: Index  # (N,) among the examples
+    rows: Index  # (N,) among the examples
     kind: NDArray[np.uint8]  # (N,)
     time_ms: NDArray[np.int64]  # (N,) ascending
 
     def take(self, index: Index | slice) -> Arrivals:
         """Those of some of the events."""
-        return Arrivals(self.index[index], self.kind[index], self.time_ms[index])
+        return Arrivals(self.rows[index], self.kind[index], self.time_ms[index])
 
 
 def arrived(examples: Examples, span_ms: tuple[int, int], *, conversions: bool) -> Arrivals:

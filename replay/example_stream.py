@@ -126,8 +126,8 @@ def base_steps(rows: ExampleRows, batch_rows: int) -> Iterator[Step]:
 def online_steps(ends: NDArray[np.int64], watermarks_ms: NDArray[np.int64], config: LearningConfig) -> Iterator[Step]:
     """The steps of the learning loop: a full batch as soon as it waits, a smaller one when its interval ends.
 
-    ``ends`` (R,) are where records end among the rows that are learned, ``watermarks_ms`` (R,) when they arrived. The last
-    rows, which the loop would learn after everything was shown, are left out.
+    ``ends`` (R,) are where records end among the rows that are learned, ``watermarks_ms`` (R,) when they arrived. The
+    last rows, which the loop would learn after everything was shown, are left out.
     """
     interval_ms = config.learn_interval_s * 1000.0
     start, before_ms = 0, 0

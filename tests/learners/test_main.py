@@ -120,7 +120,8 @@ def test_base_goes_on_from_a_checkpoint(archive: Path, trained: dict[str, Any], 
 
 def test_two_processes_train_one_base(archive: Path, trained: dict[str, Any], tmp_path: Path) -> None:
     """Their weights are equal to the bit, and nearly those of one process; the first one writes."""
-    ended = torchrun("-m", "learners", "base", "--examples", str(archive), "--out", str(tmp_path), "--json")
+    arguments = ["base", "--examples", str(archive), "--out", str(tmp_path), "--click-window-s", "0", "--json"]
+    ended = torchrun("-m", "learners", *arguments)
     assert ended.returncode == 0, ended.stderr
     report = json.loads(ended.stdout)
     assert len(report["weights_sha256"]) == 2

@@ -70,6 +70,16 @@ def test_only_mature_exposures_are_split() -> None:
     assert [part.tolist() for part in (split.train, split.validation, split.holdout)] == [[1, 2], [3], [4]]
 
 
+def test_train_rows_are_mature_when_the_validation_begins() -> None:
+    """What was displayed within the click window before it is in the gap, where the replay begins."""
+    split = split_by_time(examples(list(range(100))), validation_share=0.2, holdout_share=0.1, click_window_ms=15)
+    parts = (split.train, split.gap, split.validation, split.holdout)
+    assert [(int(part[0]), int(part[-1])) for part in parts] == [(0, 54), (55, 69), (70, 89), (90, 99)]
+    assert (split.replay_from_ms, split.validation_from_ms, split.rows) == (55, 70, 100)
+    with pytest.raises(ValueError, match="or too few to learn"):
+        split_by_time(examples(list(range(100))), validation_share=0.2, holdout_share=0.1, click_window_ms=70)
+
+
 def test_a_holdout_is_not_made_of_what_became_known_last() -> None:
     """Non-clicks that are known a window after their display, clicks at once: the newest displays are both."""
     clicked = np.arange(400) % 4 == 0
@@ -90,19 +100,19 @@ def test_what_arrived_is_every_event_at_its_time() -> None:
         impression=[7, 7, 8, 7, 9, 7],
     )
     found = arrived(log, (10, 50), conversions=True)
-    assert list(zip(found.index.tolist(), found.kind.tolist(), found.time_ms.tolist(), strict=True)) == [
+    assert list(zip(found.rows.tolist(), found.kind.tolist(), found.time_ms.tolist(), strict=True)) == [
         (2, EXPOSURE, 10),
         (0, EXPOSURE, 20),
         (3, CLICK, 20),
         (5, CONVERSION, 40),
     ]
-    assert arrived(log, (11, 51), conversions=False).index.tolist() == [0, 3, 4]
+    assert arrived(log, (11, 51), conversions=False).rows.tolist() == [0, 3, 4]
 
 
 def test_clicks_of_unknown_displays_did_not_arrive() -> None:
     """An archive that begins in the middle of a log holds clicks whose displays nobody paid for."""
     log = examples([5, 20, 5], [CLICK, EXPOSURE, CONVERSION], known_ms=[25, 20, 30], impression=[1, 2, 1])
-    assert arrived(log, (0, 100), conversions=True).index.tolist() == [1]
+    assert arrived(log, (0, 100), conversions=True).rows.tolist() == [1]
 
 
 def test_a_log_of_labels_arrives_as_the_stream_that_it_stands_for() -> None:
@@ -111,7 +121,7 @@ def test_a_log_of_labels_arrives_as_the_stream_that_it_stands_for() -> None:
     ways = []
     for log in (rows, told(rows)):
         found = arrived(log, (0, 2**62), conversions=False)
-        impression = log.columns["impression_id"][found.index]
+        impression = log.columns["impression_id"][found.rows]
         ways.append(list(zip(impression.tolist(), found.kind.tolist(), found.time_ms.tolist(), strict=True)))
     assert ways[0] == ways[1]
     assert len(ways[0]) == 300 + int(rows.columns["label"].sum())
