@@ -15,7 +15,7 @@ rate, and a silence changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Self
@@ -230,6 +230,14 @@ class DelayLaw:
             self._num[full] >>= 1
             self._den[full] >>= 1
             full = self._den > 2 * self.memory_events * _UNIT
+
+
+def merged_law(laws: Sequence[DelayLaw]) -> DelayLaw:
+    """One law of the evidence of one or more workers."""
+    total = laws[0].copy()
+    for other in laws[1:]:
+        total.merge(other)
+    return total
 
 
 def _folded(waiting: NDArray[np.int64]) -> NDArray[np.int64]:

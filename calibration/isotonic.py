@@ -86,13 +86,26 @@ def fit_map(state: BinState, *, prior_weight: float = PRIOR_WEIGHT, version: int
         )
     weight = np.maximum(state.w, 0) / WEIGHT_SCALE
     clicks = np.clip(state.wy / WEIGHT_SCALE, 0.0, weight)
+    return fit_bins(state.grid.centres, weight, clicks, prior_weight=prior_weight, version=version)
+
+
+def fit_bins(
+    centres: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    clicks: NDArray[np.float64],
+    *,
+    prior_weight: float = PRIOR_WEIGHT,
+    version: int = 0,
+) -> CalibrationMap:
+    """`fit_map` of n equal bins: (n,) middles in log-odds, rows and clicks; empty bins are fine."""
     held = np.flatnonzero(weight)
     if len(held) == 0:
         return CalibrationMap.identity(version)
+    width = float(centres[1] - centres[0])
     span = slice(int(held[0]), int(held[-1]) + 1)
-    centres, weight, clicks = state.grid.centres[span], weight[span], clicks[span]
+    centres, weight, clicks = centres[span], weight[span], np.minimum(clicks[span], weight[span])
     expected = sigmoid(np.clip(_platt_line(centres, weight, clicks), -_EXTREME, _EXTREME))
-    pseudo = prior_weight * state.grid.width / (4.0 * expected * (1.0 - expected))
+    pseudo = prior_weight * width / (4.0 * expected * (1.0 - expected))
     mass = weight + pseudo
     starts, rates = pava_blocks((clicks + pseudo * expected) / mass, mass)
     knots = np.add.reduceat(mass * centres, starts) / np.add.reduceat(mass, starts)

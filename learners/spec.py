@@ -18,6 +18,7 @@ from typing import Literal
 
 import msgspec
 
+from calibration.slices import SlicePlan, named_slices
 from learners.session_state import REMEMBERED
 
 CounterId = Literal["ctr", "recent_ctr", "count"]
@@ -98,6 +99,22 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     count_edges: tuple[float, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512)
 
 
+class CalibrationSlice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Traffic that gets a correction and figures of its own: the values of an id column, or buckets of a dense input.
+
+    edges : of a dense input: bucket k holds edges[k−1] <= value < edges[k]. None: an id column of few values.
+    """
+
+    column: str
+    edges: tuple[float, ...] = ()
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the calibration map tells apart, the most telling slice first; the next ones divide it."""
+
+    slices: tuple[CalibrationSlice, ...] = ()
+
+
 class FeatureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """A whole feature spec, checked. ``user`` and ``ad`` name the fields that say who and what."""
 
@@ -109,20 +126,31 @@ class FeatureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rates: Rates = Rates()
     session: Session = Session()
     utc_offset_s: int = 0
+    calibration: Calibration = Calibration()
 
     def __post_init__(self) -> None:
         check(self)
 
     @cached_property
     def hash(self) -> str:
-        """16 hex digits of the SHA-256 of the spec's canonical JSON: rows of equal hashes have equal columns."""
+        """16 hex digits of the SHA-256 of the spec's canonical JSON: rows of equal hashes have equal columns.
+
+        The calibration's slices are left out: they read columns and make none.
+        """
         as_read = msgspec.json.decode(msgspec.json.encode(self), type=FeatureSpec)  # 18 and 18.0 are one number
-        return hashlib.sha256(msgspec.json.encode(as_read, order="sorted")).hexdigest()[:16]
+        columns = {name: getattr(as_read, name) for name in as_read.__struct_fields__ if name != "calibration"}
+        return hashlib.sha256(msgspec.json.encode(columns, order="sorted")).hexdigest()[:16]
 
     @cached_property
     def by_name(self) -> dict[str, Field]:
         """Fields by their name."""
         return {field.name: field for field in self.fields}
+
+    @cached_property
+    def slice_plan(self) -> SlicePlan:
+        """The slices of the calibration. Raises ValueError for a column that does not exist."""
+        names = [(one.column, one.edges) for one in self.calibration.slices]
+        return SlicePlan(named_slices(names, self.columns, self.request_dense + self.ad_dense))
 
     def of_ad(self, field: str) -> bool:
         """Whether the field's value can differ between the ads of one request."""
@@ -276,6 +304,12 @@ def check(spec: FeatureSpec) -> None:
     if len(set(counted)) < len(counted) or not known.issuperset(counted):
         raise SpecError(f"counters {counted} must each name another one of the fields: their ids are the keys")
     _check_numbers(spec)
+    for one in spec.calibration.slices:
+        _check_edges(f"calibration slice {one.column!r}: edges", one.edges)
+    try:
+        _ = spec.slice_plan
+    except ValueError as error:
+        raise SpecError(str(error)) from error
 
 
 def _check_field(field: Field, known: set[str]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.stream import CalibratorConfig
+from calibration.config import CalibratorConfig
 from learners.deepfm import DeepFM, DeepFMConfig
 from learners.encode import Encoder, Request
 from learners.rows import Rows
@@ -140,7 +140,7 @@ def run(
     ``store`` is changed: it goes on from the session features of the base days.
     """
     options = options or BacktestOptions()
-    online = _Online(snapshot, options)
+    online = _Online(snapshot, spec, options)
     loop = _Loop(scenario, spec, store, online.ranker(spec, options.seed), options)
     loop.on_examples = online.take
     loop.run(span_ms, advance)
@@ -188,14 +188,16 @@ def _by_value(scored: Scored, rows: NDArray[np.intp], request: Request) -> Seque
 class _Online:
     """Learner and calibrator with the serving copies that they publish to."""
 
-    def __init__(self, snapshot: Snapshot, options: BacktestOptions) -> None:
+    def __init__(self, snapshot: Snapshot, spec: FeatureSpec, options: BacktestOptions) -> None:
         self.version = snapshot.version
         self.loop = LearningLoop(
             snapshot.model(), LearningConfig(learn_interval_s=options.learn_interval_s), 1, version=snapshot.version
         )
         self.served: DeepFM = snapshot.model()
-        self.calibrator = PartitionCalibrator(PARTITION, CalibratorConfig(), self.loop.config.publish_interval_s)
-        self.hot_calibrator = HotCalibrator()
+        self.calibrator = PartitionCalibrator(
+            PARTITION, CalibratorConfig(), self.loop.config.publish_interval_s, plan=spec.slice_plan
+        )
+        self.hot_calibrator = HotCalibrator(plan=spec.slice_plan)
         self.calibration_state = b""
         self.examples: list[ExampleRows] = []
         self._offset = 0

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from calibration.bins import BinState
-from calibration.curve import CalibrationMap
-from calibration.stream import merged_map
-from serving.cohorts import CohortFigures
+from calibration.head import HeadCalibration
+from calibration.instruments import figures
+from calibration.merged import map_of
+from calibration.slice_map import SliceMap
+from calibration.slices import SlicePlan
+from learners.terms import CLICK_HEAD
+from serving.cohorts import ALL, CohortFigures
+from serving.metrics import VARIANT
 from stream.records import CalibrationRecord
 
 
@@ -21,23 +25,26 @@ class HotCalibrator:
 
     Parameters
     ----------
-    refit_interval_s : event time between two fits (a fit takes about 1 ms, and states come from every partition).
+    refit_interval_s : event time between two fits (a fit takes a few ms, and states come from every partition).
+    plan : the feature spec's slices; a state of others is refused.
     """
 
-    def __init__(self, refit_interval_s: float = 1.0) -> None:
+    def __init__(self, refit_interval_s: float = 1.0, *, plan: SlicePlan | None = None) -> None:
         if refit_interval_s < 0:
             raise ValueError(
                 f"refit_interval_s={refit_interval_s} must not be negative: the map would never move. Use 0 to refit "
                 "at every change."
             )
-        self.map = CalibrationMap.identity()
-        self.conversion_map = CalibrationMap.identity()  # of P(conversion | click)
+        self.plan = plan or SlicePlan()
+        self.map = SliceMap(self.plan)
+        self.conversion_map = SliceMap(self.plan)  # of P(conversion | click)
         self._refit_interval_ms = refit_interval_s * 1000.0
         self._records: dict[int, CalibrationRecord] = {}
-        self._states: dict[int, BinState] = {}
+        self._states: dict[int, HeadCalibration] = {}
         self._fitted_at_ms: tuple[float, float] = (-np.inf, -np.inf)
         self._fitted_partitions = 0
         self._stale = False
+        self._figures: list[CohortFigures] | None = []
         self.refits = 0
 
     @property
@@ -53,31 +60,44 @@ class HotCalibrator:
     def offer(self, record: CalibrationRecord) -> bool:
         """Take a partition's state; False when a newer one of that partition is held already.
 
-        Raises ValueError for a state that is damaged or has another grid; what was held stays.
+        Raises ValueError for a state that is damaged or of other slices; what was held stays.
         """
         held = self._records.get(record.partition)
         if held is not None and (record.version, record.watermark_ms) <= (held.version, held.watermark_ms):
             return False
-        if held is None or record.version != held.version:
-            state = BinState.from_bytes(record.state)
-            self._refuse_other_grid(record.partition, state)
-            self._states[record.partition] = state
-            self._stale = True
+        self._states[record.partition] = HeadCalibration.from_bytes(record.state, self.plan)
         self._records[record.partition] = record
+        self._stale, self._figures = True, None
         self._refit_when_due()
         return True
 
     def figures(self) -> Sequence[CohortFigures]:
-        """How good served p was, by cohort of display time; what the states hold of it."""
-        return ()
-
-    def _refuse_other_grid(self, partition: int, state: BinState) -> None:
-        for other, held in self._states.items():
-            if other != partition and held.grid != state.grid:
-                raise ValueError(
-                    f"the calibration state of partition {partition} has {state.grid}, that of partition {other} has "
-                    f"{held.grid}: they cannot be added, so the older state stays. Run all workers with one grid."
+        """How good served p was, by cohort of display time: the last click window early, the one before it mature."""
+        if self._figures is None:
+            states = list(self._states.values())
+            click_window_s = states[0].config.click_window_s
+            found = figures(
+                [(state.instruments, state.law) for state in states],
+                self.plan,
+                click_window_s=click_window_s,
+                windows_s=(round(click_window_s),),
+            )
+            self._figures = [
+                CohortFigures(
+                    head=CLICK_HEAD,
+                    maturity=one.period,
+                    slice=ALL if one.slice == "all" else f"{one.slice}={one.value}",
+                    variant=VARIANT,
+                    exposures=one.exposures,
+                    observed=one.clicks,
+                    expected=one.expected,
+                    log_loss=one.log_loss,
+                    normalized_entropy=one.normalised_entropy,
+                    auc=one.auc,
                 )
+                for one in found
+            ]
+        return self._figures
 
     def _refit_when_due(self) -> None:
         """Fit when the slowest or the fastest partition has advanced: an idle one must not freeze the map."""
@@ -88,6 +108,6 @@ class HotCalibrator:
         if not self._stale or (advance_ms < self._refit_interval_ms and not newcomers):
             return
         version = sum(record.version for record in self._records.values())
-        self.map = merged_map(self._states.values(), version=version)
+        self.map = map_of([self._states[partition] for partition in sorted(self._states)], version)
         self._fitted_at_ms, self._fitted_partitions, self._stale = reached, len(self._records), False
         self.refits += 1

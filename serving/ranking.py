@@ -73,18 +73,19 @@ class Ranker:
     def score(self, ids: EncodedIds, view: SessionView) -> Scored:
         """Score all rows in one batch. Synchronous, so that no swap can come in between: one version scores it all."""
         encoded = self.encoder.encode(ids, view)
-        logits = self.model.predict(encoded.rows()) if encoded.row_count else _NO_LOGITS
+        rows = encoded.rows()
+        logits = self.model.predict(rows) if encoded.row_count else _NO_LOGITS
         curve = self.calibrator.map
         if logits.conversion is None:
             conversion_logit = p_conversion = np.full(encoded.row_count, np.nan, np.float32)
         else:
             conversion_logit = logits.conversion
-            p_conversion = self.calibrator.conversion_map.apply(conversion_logit)
+            p_conversion = self.calibrator.conversion_map.apply(conversion_logit, rows)
         return Scored(
             ids=ids,
             encoded=encoded,
             logit=logits.click,
-            p=curve.apply(logits.click),
+            p=curve.apply(logits.click, rows),
             conversion_logit=conversion_logit,
             p_conversion=p_conversion,
             impression_id=self.impressions.take(encoded.row_count),

@@ -74,7 +74,7 @@ class ServingServer:
             freshness=Freshness(),
         )
         log.info("snapshot loaded", url=loaded.url, version=loaded.version)
-        self.calibrator = HotCalibrator(settings.map_refit_interval_s)
+        self.calibrator = HotCalibrator(settings.map_refit_interval_s, plan=spec.slice_plan)
         encoder = Encoder(spec)
         impressions = ImpressionIds(wall_ms(), random.SystemRandom().getrandbits(64))
         self.ranker = Ranker(encoder, self.model, self.calibrator, impressions)

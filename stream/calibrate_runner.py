@@ -1,4 +1,4 @@
-"""The calibrator's shell: examples from Kafka, each partition's bin state to the calibration topic.
+"""The calibrator's shell: examples from Kafka, each partition's calibration state to the calibration topic.
 
 The topic is the state: a record holds a partition's sums and the first examples offset that is not in them, so that a
 restart reads the newest record of its partitions and goes on there. Commits only tell where to start reading.
@@ -10,11 +10,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
-import numpy as np
 import structlog
 
-from calibration.stream import CalibratorConfig
-from learners.kinds import CONVERSION
+from calibration.config import CalibratorConfig
 from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.calibrating import PartitionCalibrator
@@ -97,13 +95,21 @@ class CalibrateRunner:
                 record = decoder.decode(stored_record.value)
                 newest[record.partition] = record
         for partition in sorted(fresh):
-            record_or_none = newest.get(partition)
-            self._calibrators[partition] = PartitionCalibrator(
-                partition, self._config, self._publish_interval_s, record_or_none
-            )
+            self._calibrators[partition] = self._calibrator(partition, newest.get(partition))
             self._gaps.assigned((partition,))
             next_offset = self._calibrators[partition].next_offset
             _log.info("calibrator restored", partition=partition, next_offset=next_offset)
+
+    def _calibrator(self, partition: int, record: CalibrationRecord | None) -> PartitionCalibrator:
+        plan = self._spec.slice_plan
+        try:
+            return PartitionCalibrator(partition, self._config, self._publish_interval_s, record, plan=plan)
+        except ValueError as error:
+            _log.warning("calibration state dropped, evidence begins anew", partition=partition, reason=str(error))
+        fresh = PartitionCalibrator(partition, self._config, self._publish_interval_s, plan=plan)
+        if record is not None:
+            fresh.next_offset, fresh.version = record.next_offset, record.version
+        return fresh
 
     async def _take(self, calibrator: PartitionCalibrator, record: InputRecord) -> None:
         """The group may have committed what the state lacks, as when its topic was made anew."""
@@ -118,9 +124,10 @@ class CalibrateRunner:
             calibrator.skip(offset)
             return
         if offset >= calibrator.next_offset:
-            counted = np.count_nonzero(rows.kind != CONVERSION)
-            self._metrics.counter("calibration_rows_total").inc(int(counted))
-        calibrator.step(rows, offset, watermark_ms)
+            before, rejected = calibrator.rows, calibrator.rejected_rows
+            calibrator.step(rows, offset, watermark_ms)
+            self._metrics.counter("calibration_rows_total").inc(calibrator.rows - before)
+            self._metrics.counter("calibration_rejected_rows_total").inc(calibrator.rejected_rows - rejected)
 
     async def _publish(self, *, at_once: bool = False) -> None:
         records = [

@@ -1,26 +1,29 @@
-"""The calibration core of one examples partition: counts labels at the served logits, gives the state to publish."""
+"""The calibration core of one examples partition: exposures and clicks as they were served, the state to publish."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from calibration.bins import BinState
-from calibration.stream import CalibratorConfig, StreamingCalibrator
-from learners.kinds import CONVERSION, CORRECTION
+from calibration.config import CalibratorConfig
+from calibration.head import HeadCalibration, HeadRows
+from calibration.slices import SlicePlan
+from learners.kinds import CLICK, EXPOSURE
 from stream.examples import ExampleRows
 from stream.records import CalibrationRecord
 
 
 class PartitionCalibrator:
-    """Counts settled examples; a correction takes back the negative that was counted and counts a click instead.
+    """Counts exposures, and clicks with what was served of their exposure: logit before the map, p after it.
 
-    The logit is the one that serving logged, before calibration: the map is fitted to what it is applied to. Several
-    model versions share the map, each row under the version that scored it.
+    The map is fitted to what it is applied to. Several model versions share it, each row under the version that scored
+    it.
 
     Parameters
     ----------
-    record : the newest calibration record of the partition, to go on after it.
     publish_interval_s : event time between two records.
+    record : the newest calibration record of the partition, to go on after it.
+    plan : slices that have a correction of their own. Raises ValueError for a record of other slices.
     """
 
     def __init__(
@@ -29,6 +32,8 @@ class PartitionCalibrator:
         config: CalibratorConfig,
         publish_interval_s: float,
         record: CalibrationRecord | None = None,
+        *,
+        plan: SlicePlan | None = None,
     ) -> None:
         if not publish_interval_s > 0:
             raise ValueError(
@@ -39,36 +44,35 @@ class PartitionCalibrator:
         self.next_offset = record.next_offset if record else 0
         self.watermark_ms = record.watermark_ms if record else 0
         self.version = record.version if record else 0
+        self.rows = record.rows if record else 0
         self.rejected_rows = 0
+        plan = plan or SlicePlan()
+        self.clicks = HeadCalibration(plan, config)
+        if record:
+            self.clicks = HeadCalibration.from_bytes(record.state, plan, config)
         self._interval_ms = publish_interval_s * 1000.0
         self._published_ms = self.watermark_ms
-        if record:
-            self._calibrator = StreamingCalibrator.resumed(BinState.from_bytes(record.state), record.rows, config)
-        else:
-            self._calibrator = StreamingCalibrator(config)
         self._changed = False
-
-    def observed_over_expected(self) -> float:
-        """Clicks over the clicks that the raw logits promised, of the rows held."""
-        return self._calibrator.state.observed_over_expected()
 
     def step(self, rows: ExampleRows, offset: int, watermark_ms: int) -> None:
         """Count the rows of the record at ``offset``; a record that was counted before changes nothing.
 
-        Rows whose logit is not finite have no bin: they are left out and counted in ``rejected_rows``.
+        Rows whose logit or p is not finite have no bin: they are left out and counted in ``rejected_rows``.
         """
         if offset < self.next_offset:
             return
         self.next_offset = offset + 1
-        self.watermark_ms = max(self.watermark_ms, watermark_ms)
-        finite = np.isfinite(rows.logit)
-        keep = (rows.kind != CONVERSION) & finite
-        self.rejected_rows += int(np.count_nonzero(~finite))
-        if keep.any():
-            kept = rows.take(keep)
-            correction = kept.kind == CORRECTION
-            self._calibrator.update(kept.logit, kept.label.astype(np.bool_), retract_mask=correction)
-            self._changed = True
+        counted = (rows.kind == EXPOSURE) | (rows.kind == CLICK)
+        finite = np.isfinite(rows.logit) & np.isfinite(rows.p)
+        self.rejected_rows += int(np.count_nonzero(counted & ~finite))
+        exposed, clicked = (np.flatnonzero(finite & (rows.kind == kind)) for kind in (EXPOSURE, CLICK))
+        self.clicks.expose(self._served(rows, exposed))
+        self.clicks.happen(self._served(rows, clicked), rows.delay_ms[clicked])
+        self.rows += len(exposed) + len(clicked)
+        self._changed |= bool(len(exposed) or len(clicked))
+        if watermark_ms > self.watermark_ms:
+            self.watermark_ms = watermark_ms
+            self.clicks.advance(watermark_ms)
 
     def skip(self, offset: int) -> None:
         """Pass over a record that cannot be read."""
@@ -84,8 +88,12 @@ class PartitionCalibrator:
         return CalibrationRecord(
             partition=self.partition,
             version=self.version,
-            rows=self._calibrator.rows_seen,
+            rows=self.rows,
             watermark_ms=self.watermark_ms,
-            state=self._calibrator.state.to_bytes(),
+            state=self.clicks.to_bytes(),
             next_offset=self.next_offset,
         )
+
+    def _served(self, rows: ExampleRows, at: NDArray[np.intp]) -> HeadRows:
+        paths = self.clicks.plan.paths(rows.ids[at], rows.dense[at])
+        return HeadRows(rows.ts_ms[at], paths, rows.logit[at], rows.p[at])

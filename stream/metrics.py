@@ -110,6 +110,8 @@ TABLE = (
     Metric("millstream_calibration_lost_records_total", "counter",
            "Offsets of examples deleted by retention before the calibrator counted them"),
     Metric("millstream_calibration_rows_total", "counter", "Examples counted by the calibrator"),
+    Metric("millstream_calibration_rejected_rows_total", "counter",
+           "Examples left out of the calibration: their logit or p is not finite"),
     Metric("millstream_calibration_watermark_timestamp_seconds", "gauge",
            "Event time of the slowest partition of the calibrator"),
 )

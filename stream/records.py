@@ -247,7 +247,12 @@ class SnapshotNotice(msgspec.Struct, frozen=True, kw_only=True, tag_field="recor
 
 
 class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="calibration"):
-    """One examples partition's whole bin state; the topic is compacted by partition, states add up."""
+    """One examples partition's whole calibration state; the topic is compacted by partition, states add up.
+
+    ``state`` holds the evidence of the click's map, the delay law, the gains and the instruments
+    (`calibration.head.HeadCalibration`). ``line`` is the version of the base that the model's line began with: rows
+    that another line served are not in it.
+    """
 
     partition: int
     version: int
@@ -255,6 +260,7 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="re
     watermark_ms: int
     state: bytes
     next_offset: int  # the first examples offset that the state does not hold
+    line: int = 0
 
 
 class OffsetRange(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from calibration.stream import CalibratorConfig
+from calibration.config import CalibratorConfig
 from stream.archiving import ArchiveConfig
 from stream.join_config import JoinConfig
 from stream.learning_config import LearningConfig
@@ -23,7 +23,7 @@ _LEARNING: dict[str, dict[str, float]] = {
 }
 
 
-_CALIBRATE_INTERVAL_S: dict[str, float] = {"wall": 1.0, "log": 60.0}
+_CALIBRATE_INTERVAL_S: dict[str, float] = {"wall": 2.0, "log": 60.0}
 
 
 class WorkerSettings(BaseSettings):
@@ -57,8 +57,9 @@ class WorkerSettings(BaseSettings):
     archive_rows: int | None = None
     archive_interval_s: float | None = None
 
-    half_life_rows: float | None = None
-    calibrate_interval_s: float | None = None  # event time between two states of a partition, some 33 kB each
+    half_life_clicks: float | None = None
+    gate_half_life_clicks: float | None = None
+    calibrate_interval_s: float | None = None  # event time between two states of a partition, up to 150 kB each
 
     def join(self) -> JoinConfig:
         """The join's windows."""
@@ -70,7 +71,7 @@ class WorkerSettings(BaseSettings):
         return LearningConfig(**chosen)
 
     def calibrator(self) -> CalibratorConfig:
-        """The calibrator's memory."""
+        """The calibration's memory, and the windows of the join that it shares."""
         return CalibratorConfig(**self._given(CalibratorConfig))
 
     def archive(self) -> ArchiveConfig:

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from calibration.stream import CalibratorConfig
+from calibration.config import CalibratorConfig
 from learners.archive import ArchiveError, read_examples
 from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from learners.snapshot import versions

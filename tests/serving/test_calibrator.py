@@ -1,34 +1,39 @@
-"""The hot calibrator: what it merges, and when it fits."""
+"""The hot calibrator: what it merges, when it fits, and what it says of served p."""
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.bins import BinState, LogitGrid
-from calibration.stream import merged_map
+from calibration.config import CalibratorConfig
+from calibration.head import HeadCalibration
+from calibration.merged import map_of
+from calibration.slices import Slice, SlicePlan
 from serving.calibrator import HotCalibrator
 from stream.records import CalibrationRecord
+from tests.calibration.world import Teller, displays
 
 GRID = np.linspace(-4, 4, 33, dtype=np.float32)
+NO_SLICES = SlicePlan()
 
 
-def state_of(seed: int, rows: int = 4_000, grid: LogitGrid | None = None) -> BinState:
-    """A state of random rows that click at half the predicted rate."""
-    state, random = BinState(grid), np.random.default_rng(seed)
-    logits = random.normal(-1, 1, rows).astype(np.float32)
-    state.add(logits, random.random(rows) < 0.5 / (1 + np.exp(-logits)))
-    return state
+@cache
+def state_of(seed: int, plan: SlicePlan = NO_SLICES, *, seconds: int = 120) -> HeadCalibration:
+    """The state after two minutes of a model that spreads its log-odds twice as far as is true."""
+    shown = displays([100.0] * seconds, 0.2, truth=lambda _s, z, _p: -1.4 + 0.5 * (z + 1.4), seed=seed, spread=1.5)
+    return Teller(shown, HeadCalibration(plan, CalibratorConfig())).until(seconds)
 
 
-def record(partition: int, version: int, state: BinState, watermark_ms: int = 0) -> CalibrationRecord:
+def record(partition: int, version: int, state: HeadCalibration, watermark_ms: int = 0) -> CalibrationRecord:
     """A calibration record."""
     return CalibrationRecord(
         partition=partition,
         version=version,
-        rows=round(state.total_weight),
+        rows=state.exposures + state.events,
         watermark_ms=watermark_ms,
         state=state.to_bytes(),
         next_offset=0,
@@ -42,10 +47,11 @@ def test_the_map_is_that_of_the_newest_state_of_every_partition(offers: list[tup
     hot = HotCalibrator(refit_interval_s=0)
     newest: dict[int, int] = {}
     for partition, version in offers:
-        taken = hot.offer(record(partition, version, state_of(10 * partition + version), watermark_ms=version))
+        taken = hot.offer(record(partition, version, state_of((partition + version) % 5), watermark_ms=version))
         assert taken == (version > newest.get(partition, 0))
         newest[partition] = max(version, newest.get(partition, 0))
-    expected = merged_map(state_of(10 * p + v) for p, v in newest.items())
+    expected = map_of([state_of((p + v) % 5) for p, v in sorted(newest.items())])
+    assert not expected.is_identity
     np.testing.assert_array_equal(hot.map.apply(GRID), expected.apply(GRID))
     assert hot.map.version == sum(newest.values())
     assert hot.watermark_ms == min(newest.values())
@@ -62,9 +68,9 @@ def test_fits_are_spaced_in_event_time() -> None:
     """Ten states within a second make one more fit only when a second of event time has passed."""
     hot = HotCalibrator(refit_interval_s=1.0)
     for version in range(1, 11):
-        hot.offer(record(0, version, state_of(version), watermark_ms=1_000 + 50 * version))
+        hot.offer(record(0, version, state_of(version % 5), watermark_ms=1_000 + 50 * version))
     assert (hot.refits, hot.map.version) == (1, 1)
-    hot.offer(record(0, 11, state_of(11), watermark_ms=2_050))
+    hot.offer(record(0, 11, state_of(1), watermark_ms=2_050))
     assert (hot.refits, hot.map.version) == (2, 11)
 
 
@@ -89,7 +95,24 @@ def test_a_damaged_or_foreign_state_is_refused_and_the_rest_stays() -> None:
     )
     with pytest.raises(ValueError, match="CRC"):
         hot.offer(damaged)
-    with pytest.raises(ValueError, match="bins=512"):
-        hot.offer(record(1, 1, state_of(2, grid=LogitGrid(bins=512))))
+    with pytest.raises(ValueError, match="other slices"):
+        hot.offer(record(1, 1, state_of(2, SlicePlan((Slice("placement", 3),)))))
+    with pytest.raises(ValueError, match="examples waited for labels"):
+        hot.offer(CalibrationRecord(partition=1, version=1, rows=1, watermark_ms=9, state=b"MSBN" * 9, next_offset=0))
     assert hot.map is before
     assert hot.offer(good)
+
+
+def test_figures_are_those_of_served_p_over_all_partitions() -> None:
+    """Early ones of the last click window; nothing is mature yet, and nothing of it is told."""
+    hot = HotCalibrator(refit_interval_s=0)
+    for partition in range(2):
+        hot.offer(record(partition, 1, state_of(partition)))
+    early, mature = hot.figures()
+    assert (early.head, early.maturity, early.slice, mature.maturity) == ("click", "early", "all", "mature")
+    assert early.exposures == sum(state_of(partition).exposures for partition in range(2))
+    assert early.observed == sum(state_of(partition).events for partition in range(2))
+    true = displays([100.0] * 120, 0.2, truth=lambda _s, z, _p: -1.4 + 0.5 * (z + 1.4), seed=0, spread=1.5)
+    promised = float(np.sum(1 / (1 + np.exp(-true.logit.astype(np.float64)))))
+    assert early.observed_over_expected == pytest.approx(true.clicked.sum() / promised, abs=0.05)
+    assert mature.exposures == 0

@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 from aiokafka.errors import KafkaConnectionError  # type: ignore[import-untyped]
 
-from calibration.bins import BinState
-from calibration.stream import merged_map
+from calibration.merged import map_of
 from serving.metrics import ServingMetrics
 from serving.server import ServingServer, wall_ms
 from serving.settings import ServingSettings
 from stream.inputs import decode_served
 from stream.partition import partition_of
-from stream.records import CalibrationRecord
 from stream.topics import CALIBRATION, WEIGHTS
 from tests.learners.small_spec import SMALL
+from tests.serving import test_calibrator as calibrated
 from tests.serving.conftest import Start
 from tests.serving.world import FIRST_VERSION, NOW_MS, TWO_HEADS, Trainer, encoded, request, rows_of, wire
 
@@ -197,27 +196,23 @@ async def start_again(running: Any) -> Any:
 
 
 async def test_the_map_of_the_calibration_topic_changes_p_and_its_version(start: Start) -> None:
-    """States of two partitions, clicks at half the predicted rate: p falls, the version is the sum of theirs."""
+    """States of two partitions, of a model that is too sure: p moves, the version is the sum of theirs."""
     running = await start()
     body = {"requests": [wire(request(5, range(1, 9)))]}
     _, before = await running.post("/v1/score", body)
-    state, random = BinState(), np.random.default_rng(0)
-    logits = random.normal(0, 1, 50_000).astype(np.float32)
-    state.add(logits, random.random(len(logits)) < 0.5 / (1 + np.exp(-logits)))
+    state = calibrated.state_of(1, SMALL.slice_plan)
     for partition in (0, 2):
-        record = CalibrationRecord(
-            partition=partition, version=3, rows=50_000, watermark_ms=NOW_MS - 5, state=state.to_bytes(), next_offset=1
-        )
-        await running.publish(CALIBRATION, encoded(record))
+        await running.publish(CALIBRATION, encoded(calibrated.record(partition, 3, state, watermark_ms=NOW_MS - 5)))
     await running.until(lambda: running.server.calibrator.map.version == 6)
     _, after = await running.post("/v1/score", body)
 
     assert after["map_version"] == 6
     assert after["applied_ms"] == NOW_MS - 5
     assert before["results"][0]["logit"] == after["results"][0]["logit"]
-    expected = merged_map([state, state]).apply(np.array(flat(after, "logit"), np.float32))
+    logit = np.array(flat(after, "logit"), np.float32)
+    expected = map_of([state, state]).apply(logit)
     np.testing.assert_array_equal(np.array(flat(after, "p"), np.float32), expected)
-    assert np.mean(flat(after, "p")) < 0.75 * np.mean(flat(before, "p"))
+    assert not np.array_equal(flat(after, "p"), flat(before, "p"))
 
 
 async def test_without_redis_requests_are_scored_with_empty_features_and_counted(start: Start) -> None:

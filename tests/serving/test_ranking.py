@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.curve import CalibrationMap
+from calibration.slice_map import SliceMap
 from learners.encode import Encoder
 from serving.calibrator import HotCalibrator
 from serving.impression_ids import ImpressionIds
@@ -61,7 +62,7 @@ def test_the_conversion_head_has_a_map_of_its_own() -> None:
     """The map of clicks does not touch it; logged is what was answered."""
     calibrator = HotCalibrator()
     calibrator.offer(record(0, 4, state_of(1), watermark_ms=123))
-    calibrator.conversion_map = CalibrationMap(logits=np.zeros(1), log_odds=np.full(1, -2.0))
+    calibrator.conversion_map = SliceMap(curve=CalibrationMap(logits=np.zeros(1), log_odds=np.full(1, -2.0)))
     model = hot_model(Trainer(config=TWO_HEADS))
     found = scored([(1, 3), (2, 2)], calibrator, model)
     conversion = model.predict(found.encoded.rows()).conversion

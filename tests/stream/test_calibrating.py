@@ -2,76 +2,96 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.bins import BinState
-from calibration.stream import CalibratorConfig
-from learners.kinds import CONVERSION, CORRECTION, SETTLED
+from calibration.config import CalibratorConfig
+from calibration.head import HeadCalibration, HeadRows
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from stream.calibrating import PartitionCalibrator
 from stream.records import CalibrationRecord
-from tests.stream.rig import START_MS, example_rows
+from tests.stream.rig import SPEC, START_MS, example_rows
 
-FORGETS = CalibratorConfig(half_life_rows=64)
-KEEPS = CalibratorConfig(half_life_rows=float("inf"))
+PLAN = SPEC.slice_plan
+FORGETS = CalibratorConfig(half_life_clicks=16, gate_half_life_clicks=8)
 
 
-def published(calibrator: PartitionCalibrator) -> CalibrationRecord:
+def calibrator(config: CalibratorConfig = FORGETS, interval_s: float = 1.0) -> PartitionCalibrator:
+    """Of partition 3."""
+    return PartitionCalibrator(3, config, interval_s, plan=PLAN)
+
+
+def published(one: PartitionCalibrator) -> CalibrationRecord:
     """The state now."""
-    record = calibrator.take_publication(at_once=True)
+    record = one.take_publication(at_once=True)
     assert record is not None
     return record
 
 
-def test_counts_the_served_logits_of_settled_examples() -> None:
-    """The state is that of the bins fed with the same logits and labels."""
-    rows = example_rows(50, seed=1)
-    expected = BinState(KEEPS.grid)
-    expected.add(rows.logit, rows.label.astype(np.bool_))
-    calibrator = PartitionCalibrator(0, KEEPS, 1.0)
-    calibrator.step(rows, 0, START_MS)
-    assert BinState.from_bytes(published(calibrator).state) == expected
+def test_counts_exposures_and_clicks_as_they_were_served() -> None:
+    """The state is that of a head told the logits, p, times and paths of the rows."""
+    rows = example_rows(200, seed=1, kind=np.repeat([EXPOSURE, CLICK], 100).astype(np.uint8))
+    one = calibrator()
+    one.step(rows, 0, START_MS + 90_000)
+    expected = HeadCalibration(PLAN, FORGETS)
+    paths = PLAN.paths(rows.ids, rows.dense)
+    shown, clicked = slice(0, 100), slice(100, 200)
+    expected.expose(HeadRows(rows.ts_ms[shown], paths[shown], rows.logit[shown], rows.p[shown]))
+    expected.happen(
+        HeadRows(rows.ts_ms[clicked], paths[clicked], rows.logit[clicked], rows.p[clicked]), rows.delay_ms[clicked]
+    )
+    expected.advance(START_MS + 90_000)
+    assert published(one).state == expected.to_bytes()
+    assert one.rows == 200
 
 
-def test_a_correction_replaces_the_negative_it_corrects() -> None:
-    """Settled as a negative and corrected later counts as settled as a positive at once."""
-    label = np.array([0, 1, 0], np.uint8)
-    settled = example_rows(3, seed=1, label=label)
-    corrected = settled.take(slice(2, 3))
-    correction = example_rows(1, seed=2, logit=corrected.logit, label=np.ones(1, np.uint8), kind=np.array([CORRECTION]))
-    late = PartitionCalibrator(0, KEEPS, 1.0)
-    late.step(settled, 0, START_MS)
-    late.step(correction, 1, START_MS)
-    known = PartitionCalibrator(0, KEEPS, 1.0)
-    known.step(example_rows(3, seed=1, label=np.array([0, 1, 1], np.uint8)), 0, START_MS)
-    assert BinState.from_bytes(published(late).state) == BinState.from_bytes(published(known).state)
+def test_conversions_are_not_counted_and_bad_rows_are_rejected() -> None:
+    """A conversion says nothing about clicks; a logit or p that is not finite has no bin."""
+    kind = np.array([EXPOSURE, CONVERSION, EXPOSURE, CLICK], np.uint8)
+    rows = example_rows(
+        4,
+        seed=1,
+        kind=kind,
+        logit=np.array([0.5, np.nan, np.nan, 0.5], np.float32),
+        p=np.array([0.6, 0.6, 0.6, np.inf], np.float32),
+    )
+    one = calibrator()
+    one.step(rows, 0, START_MS)
+    assert (one.rows, one.rejected_rows, published(one).rows) == (1, 2, 1)
 
 
-def test_conversions_and_bad_logits_are_not_counted() -> None:
-    """A conversion says nothing about clicks; a logit that is not finite has no bin."""
-    kind = np.array([SETTLED, CONVERSION, SETTLED], np.uint8)
-    rows = example_rows(3, seed=1, kind=kind, logit=np.array([0.5, 0.5, np.nan], np.float32))
-    calibrator = PartitionCalibrator(0, KEEPS, 1.0)
-    calibrator.step(rows, 0, START_MS)
-    assert published(calibrator).rows == 1
-    assert calibrator.rejected_rows == 1
+def test_clicks_of_displays_before_the_first_one_counted_are_left_out() -> None:
+    """A calibrator that begins in the midst of a log has no exposures of theirs: they would read as O/E above 1."""
+    early, late = example_rows(50, seed=1, kind=np.full(50, CLICK, np.uint8)), example_rows(50, seed=2)
+    early = early.with_event(CLICK, ts_ms=early.ts_ms - 3_600_000)
+    one, other = calibrator(), calibrator()
+    one.step(early, 0, START_MS)
+    for each in (one, other):
+        each.step(late, 1, START_MS + 60_000)
+    one.step(early, 2, START_MS + 60_000)
+    assert one.clicks.evidence.table.to_bytes() == other.clicks.evidence.table.to_bytes()
+    assert one.clicks.instruments.table.to_bytes() == other.clicks.instruments.table.to_bytes()
 
 
 @settings(max_examples=30, deadline=None)
 @given(cut=st.integers(1, 19))
 def test_restarted_from_its_record_it_goes_on_bit_equal(cut: int) -> None:
-    """The record of the topic is enough: the sums, also under decay, are those of a calibrator never stopped."""
-    records = [example_rows(10, seed=at) for at in range(20)]
-    whole, first = PartitionCalibrator(3, FORGETS, 1.0), PartitionCalibrator(3, FORGETS, 1.0)
+    """The record of the topic is enough: the state, decayed and with maps on trial, is that of one never stopped."""
+    records = [example_rows(60, seed=at) for at in range(20)]
+    records = [replace(rows, ts_ms=rows.ts_ms + 30_000 * at) for at, rows in enumerate(records)]
+    whole, first = calibrator(), calibrator()
     for offset, rows in enumerate(records):
-        whole.step(rows, offset, START_MS + offset)
+        whole.step(rows, offset, START_MS + 30_000 * offset)
         if offset < cut:
-            first.step(rows, offset, START_MS + offset)
-    second = PartitionCalibrator(3, FORGETS, 1.0, published(first))
+            first.step(rows, offset, START_MS + 30_000 * offset)
+    assert whole.clicks.gains.starts().size, "no candidate was judged"
+    second = PartitionCalibrator(3, FORGETS, 1.0, published(first), plan=PLAN)
     for offset, rows in enumerate(records):  # delivered from the start: what it holds is skipped
-        second.step(rows, offset, START_MS + offset)
+        second.step(rows, offset, START_MS + 30_000 * offset)
     one, other = published(whole), published(second)
     assert (other.state, other.rows, other.next_offset) == (one.state, one.rows, one.next_offset)
     assert other.version == one.version + 1
@@ -79,15 +99,15 @@ def test_restarted_from_its_record_it_goes_on_bit_equal(cut: int) -> None:
 
 def test_publishes_by_event_time_and_only_then() -> None:
     """One record an interval of the watermark; without new rows the version stays."""
-    calibrator = PartitionCalibrator(0, KEEPS, 10.0)
-    calibrator.step(example_rows(5, seed=1), 0, START_MS)
-    first = calibrator.take_publication()
+    one = calibrator(interval_s=10.0)
+    one.step(example_rows(5, seed=1), 0, START_MS)
+    first = one.take_publication()
     assert first is not None
     assert (first.version, first.rows, first.next_offset, first.watermark_ms) == (1, 5, 1, START_MS)
-    calibrator.step(example_rows(0, seed=1), 1, START_MS + 9_999)
-    assert calibrator.take_publication() is None
-    calibrator.step(example_rows(0, seed=1), 2, START_MS + 10_000)
-    second = calibrator.take_publication()
+    one.step(example_rows(0, seed=1), 1, START_MS + 9_999)
+    assert one.take_publication() is None
+    one.step(example_rows(0, seed=1), 2, START_MS + 10_000)
+    second = one.take_publication()
     assert second is not None
     assert (second.version, second.next_offset) == (1, 3)
 
@@ -95,4 +115,4 @@ def test_publishes_by_event_time_and_only_then() -> None:
 def test_an_interval_of_nothing_is_refused() -> None:
     """The message names the value and the variable."""
     with pytest.raises(ValueError, match=r"publish_interval_s=0 .*MILLSTREAM_PUBLISH_INTERVAL_S"):
-        PartitionCalibrator(0, KEEPS, 0)
+        PartitionCalibrator(0, FORGETS, 0)

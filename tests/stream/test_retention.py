@@ -10,8 +10,7 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
-from calibration.bins import BinState
-from calibration.stream import CalibratorConfig
+from calibration.config import CalibratorConfig
 from learners.archive import read_examples
 from learners.snapshot import versions
 from stream.archive_runner import ArchiveRunner
@@ -19,6 +18,7 @@ from stream.archive_store import archive_store_of
 from stream.archiving import ArchiveConfig
 from stream.broker import Broker, find_broker
 from stream.calibrate_runner import CalibrateRunner
+from stream.calibrating import PartitionCalibrator
 from stream.examples_log import decode_examples
 from stream.inbox import Assigned, InputRecord
 from stream.learn_runner import LearnRunner, NoSnapshotError
@@ -34,7 +34,7 @@ from tests.stream.next_base import ARCHIVED, archive, train
 from tests.stream.retained import retained_from
 from tests.stream.rig import SPEC, START_MS, example_rows
 
-KEEPS = CalibratorConfig(half_life_rows=float("inf"))
+KEEPS = CalibratorConfig(half_life_clicks=float("inf"))
 
 pytestmark = pytest.mark.usefixtures("apache_kafka")
 
@@ -206,11 +206,11 @@ async def calibrated(broker: Broker, parts: Sequence[Sequence[InputRecord]]) -> 
 
 def counted(runner: CalibrateRunner, records: Sequence[InputRecord]) -> bool:
     """Whether a calibrator's state is the sum of these records, and of nothing else."""
-    expected = BinState(KEEPS.grid)
+    expected = PartitionCalibrator(0, KEEPS, 1.0, plan=SPEC.slice_plan)
     for record in records:
-        rows, _ = decode_examples(record.value, SPEC)
-        expected.add(rows.logit, rows.label.astype(np.bool_))
-    return runner._calibrators[0]._calibrator.state == expected
+        rows, watermark_ms = decode_examples(record.value, SPEC)
+        expected.step(rows, record.offset, watermark_ms)
+    return runner._calibrators[0].clicks.to_bytes() == expected.clicks.to_bytes()
 
 
 async def test_what_the_archive_lacks_for_ever_is_counted(kafka_topics: TestTopics, tmp_path: Path) -> None:

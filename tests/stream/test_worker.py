@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
-from calibration.bins import BinState
+from calibration.head import HeadCalibration
 from learners.archive import read_examples
 from learners.deepfm import DeepFM
 from learners.kinds import CORRECTION, SETTLED
@@ -128,10 +128,8 @@ async def check_the_whole(broker: Broker, snapshots: Path, rows: int) -> None:
         for record in [msgspec.msgpack.decode(value, type=CalibrationRecord)]
     }
     assert sum(record.rows for record in newest.values()) == rows
-    counted = BinState.from_bytes(newest[0].state)
-    for partition in range(1, broker.partitions):
-        counted.merge(BinState.from_bytes(newest[partition].state))
-    assert counted.total_weight == pytest.approx(rows, rel=0.01)
+    states = [HeadCalibration.from_bytes(record.state, SPEC.slice_plan) for record in newest.values()]
+    assert sum(state.exposures + state.events for state in states) == rows
 
 
 async def test_a_click_goes_all_the_way(kafka_topics: TestTopics, redis_url: str, tmp_path: Path) -> None:

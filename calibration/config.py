@@ -1,0 +1,39 @@
+"""Settings of the calibration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from calibration.fitting import SLICE_PRIOR_CLICKS
+from calibration.isotonic import PRIOR_WEIGHT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibratorConfig:
+    """How long the calibration remembers, and when a map has proved itself."""
+
+    half_life_clicks: float = 4_000.0
+    """After so many clicks evidence weighs one half. Clicks, not rows: what a row tells hangs on the click rate."""
+    gate_half_life_clicks: float = 2_000.0
+    """The same for the comparison with no map."""
+    click_horizon_s: float = 86_400.0
+    """Later clicks never come: that of the join."""
+    click_window_s: float = 600.0
+    """Age at which a cohort of displays counts as mature."""
+    prior_weight: float = PRIOR_WEIGHT
+    slice_prior_clicks: float = SLICE_PRIOR_CLICKS
+
+    def __post_init__(self) -> None:
+        for name in ("half_life_clicks", "gate_half_life_clicks"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be 1 or more: nothing would be remembered. Use 4000 for a "
+                    "first try, math.inf to never forget."
+                )
+        for name in ("click_horizon_s", "click_window_s", "prior_weight", "slice_prior_clicks"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be positive and finite. The default is "
+                    f"{CalibratorConfig.__dataclass_fields__[name].default:g}."
+                )
