@@ -12,7 +12,7 @@ from calibration.merged import map_of
 from calibration.slice_map import SliceMap
 from calibration.slices import SlicePlan
 from learners.terms import CLICK_HEAD
-from serving.cohorts import ALL, CohortFigures
+from serving.cohorts import ALL, WINDOWS, CohortFigures
 from serving.metrics import VARIANT
 from stream.records import CalibrationRecord
 
@@ -72,20 +72,20 @@ class HotCalibrator:
         return True
 
     def figures(self) -> Sequence[CohortFigures]:
-        """How good served p was, by cohort of display time: the last click window early, the one before it mature."""
+        """How good served p was, by cohort of display time, in windows that end now or, mature, a click window ago."""
         if self._figures is None:
             states = list(self._states.values())
-            click_window_s = states[0].config.click_window_s
             found = figures(
                 [(state.instruments, state.law) for state in states],
                 self.plan,
-                click_window_s=click_window_s,
-                windows_s=(round(click_window_s),),
+                click_window_s=states[0].config.click_window_s,
+                windows_s=tuple(WINDOWS),
             )
             self._figures = [
                 CohortFigures(
                     head=CLICK_HEAD,
                     maturity=one.period,
+                    window_s=one.window_s,
                     slice=ALL if one.slice == "all" else f"{one.slice}={one.value}",
                     variant=VARIANT,
                     exposures=one.exposures,
