@@ -13,6 +13,7 @@ import pytest
 from aiokafka.errors import KafkaConnectionError  # type: ignore[import-untyped]
 
 from calibration.merged import map_of
+from serving.cohorts import WINDOWS, CohortFigures
 from serving.metrics import ServingMetrics
 from serving.server import ServingServer, wall_ms
 from serving.settings import ServingSettings
@@ -373,6 +374,35 @@ async def test_the_page_needs_nothing_from_elsewhere(start: Start) -> None:
     assert "https://" not in html
     for name in re.findall(r'(?:src|href)="(?!data:)([^"]+)"', html):
         assert await page(running, "/" + name.lstrip("/"))
+
+
+async def test_the_page_finds_all_that_it_shows_in_the_status(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of every head, maturity and window reach the status, the series and /metrics within a second."""
+    running = await start(model=TWO_HEADS)
+    heads, maturities = ("click", "conversion"), ("early", "mature")
+    found = [
+        CohortFigures(head, maturity, window, "all", "main", 1_000.0, 95.0, 100.0, 0.3, 0.9, 0.7)  # type: ignore[arg-type]
+        for head in heads
+        for maturity in maturities
+        for window in WINDOWS
+    ]
+    monkeypatch.setattr(running.server.calibrator, "figures", lambda: found)
+    await running.post("/v1/score", {"requests": [wire(request(1))]})
+    await running.until(lambda: bool(running.server.figures))
+
+    _, status = await running.get("/v1/status")
+    assert status["heads"] == ["click", "conversion"]
+    assert len(status["quality"]) == len(found)
+    assert {one["observed_over_expected"] for one in status["quality"]} == {0.95}
+    script = await page(running, "/page.js")
+    drawn = set(re.findall(r'\["[^"\]]+", "(\w+)"\]', script))
+    assert len(drawn) > 10
+    assert drawn <= set(status["series"])
+    assert 0 < status["series"]["click_predicted_mean"][-1] < 1
+    assert 0 < status["series"]["conversion_predicted_mean"][-1] < 1
+    metrics = await page(running, "/metrics")
+    labels = 'head="conversion",maturity="mature",slice="all",variant="main",window="10m"'
+    assert f"millstream_served_observed_over_expected_ratio{{{labels}}} 0.95" in metrics
 
 
 async def test_a_background_task_that_dies_makes_the_server_unready(
