@@ -14,6 +14,7 @@ from stream.metrics import TABLE as WORKERS
 DASHBOARDS = Path(__file__).parents[2] / "docker" / "grafana" / "dashboards"
 LEARNER = r"millstream_(learn|learned|archive|archived|model|deltas|delta|snapshots)_"
 JOIN = r"millstream_(join|session|lag|click_store|examples|input|dead_letters)_"
+CALIBRATION = r"millstream_calibration_"
 
 
 def asked() -> set[str]:
@@ -29,7 +30,7 @@ def test_panels_ask_for_metrics_that_exist() -> None:
     assert asked() <= {row.name for row in (*WORKERS, *SERVING)}
 
 
-@pytest.mark.parametrize(("names", "at_least"), [(LEARNER, 15), (JOIN, 20)])
+@pytest.mark.parametrize(("names", "at_least"), [(LEARNER, 15), (JOIN, 20), (CALIBRATION, 4)])
 def test_every_metric_of_the_agents_is_on_a_dashboard(names: str, at_least: int) -> None:
     """One that is counted and never shown is seen by nobody."""
     expected = {row.name for row in WORKERS if re.match(names, row.name)}
