@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from learners.terms import Terms
 from stream.examples import ExampleRows
 from stream.loss_watch import BatchLoss
-from stream.records import JournalRecord
+from stream.records import JournalRecord, Silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,4 +51,19 @@ class Diverged:
     detail: str
 
 
-LearnOutcome = Learned | Skipped | Rejected | Diverged
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """Clicks that should have come did not: nothing is published until they do."""
+
+    since_ms: int  # the first display that is left out
+    missing_clicks: float
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Clicks came again; what was displayed in the silence is left out."""
+
+    silence: Silence
+
+
+LearnOutcome = Learned | Skipped | Rejected | Diverged | Silent | Heard

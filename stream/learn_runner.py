@@ -8,12 +8,10 @@ from there: the same versions with the same weights.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
-import numpy as np
 import structlog
 
 from learners.deepfm import DeepFM
@@ -27,7 +25,8 @@ from stream.deltas import to_parts
 from stream.examples import ExampleRows
 from stream.examples_log import decode_examples, refuse_settled
 from stream.inbox import Assigned, Inbox, InputRecord, Place
-from stream.learning import Learned, LearningLoop, LearnOutcome, LoopState, Rejected, Skipped
+from stream.learn_reports import LearnReports
+from stream.learning import LearningLoop, LearnOutcome, LoopState
 from stream.learning_config import LearningConfig
 from stream.log_gaps import LogGaps
 from stream.log_reader import LogReader
@@ -35,10 +34,10 @@ from stream.log_writer import LogWriter, Outgoing, open_writer
 from stream.metrics import WorkerMetrics
 from stream.published import last_published
 from stream.rebasing import as_they_came, take_base
-from stream.records import DeadLetter, RecordError, SnapshotNotice
-from stream.relearning import LOOP_STATE, loop_state, relearn
+from stream.records import RecordError, SnapshotNotice
+from stream.relearning import loop_state, relearn
 from stream.snapshot_writing import write_beside
-from stream.topics import DEADLETTER, EXAMPLES, JOURNAL, WEIGHTS
+from stream.topics import EXAMPLES, JOURNAL, WEIGHTS
 
 MAX_PART_BYTES = 4 << 20  # half of the topic's limit
 _JOURNALED_AT_ONCE = 64  # learned batches that are sent to the broker together while nothing is published
@@ -71,7 +70,7 @@ def _snapshot(model: DeepFM, at: LoopState, held: State) -> Snapshot:
         newest_event_ms=at.newest_event_ms,
         shape=model.shape,
         config=model.config,
-        state={**held, LOOP_STATE: np.frombuffer(at.encode(), np.uint8)},
+        state={**held, **at.to_arrays()},
         offsets={partition: place[0] for partition, place in at.positions.items()},
     )
 
@@ -122,8 +121,8 @@ class LearnRunner:
         self._committable: dict[Place, int] = {}
         self._snapshot_task: asyncio.Task[None] | None = None
         self._snapshot_version = -1
-        self._told_of_skips = False
         self._drift = asyncio.create_task(asyncio.to_thread(DriftWatch))  # made while the group is joined
+        self._reports = LearnReports(spec, metrics)
 
     async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
         """Learn from the records, then publish what is due."""
@@ -138,7 +137,7 @@ class LearnRunner:
                 self._metrics.counter("learned_conversions_total").inc(self._loop.conversions - conversions)
         if self._loop is None:
             return
-        await self._write([*self._store(self._loop, outcomes), *self._publication(self._loop)])
+        await self._write([*self._reports.records(self._loop, outcomes), *self._publication(self._loop)])
         if self._snapshot_task is not None and self._snapshot_task.done():
             await self._end_snapshot()
         if self._loop.snapshot_due() and self._snapshot_task is None:
@@ -156,7 +155,7 @@ class LearnRunner:
         now_s = self._wall_s()
         if now_s - self._acted_s >= self._config.learn_interval_s:
             self._acted_s = now_s
-            journal = self._store(self._loop, self._loop.flush())
+            journal = self._reports.records(self._loop, self._loop.flush())
             await self._write([*journal, *self._publication(self._loop, at_once=True)])
 
     async def give_up(self) -> None:
@@ -167,7 +166,7 @@ class LearnRunner:
         if self._snapshot_task is not None:
             await self._snapshot_task
         await self._write(self._publication(loop, at_once=True))
-        if not loop.diverged and loop.version > self._snapshot_version:
+        if loop.whole and loop.version > self._snapshot_version:
             await self._begin_snapshot(loop)
             await self._end_snapshot()
         if self._writer is not None:
@@ -184,7 +183,7 @@ class LearnRunner:
         if len(partitions) < self._broker.partitions:
             _log.info("another worker learns this model; standing by", partitions=sorted(partitions))
             return
-        await self._drift
+        self._reports.drift_watch = await self._drift
         if self._writer is None:
             self._writer = await self._open_writer(self._broker, self._broker.group("learn"))
         async with LogReader(self._broker) as log:
@@ -234,9 +233,9 @@ class LearnRunner:
         async for record in as_they_came(log, starts):
             outcomes += await self._learn_record(loop, record.partition, record.offset, record.value)
             if len(outcomes) >= _JOURNALED_AT_ONCE:
-                await self._write(self._store(loop, outcomes))
+                await self._write(self._reports.records(loop, outcomes))
                 outcomes = []
-        await self._write(self._store(loop, outcomes))
+        await self._write(self._reports.records(loop, outcomes))
         if loop.diverged:
             return
         if loop.version > base_version:
@@ -244,7 +243,7 @@ class LearnRunner:
             self._snapshot_version = state.version
             await self._write_snapshot(loop.model, loop.model.begin_snapshot(), state)
         loop.resume_from_base(base_version)
-        await self._write(self._parts(loop.take_publication(at_once=True) or loop.heartbeat()))
+        await self._write(self._parts(loop.take_publication(at_once=True, in_silence=True) or loop.heartbeat()))
         _log.info("the new base's line is published", base=base_version, version=loop.version)
 
     async def _relearn(self, log: LogReader, loop: LearningLoop, snapshot: Snapshot) -> None:
@@ -255,7 +254,7 @@ class LearnRunner:
         from_base = snapshot.created_from == "base" and snapshot.version > self._foreign_version
         await relearn(log, loop, self._spec, base_offsets=snapshot.offsets if from_base else {})
         if loop.diverged:
-            self._stop_publishing(loop, "learned again, its loss is out of bounds as it was before the restart")
+            self._reports.diverged(loop, "learned again, it diverges as it did before the restart")
 
     # ---------------------------------------------------------------------------------------------------- step
 
@@ -263,7 +262,7 @@ class LearnRunner:
         """The group may have committed what this snapshot, older than that commit, lacks."""
         async for missed in self._gaps.before(record.partition, loop.next_offset(record.partition), record.offset):
             outcomes = await self._learn_record(loop, missed.partition, missed.offset, missed.value)
-            await self._write(self._store(loop, outcomes))
+            await self._write(self._reports.records(loop, outcomes))
         self._metrics.counter("input_records_total", topic=EXAMPLES).inc()
         return await self._learn_record(loop, record.partition, record.offset, record.value)
 
@@ -275,64 +274,16 @@ class LearnRunner:
         except RecordError as error:
             if error.reason == "settled":
                 refuse_settled(EXAMPLES, partition, offset)
-            await self._write([self._dead_letter(partition, offset, error.reason, error.detail, value or b"")])
+            letter = self._reports.dead_letter(partition, offset, error.reason, error.detail, value or b"")
+            await self._write([letter])
             rows, watermark_ms = ExampleRows.empty(self._spec.id_columns, self._spec.dense_inputs), 0  # it was read
         return loop.step(rows, partition, offset, watermark_ms)
-
-    def _store(self, loop: LearningLoop, outcomes: list[LearnOutcome]) -> list[Outgoing]:
-        """What was learned for the journal, before anything of it is published; rejected rows to be put aside."""
-        records: list[Outgoing] = []
-        for outcome in outcomes:
-            if isinstance(outcome, Learned):
-                records.append(Outgoing(JOURNAL, _encode(outcome.journal), key=b"model"))
-                self._count(outcome)
-            elif isinstance(outcome, Skipped):
-                records += [Outgoing(JOURNAL, _encode(outcome.journal), key=b"model"), self._skip(outcome)]
-            elif isinstance(outcome, Rejected):
-                payload = outcome.rows.to_record(self._spec.hash, 0).encode()
-                letter = (outcome.partition, outcome.offset, outcome.reason, outcome.detail, payload)
-                records.append(self._dead_letter(*letter))
-            else:
-                self._stop_publishing(loop, outcome.detail)
-        return records
-
-    def _skip(self, skipped: Skipped) -> Outgoing:
-        """A letter with the rows of a batch that was left out; a log line for the first such batch."""
-        self._metrics.counter("learn_skipped_batches_total").inc()
-        if not self._told_of_skips:
-            self._told_of_skips = True
-            _log.error(
-                "a batch whose gradients are not finite was left out; learning goes on with the next",
-                version=skipped.journal.version,
-                rows=len(skipped.rows),
-                detail=skipped.detail,
-                remedy=f"look at its rows in {DEADLETTER} (reason diverged) for inputs beyond all others; further ones "
-                "are counted in millstream_learn_skipped_batches_total. Where they go on, lower the learning rates",
-            )
-        first = skipped.journal.ranges[0]
-        payload = skipped.rows.to_record(self._spec.hash, 0).encode()
-        return self._dead_letter(first.partition, first.from_offset, "diverged", skipped.detail, payload)
 
     async def _write(self, records: Sequence[Outgoing]) -> None:
         """Store records in one go. Raises FencedError when another worker has taken the model over."""
         if records:
             assert self._writer is not None
             await self._writer.write(records)
-
-    def _stop_publishing(self, loop: LearningLoop, detail: str) -> None:
-        self._metrics.gauge("learn_diverged").set(1)
-        _log.error(
-            "the model diverged: nothing is learned or published any more, serving keeps the last version",
-            version=loop.published_version,
-            detail=detail,
-            remedy="look at the newest examples; train a base on those before them (python -m learners base --until), "
-            "with lower learning rates if they were sound, and start the worker again: it goes over to it",
-        )
-
-    def _dead_letter(self, partition: int, offset: int, reason: str, detail: str, payload: bytes) -> Outgoing:
-        self._metrics.counter("dead_letters_total", topic=EXAMPLES, reason=reason).inc()
-        letter = DeadLetter.of(EXAMPLES, partition, offset, reason, detail, payload)
-        return Outgoing(DEADLETTER, _encode(letter), key=letter.key())
 
     # ------------------------------------------------------------------------------------------------- publish
 
@@ -377,21 +328,6 @@ class LearnRunner:
         _log.info("snapshot written", version=state.version, url=written.url)
         await asyncio.to_thread(model.table.prepare_snapshot)
 
-    # ------------------------------------------------------------------------------------------------- measure
-
-    def _count(self, learned: Learned) -> None:
-        self._metrics.counter("learned_batches_total").inc()
-        self._metrics.counter("learned_rows_total").inc(len(learned.rows))
-        loss = learned.loss
-        if math.isfinite(loss.loss) and self._drift.result().update(
-            rows=round(loss.exposures), clicks=round(loss.clicks), loss=loss.loss
-        ):
-            self._metrics.counter("learn_drifts_total").inc()
-            _log.warning("the normalised log loss has changed", version=learned.journal.version)
-
     def _measure(self, loop: LearningLoop) -> None:
-        metrics = self._metrics
-        metrics.gauge("inbox_records", agent="learn").set(len(self.inbox))
-        metrics.gauge("model_version").set(loop.published_version)
-        metrics.gauge("learn_waiting_rows").set(loop.waiting_rows)
-        metrics.gauge("learn_watermark_timestamp_seconds").set(loop.watermark_ms / 1000)
+        self._metrics.gauge("inbox_records", agent="learn").set(len(self.inbox))
+        self._reports.measure(loop)

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from learners.deepfm import DeepFM, DivergenceError
 from learners.delta import Delta
 from learners.kinds import CONVERSION
+from learners.state_names import prefixed, under
 from learners.terms import CLICK_HEAD, Terms
+from stream.click_silence import ClickSilence
 from stream.examples import ExampleRows
-from stream.learn_outcomes import Diverged, Learned, LearnOutcome, Rejected, Skipped
+from stream.learn_outcomes import Diverged, Heard, Learned, LearnOutcome, Rejected, Silent, Skipped
 from stream.learnable import faults, learnable, sampled, term_weight
 from stream.learning_config import LearningConfig
 from stream.loop_state import LoopState
@@ -24,6 +26,9 @@ from stream.publication import Publication
 from stream.records import JournalRecord
 
 __all__ = ["Diverged", "LearnOutcome", "Learned", "LearningLoop", "LoopState", "Rejected", "Skipped"]
+
+
+_CLICK_DELAYS = "click_delays."
 
 
 class LearningLoop:
@@ -37,7 +42,8 @@ class LearningLoop:
     batch again tells the same.
 
     A batch whose gradients are not finite is skipped: its version has the weights of the one before. After
-    ``most_skipped_batches`` of them in a row, or when the loss leaves its bounds, the model has diverged.
+    ``most_skipped_batches`` of them in a row, or when the loss leaves its bounds, the model has diverged. While clicks
+    that should come do not (`ClickSilence`), what is displayed is left out and nothing but heartbeats is published.
 
     Parameters
     ----------
@@ -68,6 +74,12 @@ class LearningLoop:
             batches=config.diverged_loss_batches,
             state=state.loss_watch if state else None,
         )
+        self._silence = ClickSilence(
+            least_probability=config.silence_probability,
+            state=state.silence if state else None,
+            law=under(_CLICK_DELAYS, state.arrays) if state else None,
+        )
+        self.left_out_rows = 0
         self.newest_event_ms = state.newest_event_ms if state else 0
         self._watermarks: dict[int, int] = dict(state.watermarks) if state else {}
         self._watermark_ms = state.watermark_ms if state else 0
@@ -86,6 +98,16 @@ class LearningLoop:
     def published_version(self) -> int:
         """What serving holds."""
         return self._publication.version
+
+    @property
+    def silent(self) -> bool:
+        """Whether clicks that should have come did not: nothing is published until they do."""
+        return self._silence.silent
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model may be published and kept: it has not diverged, and clicks come."""
+        return not self.diverged and not self.silent
 
     @property
     def waiting_rows(self) -> int:
@@ -114,6 +136,8 @@ class LearningLoop:
         outcomes: list[LearnOutcome] = [
             Rejected(partition, offset, fault.reason, fault.detail, rows.take(fault.rows)) for fault in faults(rows)
         ]
+        if (silence := self._silence.heard(rows)) is not None:
+            outcomes.append(Heard(silence))
         self.conversions += int(np.count_nonzero(rows.kind == CONVERSION))
         self._pending.add(rows, self._kept(rows, self._exposure_rate), partition, offset)
         while len(self._pending) >= self.config.learn_batch_rows and not self.diverged:
@@ -140,6 +164,7 @@ class LearningLoop:
         Raises ValueError when the record is not the next one, the rows are not as many as it says, or they were
         skipped then and are not now, or the other way round.
         """
+        self._silence.adopt(journal.silences)
         kept = rows.take(np.flatnonzero(self._kept(rows, journal.exposure_rate)))
         if journal.version != self.version + 1 or len(kept) != journal.rows:
             raise ValueError(
@@ -169,12 +194,13 @@ class LearningLoop:
         """
         self._publication.go_on_from(version, clicks_are_news=False)
 
-    def take_publication(self, *, at_once: bool = False) -> Delta | None:
+    def take_publication(self, *, at_once: bool = False, in_silence: bool = False) -> Delta | None:
         """The delta since the last one when ``publish_interval_s`` has passed (or ``at_once``), else None.
 
-        A heartbeat when the model did not change but time did.
+        A heartbeat when the model did not change but time did, after a divergence, and in a silence unless
+        ``in_silence``.
         """
-        changed = self.version != self.published_version and not self.diverged
+        changed = self.version != self.published_version and (self.whole or (in_silence and not self.diverged))
         return self._publication.take(
             self.version, self._watermark_ms, self.newest_event_ms, changed=changed, at_once=at_once
         )
@@ -184,9 +210,9 @@ class LearningLoop:
         return self._publication.heartbeat(self._watermark_ms, self.newest_event_ms)
 
     def snapshot_due(self) -> bool:
-        """Whether ``snapshot_interval_s`` has passed since ``state`` was taken last. Never after a divergence."""
+        """Whether ``snapshot_interval_s`` has passed since ``state`` was taken last; never unless `whole`."""
         interval_ms = self.config.snapshot_interval_s * 1000.0
-        return not self.diverged and self._watermark_ms >= self._snapshot_ms + interval_ms
+        return self.whole and self._watermark_ms >= self._snapshot_ms + interval_ms
 
     def state(self) -> LoopState:
         """Where the loop stands, for the snapshot. Publish before, so that the snapshot is of a published version."""
@@ -199,10 +225,14 @@ class LearningLoop:
             newest_event_ms=self.newest_event_ms,
             loss_watch=self._loss_watch.state(),
             skipped_in_a_row=self._skipped_in_a_row,
+            silence=self._silence.state(),
+            arrays=prefixed(_CLICK_DELAYS, self._silence.law_state()),
         )
 
     def _kept(self, rows: ExampleRows, exposure_rate: float) -> NDArray[np.bool_]:
-        return learnable(rows, self._heads) & sampled(rows, exposure_rate)
+        left_out = self._silence.left_out(rows)
+        self.left_out_rows += int(np.count_nonzero(left_out))
+        return learnable(rows, self._heads) & sampled(rows, exposure_rate) & ~left_out
 
     def _advance(self, partition: int, watermark_ms: int) -> bool:
         """Take a partition's watermark; True when the loop's own entered the next learn interval."""
@@ -233,6 +263,7 @@ class LearningLoop:
             watermark_ms=self._watermark_ms,
             exposure_rate=exposure_rate,
             skipped=bool(skipped),
+            silences=list(self._silence.silences),
         )
         if skipped:
             return self._skip(Skipped(journal, rows, skipped))
@@ -244,6 +275,12 @@ class LearningLoop:
         outcomes: list[LearnOutcome] = [Learned(journal, rows, logits, terms, loss)]
         if (astray := self._loss_watch.update(loss)) is not None:
             outcomes.append(self._diverge(astray))
+        if (begun := self._silence.learned(rows, logits, terms, self._watermark_ms)) is not None:
+            silence, missing = begun
+            outcomes.append(Silent(silence.from_ms, missing))
+            self._pending.keep(lambda waiting: ~self._silence.left_out(waiting))
+        if not self._pending:
+            self._silence.forget()
         return outcomes
 
     def _skip(self, skipped: Skipped) -> list[LearnOutcome]:

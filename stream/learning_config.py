@@ -18,6 +18,7 @@ class LearningConfig:
     diverged_loss_ratio: float = 3.0  # times the loss of a constant: a model that works stays below 1
     diverged_loss_batches: int = 20  # over which the loss is taken
     most_skipped_batches: int = 10  # in a row whose gradients are not finite, before nothing is learned any more
+    silence_probability: float = 1e-6  # of no click by chance, below which displays are left out until clicks come
     exposure_rate: float = 1.0  # of the exposures that are learned, for a learner that cannot keep up; clicks all are
 
     def __post_init__(self) -> None:
@@ -37,6 +38,11 @@ class LearningConfig:
             raise ValueError(
                 f"most_skipped_batches={self.most_skipped_batches} must be at least 1: a model would count as diverged "
                 "before it learned. Set MILLSTREAM_MOST_SKIPPED_BATCHES (10)."
+            )
+        if not 0 <= self.silence_probability < 0.01:
+            raise ValueError(
+                f"silence_probability={self.silence_probability} must lie in [0, 0.01): chance alone would stop the "
+                "learning again and again. Set MILLSTREAM_SILENCE_PROBABILITY (1e-6; 0 learns them as none)."
             )
         if not _LEAST_EXPOSURE_RATE <= self.exposure_rate <= 1:
             raise ValueError(

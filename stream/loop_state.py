@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Mapping
+from typing import Any
 
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.state_names import prefixed, under
+from stream.click_silence import SilenceState
 from stream.loss_watch import WatchState
+
+_JSON, _ARRAYS = "loop.state", "loop.array."
 
 
 class LoopState(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,12 +26,18 @@ class LoopState(msgspec.Struct, frozen=True, kw_only=True):
     newest_event_ms: int
     loss_watch: WatchState = WatchState()
     skipped_in_a_row: int = 0  # batches, the last ones
+    silence: SilenceState = SilenceState()
+    arrays: dict[str, Any] = {}  # not in the JSON
 
-    def encode(self) -> bytes:
-        """JSON."""
-        return msgspec.json.encode(self)
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """As arrays beside those of the model."""
+        held = msgspec.json.encode(msgspec.structs.replace(self, arrays={}))
+        return {_JSON: np.frombuffer(held, np.uint8), **prefixed(_ARRAYS, self.arrays)}
 
     @classmethod
-    def decode(cls, data: bytes) -> LoopState:
-        """Read what `encode` wrote; msgspec.ValidationError for anything else."""
-        return msgspec.json.decode(data, type=cls)
+    def from_arrays(cls, state: Mapping[str, NDArray[Any]]) -> LoopState | None:
+        """What `to_arrays` gave, None where there is none; msgspec.ValidationError for anything else."""
+        if _JSON not in state:
+            return None
+        held = msgspec.json.decode(np.asarray(state[_JSON]).tobytes(), type=cls)
+        return msgspec.structs.replace(held, arrays=under(_ARRAYS, state))

@@ -8,7 +8,7 @@ type names its array fields with dtype and shape once, and both directions are d
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -273,11 +273,19 @@ class OffsetRange(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     to_row: int
 
 
+class Silence(NamedTuple):
+    """Displays from ``from_ms`` to ``to_ms`` (not included) to which no clicks came; 2^62: it has not ended yet."""
+
+    from_ms: int
+    to_ms: int
+
+
 class JournalRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="journal", omit_defaults=True):
     """Which rows made which version: one learn step, in order. Learning again needs nothing else beside the examples.
 
-    ``rows`` counts those of the ranges that were kept: without faults, and exposures drawn at ``exposure_rate``. A step
-    that is ``skipped`` had gradients that were not finite: its version has the weights of the one before it.
+    ``rows`` counts those of the ranges that were kept: without faults, displayed outside of ``silences``, exposures
+    drawn at ``exposure_rate``. A step that is ``skipped`` had gradients that were not finite: its version has the
+    weights of the one before it.
     """
 
     version: int
@@ -286,6 +294,7 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="record
     watermark_ms: int
     exposure_rate: float = 1.0
     skipped: bool = False
+    silences: list[Silence] = []
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="deadletter"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import msgspec
-import numpy as np
 
 from learners.snapshot import Snapshot
 from stream.examples import ExampleRows, concat
@@ -14,9 +13,6 @@ from stream.learning import Learned, LearningLoop, LoopState, Skipped
 from stream.log_reader import LogReader
 from stream.records import JournalRecord, OffsetRange, RecordError
 from stream.topics import EXAMPLES, JOURNAL
-
-LOOP_STATE = "loop.state"
-"""Name of the loop's state beside the model's arrays in a snapshot."""
 
 _AT_ONCE_ROWS = 65_536  # of the batches whose examples are fetched together: a fetch costs more than a batch
 
@@ -27,9 +23,8 @@ class RelearnError(RuntimeError):
 
 def loop_state(snapshot: Snapshot) -> LoopState | None:
     """Where the loop stood, or where the base ends that the snapshot is; None for a base that tells no offsets."""
-    held = snapshot.state.get(LOOP_STATE)
-    if held is not None:
-        return LoopState.decode(np.asarray(held).tobytes())
+    if (held := LoopState.from_arrays(snapshot.state)) is not None:
+        return held
     if not snapshot.offsets:
         return None
     return LoopState(

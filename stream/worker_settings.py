@@ -52,6 +52,7 @@ class WorkerSettings(BaseSettings):
     diverged_loss_ratio: float | None = None
     diverged_loss_batches: int | None = None
     most_skipped_batches: int | None = None
+    silence_probability: float | None = None
     exposure_rate: float | None = None
 
     archive_rows: int | None = None

@@ -51,7 +51,7 @@ def feed(loop: LearningLoop, records: list[Record]) -> list[Learned]:
 
 def restarted(loop: LearningLoop) -> LearningLoop:
     """What a snapshot of the loop brings back."""
-    state = LoopState.decode(loop.state().encode())
+    state = LoopState.from_arrays(loop.state().to_arrays())
     twin = DeepFM.from_state(SMALL, loop.model.shape, loop.model.state())
     return LearningLoop(twin, CONFIG, loop.partitions, state=state)
 
@@ -261,7 +261,7 @@ def test_a_loss_out_of_bounds_is_so_again_after_a_restart() -> None:
     assert not loop.diverged
     twin = _Astray.from_state(SMALL, loop.model.shape, loop.model.state())
     twin.steps = 11
-    again = LearningLoop(twin, config, 1, state=LoopState.decode(loop.state().encode()))
+    again = LearningLoop(twin, config, 1, state=LoopState.from_arrays(loop.state().to_arrays()))
     journals = [one.journal for one in feed(loop, records[11:])]
     for journal in journals:
         assert not again.diverged
@@ -360,7 +360,7 @@ def test_so_many_in_a_row_are_a_divergence_also_across_a_restart() -> None:
     outcomes += loop.step(concat([exploding(32, 2), example_rows(16, seed=3), exploding(32, 4)]), 0, 1, START_MS)
     assert [type(one) for one in outcomes] == [Learned, Skipped, Skipped, Learned, Skipped, Skipped]
     loop.take_publication(at_once=True)
-    loop = LearningLoop(loop.model, config, 1, state=LoopState.decode(loop.state().encode()))
+    loop = LearningLoop(loop.model, config, 1, state=LoopState.from_arrays(loop.state().to_arrays()))
     outcomes = loop.step(exploding(48, 5), 0, 2, START_MS + 10_000)
     assert [type(one) for one in outcomes] == [Skipped, Diverged]
     loop.step(example_rows(48, seed=6), 0, 3, START_MS + 900_000)

@@ -11,9 +11,10 @@ from stream.metric_table import Metric
 from stream.metrics import TABLE, WorkerMetrics
 
 UNITS = ("_total", "_seconds", "_ratio", "_bytes", "_rows", "_records", "_events", "_partitions")
-WITHOUT_UNIT = {  # a version, a switch, and a loss in nats
+WITHOUT_UNIT = {  # a version, and switches
     "millstream_model_version",
     "millstream_learn_diverged",
+    "millstream_learn_silent",
 }
 
 
