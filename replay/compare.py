@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,7 +150,7 @@ class Drive:
         )
 
     def _online(self, span: Span, shown: ExampleRows, learning: LearningConfig) -> NDArray[np.float32]:
-        if hasattr(self.learner, "learn_terms"):
+        if _learns_terms(self.learner):
             rows, ends = span.learnable()
             learn = _arrivals(self.learner, rows)
         else:
@@ -180,6 +180,10 @@ class Drive:
         self.learn_s += self._clock() - began
         self.learned_rows += step.stop - step.start
         self._advance(step.stop - step.start)
+
+
+def _learns_terms(learner: Learner) -> TypeGuard[AdditiveLearner]:
+    return hasattr(learner, "learn_terms")
 
 
 def _labelled(learner: Learner, rows: ExampleRows, clicked: NDArray[np.bool_]) -> Callable[[slice], None]:

@@ -17,7 +17,7 @@ import msgspec
 import orjson
 import pytest
 
-from learners.kinds import SETTLED
+from learners.kinds import CLICK, EXPOSURE
 from stream.broker import find_broker
 from stream.child_server import free_port
 from stream.records import DeadLetter
@@ -27,7 +27,7 @@ from tests.stream.rig import SPEC, START_MS, START_PATIENCE_S, base_snapshot, sa
 from tests.stream.test_worker import examples_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
-WINDOW_MS = 60_000
+HORIZON_MS = 60_000
 REQUESTS = 24
 
 
@@ -127,7 +127,7 @@ async def test_events_of_kcat_are_joined_and_learned_and_bad_ones_end_where_they
     base_snapshot(tmp_path / "snapshots")
     environment = {
         **kafka_topics.environment(redis_url),
-        "MILLSTREAM_CLICK_WINDOW_S": str(WINDOW_MS // 1000),
+        "MILLSTREAM_DISPLAY_HORIZON_S": str(HORIZON_MS // 1000),
         "MILLSTREAM_LEARN_BATCH_ROWS": "8",
     }
     broker = await find_broker(kafka_topics.settings(redis_url))
@@ -154,7 +154,7 @@ async def test_events_of_kcat_are_joined_and_learned_and_bad_ones_end_where_they
         }
         await kcat(librdkafka, broker.bootstrap, clicks, [*good, good[0], *bad.values()])
 
-        end = START_MS + REQUESTS * 1_000 + 3 * WINDOW_MS
+        end = START_MS + REQUESTS * 1_000 + 3 * HORIZON_MS
         for partition in range(broker.partitions):
             for topic in (impressions, clicks):
                 await kcat(librdkafka, broker.bootstrap, topic, [f'|{{"watermark_ms": {end}}}'], "-p", str(partition))
@@ -166,10 +166,11 @@ async def test_events_of_kcat_are_joined_and_learned_and_bad_ones_end_where_they
 
         await until(applied, "serving has applied everything")
         examples = await examples_of(broker)
-        settled = examples.take(examples.kind == SETTLED)
-        labels = dict(zip(settled.impression_id.tolist(), settled.label.tolist(), strict=True))
-        assert labels == {int(key): int(n in clicked) for n, (_, key) in enumerate(shown)}
-        assert len(settled) == REQUESTS
+        found = {kind: sorted(examples.impression_id[examples.kind == kind].tolist()) for kind in (EXPOSURE, CLICK)}
+        assert found == {
+            EXPOSURE: sorted(int(key) for _, key in shown),
+            CLICK: sorted(int(shown[n][1]) for n in clicked),
+        }
 
         again = await post(http, "/v1/score", {"requests": [request(n) for n in range(1, REQUESTS + 1)]})
         assert again["model_version"] >= REQUESTS // 8
@@ -178,16 +179,17 @@ async def test_events_of_kcat_are_joined_and_learned_and_bad_ones_end_where_they
         letters = [msgspec.msgpack.decode(value, type=DeadLetter) for value in await values(broker, DEADLETTER)]
         assert sorted(letter.reason for letter in letters) == sorted(bad)
         sent = {reason: text.split("|", 1)[1].encode() for reason, text in bad.items()}
-        found = {letter.reason: letter.payload for letter in letters}
-        assert found["malformed"] == sent["malformed"]
-        assert found["schema"] == sent["schema"]
-        assert orjson.loads(found["unknown_impression"])["impression_id"] == "4711"
+        payloads = {letter.reason: letter.payload for letter in letters}
+        assert payloads["malformed"] == sent["malformed"]
+        assert payloads["schema"] == sent["schema"]
+        assert orjson.loads(payloads["unknown_impression"])["impression_id"] == "4711"
 
         metrics = await running.metrics()
         for reason in bad:
             name = f'millstream_dead_letters_total{{reason="{reason}",topic="{CLICKS}"}}'
             assert metrics[name] == 1, name
         assert metrics['millstream_join_rows_total{outcome="duplicate_clicks"}'] == 1
-        assert metrics['millstream_join_rows_total{outcome="settled_clicked"}'] == len(clicked)
-        assert metrics["millstream_learned_rows_total"] == REQUESTS
-        assert metrics['millstream_examples_total{kind="settled"}'] == REQUESTS
+        assert metrics['millstream_join_rows_total{outcome="clicks"}'] == len(clicked)
+        assert metrics["millstream_learned_rows_total"] == REQUESTS + len(clicked)
+        assert metrics['millstream_examples_total{kind="exposure"}'] == REQUESTS
+        assert metrics['millstream_examples_total{kind="click"}'] == len(clicked)

@@ -13,9 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
+from learners.kinds import CLICK, EXPOSURE
 from learners.rows import Rows
 from learners.shape import ModelShape
 from learners.spec import load_spec
+from learners.terms import Terms
 from replay.__main__ import app
 from replay.backtest import BacktestOptions
 from replay.compare import Drive, chosen, compare
@@ -28,6 +30,7 @@ from tests.replay.kuairand_files import random_rows, write_folder
 pytestmark = pytest.mark.timeout(240)
 SPEC = load_spec("kuairand")
 QUIET = Progress(quiet=True)
+LOG: Any = {"utc_offset_h": 8, "click_window_s": 60}
 
 
 @pytest.fixture(scope="module")
@@ -75,42 +78,85 @@ class Recorder:
         return cls()
 
 
+class TermsRecorder(Recorder):
+    """Learns arrivals: it remembers also which kind each row was."""
+
+    def __init__(self, config: Any = None, shape: ModelShape | None = None) -> None:
+        super().__init__(config, shape)
+        self.kinds: list[tuple[float, float]] = []
+
+    def learn_terms(self, rows: Rows, terms: Terms) -> None:
+        """Note the impressions and their terms."""
+        self.learned += rows.ids[:, 0].tolist()
+        self.kinds += zip(terms.exposure.tolist(), terms.event.tolist(), strict=True)
+
+
 def by_impression(span: Span) -> Span:
     """The span with the impression's number as the only id."""
     return replace(span, examples=replace(span.examples, ids=span.examples.impression_id[:, None]))
 
 
-def test_no_outcome_is_learned_before_it_is_known(stream: ExampleStream) -> None:
-    """Whatever was learned before an impression was predicted had become known before it was displayed."""
+def driven(recorder: Recorder, stream: ExampleStream, learning: LearningConfig) -> list[tuple[list[int], list[int]]]:
+    """Impressions that were predicted, and what of the online days had been learned by then; checks the order."""
     stream = ExampleStream(by_impression(stream.base), by_impression(stream.online))
-    recorder = Recorder()
-    Drive(recorder, lambda rows: None, lambda: 0.0).over(stream, LearningConfig(learn_batch_rows=16))
-    examples, _ = stream.online.settled()
-    ts_ms = dict(zip(examples.impression_id.tolist(), examples.ts_ms.tolist(), strict=True))
-    known_ms = dict(zip(examples.impression_id.tolist(), examples.known_ms.tolist(), strict=True))
-    base_rows = len(stream.base.settled()[0])
+    Drive(recorder, lambda rows: None, lambda: 0.0, click_window_s=60.0).over(stream, learning)
+    base_rows = len(stream.base.displayed().rows)
     frozen, *online = recorder.asked
     assert frozen == (frozen[0], base_rows)
-    for impressions, learned in online:
-        newest_ms = max((known_ms[i] for i in recorder.learned[base_rows:learned]), default=0)
-        assert all(newest_ms <= ts_ms[i] for i in impressions)
-        assert not set(impressions) & set(recorder.learned[base_rows:learned])
     shown = [i for impressions, _ in online for i in impressions]
-    assert sorted(shown) == sorted(frozen[0]) == sorted(examples.impression_id.tolist())
+    assert shown == frozen[0] == stream.online.displayed().rows.impression_id.tolist()
     assert len({learned for impressions, learned in online if impressions}) > 20  # it did learn in between
     assert (np.diff(recorder.told_ms[-len(online) + 1 :]) >= 0).all()
+    return [(impressions, recorder.learned[base_rows:learned]) for impressions, learned in online if impressions]
 
 
-def test_a_learner_that_sees_outcomes_early_would_be_found(stream: ExampleStream) -> None:
-    """The check above can fail: most outcomes become known only after the next impression was displayed."""
-    rows, _ = stream.online.displayed()
-    assert (rows.known_ms[:-1] > rows.ts_ms[1:]).mean() > 0.05
+def test_a_learner_of_terms_learns_nothing_before_it_happens(stream: ExampleStream) -> None:
+    """What was learned before an impression was predicted had happened before it was displayed; clicks are clicks."""
+    recorder = TermsRecorder()
+    online = driven(recorder, stream, LearningConfig(learn_batch_rows=16))
+    rows, _ = stream.online.learnable()
+    shown = stream.online.displayed().rows
+    ts_ms = dict(zip(shown.impression_id.tolist(), shown.ts_ms.tolist(), strict=True))
+    for impressions, learned in online:
+        newest_ms = max(rows.known_ms[: len(learned)].tolist(), default=0)
+        assert learned == rows.impression_id[: len(learned)].tolist()
+        assert all(newest_ms <= ts_ms[i] for i in impressions)
+    expected = [(1.0, 0.0) if kind == EXPOSURE else (0.0, 1.0) for kind in rows.kind.tolist()]
+    assert recorder.kinds == expected[: len(recorder.kinds)]
+    assert len(recorder.kinds) > 0.95 * len(rows)
+
+
+def test_a_learner_of_labels_learns_an_impression_when_it_is_mature(stream: ExampleStream) -> None:
+    """A minute after its display, whatever became of it."""
+    online = driven(Recorder(), stream, LearningConfig(learn_batch_rows=16))
+    shown = stream.online.displayed().rows
+    ts_ms = dict(zip(shown.impression_id.tolist(), shown.ts_ms.tolist(), strict=True))
+    for impressions, learned in online:
+        newest_ms = max((ts_ms[i] for i in learned), default=0)
+        assert all(newest_ms + 60_000 <= ts_ms[i] for i in impressions)
+    assert len(online[-1][1]) > 0.9 * len(shown)
+
+
+def test_a_learner_that_sees_events_early_would_be_found(stream: ExampleStream) -> None:
+    """The checks above can fail: some clicks come only after the next impression was displayed."""
+    rows, _ = stream.online.learnable()
+    clicks = rows.take(rows.kind == CLICK)
+    shown = stream.online.displayed().rows
+    following = np.searchsorted(shown.ts_ms, clicks.ts_ms, side="right")
+    followed = following < len(shown)
+    assert (clicks.known_ms[followed] > shown.ts_ms[following[followed]]).mean() > 0.02
 
 
 def test_the_deepfm_of_the_comparison_is_that_of_the_backtest(folder: Path, stream: ExampleStream) -> None:
     """Driven over the collected stream, it ranks as well as in the whole loop with ranker, join and deltas."""
     (line,) = compare(
-        stream, SPEC, chosen(["deepfm"]), QUIET, utc_offset_h=8, learning=LearningConfig(learn_interval_s=300)
+        stream,
+        SPEC,
+        chosen(["deepfm"]),
+        QUIET,
+        utc_offset_h=8,
+        click_window_s=60,
+        learning=LearningConfig(learn_interval_s=300),
     )
     options = ["--dataset", "kuairand", "--data", str(folder), "--base-days", "2", "--json", "--quiet"]
     done = CliRunner().invoke(app, ["backtest", *options])
@@ -167,6 +213,6 @@ def test_a_learner_whose_library_is_missing_is_left_out_or_an_error(
     monkeypatch.setattr(Recorder, "predict_many", absent)
     broken = {"trees": replace(chosen(["trees"])["trees"], learner=Recorder)}
     learning = LearningConfig()
-    assert compare(stream, SPEC, broken, QUIET, utc_offset_h=8, learning=learning, skip_missing=True) == []
+    assert compare(stream, SPEC, broken, QUIET, **LOG, learning=learning, skip_missing=True) == []
     with pytest.raises(ImportError, match="lightgbm"):
-        compare(stream, SPEC, broken, QUIET, utc_offset_h=8, learning=learning)
+        compare(stream, SPEC, broken, QUIET, **LOG, learning=learning)

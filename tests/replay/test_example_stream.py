@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from learners.deepfm import DeepFM, DeepFMConfig
-from learners.kinds import SETTLED
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.shape import ModelShape
 from learners.spec import load_spec
 from replay.backtest import BacktestOptions
@@ -49,35 +49,59 @@ def test_steps_are_those_of_the_learning_loop(stream: ExampleStream, rows: int, 
 
 
 def test_every_step_holds_only_what_was_known_before_it_serves(stream: ExampleStream) -> None:
-    """No outcome of a step became known later than the time from which the step serves."""
+    """No event of a step is later than the time from which the step serves."""
     rows, ends = stream.online.learnable()
     for step in online_steps(ends, stream.online.watermarks_ms, LearningConfig()):
         assert rows.known_ms[step.start : step.stop].max() <= step.from_ms
 
 
 def test_each_impression_is_there_once_in_order(stream: ExampleStream) -> None:
-    """Both orders hold the settled impressions of the span, with a later click counted."""
+    """The displayed impressions of the span, with whether they were clicked in the end."""
     for span in (stream.base, stream.online):
-        (settled, _), (displayed, clicked) = span.settled(), span.displayed()
-        expected = np.sort(span.examples.impression_id[span.examples.kind == SETTLED])
-        assert (np.diff(settled.known_ms) >= 0).all()
-        assert (np.diff(displayed.ts_ms) >= 0).all()
-        for rows in (settled, displayed):
-            assert np.array_equal(np.sort(rows.impression_id), expected)
+        rows, clicked, _ = span.displayed()
+        examples = span.examples
+        assert (np.diff(rows.ts_ms) >= 0).all()
+        assert np.array_equal(np.sort(rows.impression_id), np.sort(examples.impression_id[examples.kind == EXPOSURE]))
+        clicks = examples.impression_id[examples.kind == CLICK]
+        assert np.array_equal(np.sort(rows.impression_id[clicked]), np.sort(clicks))
         assert 0 < clicked.mean() < 1
 
 
+def test_labels_are_learned_when_their_impression_is_mature(stream: ExampleStream) -> None:
+    """Not before it is as old as the window, and with what was known by then: a later click is none."""
+    span = stream.online
+    for window_s in (60.0, 3.0):
+        rows, clicked, ends = span.matured(window_s)
+        for number, stop in enumerate(ends.tolist()):
+            watermark_ms = int(span.watermarks_ms[: number + 1].max())
+            assert (rows.ts_ms[:stop] + window_s * 1000 < watermark_ms).all()
+            assert (rows.ts_ms[stop:] + window_s * 1000 >= watermark_ms).all()
+        delays = {
+            key: delay
+            for kind, key, delay in zip(
+                span.examples.kind.tolist(),
+                span.examples.impression_id.tolist(),
+                span.examples.delay_ms.tolist(),
+                strict=True,
+            )
+            if kind == CLICK
+        }
+        expected = [delays.get(key, 10**9) <= window_s * 1000 for key in rows.impression_id.tolist()]
+        assert clicked.tolist() == expected
+    assert CONVERSION in span.examples.kind
+
+
 def test_base_steps_cover_all_rows_in_full_batches(stream: ExampleStream) -> None:
-    """All but the last hold the batch size; each is as late as its newest outcome."""
-    rows, _ = stream.base.settled()
+    """All but the last hold the batch size; each is as late as its newest display."""
+    rows, _, _ = stream.base.displayed()
     steps = list(base_steps(rows, 64))
     assert [s.stop - s.start for s in steps[:-1]] == [64] * (len(rows) // 64)
     assert [s.start for s in steps[1:]] == [s.stop for s in steps[:-1]]
     assert (steps[0].start, steps[-1].stop) == (0, len(rows))
-    assert [s.watermark_ms for s in steps] == [int(rows.known_ms[s.stop - 1]) for s in steps]
+    assert [s.watermark_ms for s in steps] == [int(rows.ts_ms[s.stop - 1]) for s in steps]
 
 
 def test_days_without_an_impression_are_an_error() -> None:
     """There is nothing to compare on."""
-    with pytest.raises(ValueError, match="no impression was settled"):
+    with pytest.raises(ValueError, match="no impression was displayed"):
         Span.of([])
