@@ -7,7 +7,7 @@ older than the click window. All are sums, so that those of several partitions a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -110,10 +110,12 @@ def figures(
     *,
     click_window_s: float,
     windows_s: Sequence[int] = (60, 600),
+    sliced: Callable[[Period, int], bool] = lambda period, window_s: True,
 ) -> list[Figures]:
     """Figures of all partitions together, of all rows and of every value of every slice, by period and window.
 
     parts : of each partition its sums and its law; each partition's ages are those of its own watermark.
+    sliced : of which period and window the slices are wanted as well; they are most of the work.
     """
     if not parts:
         return []
@@ -125,7 +127,7 @@ def figures(
             found = [one.window(law, period, window_s, click_window_s) for one, _ in parts]
             joined = _Sums(*(np.concatenate(column) for column in zip(*found, strict=True)))
             out.append(_figures(joined, "all", "all", period, window_s))
-            for at, one in enumerate(plan.slices):
+            for at, one in enumerate(plan.slices if sliced(period, window_s) else ()):
                 codes = plan.codes(joined.paths, at)
                 for code in np.unique(codes):
                     of_code = _Sums(*(column[codes == code] for column in joined))

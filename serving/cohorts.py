@@ -61,11 +61,16 @@ _GAUGES: Final[Mapping[str, str]] = {
 }
 
 
+def sliced(maturity: str, window_s: int) -> bool:
+    """Whether the slices of these figures are shown: in less than an hour a slice has too few clicks to tell much."""
+    return maturity == "mature" and window_s == _LONGEST_S
+
+
 def shown(figures: Iterable[CohortFigures]) -> list[CohortFigures]:
     """The figures of all traffic, and the mature ones of each slice's `MOST_VALUES` largest values."""
     by_slice: dict[tuple[str, str, int, str, str], list[CohortFigures]] = defaultdict(list)
     for one in figures:
-        if one.slice == ALL or (one.maturity == "mature" and one.window_s == _LONGEST_S):
+        if one.slice == ALL or sliced(one.maturity, one.window_s):
             by_slice[one.head, one.maturity, one.window_s, one.variant, one.slice.partition("=")[0]].append(one)
     largest = (sorted(of, key=lambda one: (-one.exposures, one.slice))[:MOST_VALUES] for of in by_slice.values())
     return [one for of in largest for one in of]

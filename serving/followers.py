@@ -253,7 +253,7 @@ class CalibrationFollower(TopicFollower):
             newest[message.partition] = (record, message)
         for record, message in newest.values():
             try:
-                self._hot.offer(message)
+                self._hot.offer(message, await asyncio.to_thread(self._hot.decoded, message))
             except ValueError as error:
                 self.reject(record, "schema", str(error))
             await asyncio.sleep(0)

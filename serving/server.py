@@ -216,7 +216,7 @@ class ServingServer:
         """Once a second: a point of the series, and the gauges that cost something to compute."""
         while True:
             await asyncio.sleep(1.0)
-            self.figures = shown(self.calibrator.figures())
+            self.figures = shown(await asyncio.to_thread(self.calibrator.figures))  # requests are answered meanwhile
             publish(self.figures, self.metrics)
             freshness = quantiles_of(self.model.freshness.seconds)
             gauges = {
