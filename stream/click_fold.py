@@ -1,4 +1,4 @@
-"""Keeps one partition's settled clicks in the store abreast of the examples topic, also after the store was away."""
+"""Keeps one partition's clicks in the store abreast of the examples topic, also after the store was away."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.click_store import RedisClickStore
 from stream.examples import ExampleRows, concat
-from stream.examples_log import decode_examples
+from stream.examples_log import decode_examples, refuse_settled
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.outage import Outage
 from stream.records import RecordError
-from stream.settled_clicks import SettledClicks
+from stream.stored_clicks import StoredClicks
 from stream.topics import EXAMPLES
 
 _ROWS_A_CALL = 5_000
@@ -39,7 +39,7 @@ class ClickFold:
         self._partition = partition
         self._failures = metrics.counter("click_store_failures_total")
         self._fence: int | None = None  # None: to be asked for
-        self._outage = Outage("store of settled clicks")
+        self._outage = Outage("store of clicks")
 
     async def take(self, examples: ExampleRows, end: int) -> None:
         """Take up what became known with the examples that end before offset ``end``."""
@@ -69,7 +69,7 @@ class ClickFold:
         self._outage.over()
         return self._fence == end
 
-    async def find(self, impression_ids: NDArray[np.uint64]) -> SettledClicks | None:
+    async def find(self, impression_ids: NDArray[np.uint64]) -> StoredClicks | None:
         """Those of the clicks that are known; None when the store does not answer."""
         try:
             return await self._store.find(self._partition, impression_ids)
@@ -89,8 +89,10 @@ class ClickFold:
             async for record in log.read(EXAMPLES, self._partition, start, stop=end):
                 try:
                     parts.append(decode_examples(record.value, self._spec)[0])
-                except RecordError:
-                    continue
+                except RecordError as error:
+                    if error.reason == "settled":
+                        refuse_settled(EXAMPLES, self._partition, record.offset)
+                    continue  # of another feature spec
                 if sum(map(len, parts)) >= _ROWS_A_CALL:
                     await self._put(concat(parts), record.offset + 1)
                     parts = parts[:1]

@@ -1,7 +1,7 @@
-"""Settled clicks in Redis for as long as they may convert: one atomic call writes a batch, one round trip finds some.
+"""Clicks in Redis for as long as they may convert: one atomic call writes a batch, one round trip finds some.
 
 Like the session state it is a fold of the examples topic, behind a fence: the first examples offset of a partition that
-it does not hold. Keys are ``millstream:<spec hash>:{<partition>}:k:<impression id>`` (hex).
+it does not hold. Keys are ``millstream:<spec hash>:{<partition>}:click:<impression id>`` (hex).
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from redis.asyncio import Redis
 
 from learners.spec import FeatureSpec
 from stream.examples import ExampleRows
-from stream.settled_clicks import SettledClicks, clicks_in, packed, row_bytes, unpacked
+from stream.stored_clicks import StoredClicks, clicks_in, packed, packed_times, unpacked
 
 _GRACE_S = 7 * 86_400  # beyond the horizon: a worker may lag behind by as long as the inputs are kept
 
 
 class RedisClickStore:
-    """The settled clicks of one feature spec. ``redis`` must answer bytes (``decode_responses=False``)."""
+    """The clicks of one feature spec. ``redis`` must answer bytes (``decode_responses=False``)."""
 
     def __init__(self, redis: Redis, spec: FeatureSpec, conversion_horizon_s: float) -> None:
         self._redis = redis
         self._base = f"millstream:{spec.hash}:"
         self._widths = spec.id_columns, spec.dense_inputs
-        self._row_bytes = row_bytes(*self._widths)
         self._ttl_s = str(round(conversion_horizon_s) + _GRACE_S)
         self._apply = redis.register_script((resources.files("stream") / "click_store.lua").read_text("utf-8"))
 
@@ -41,22 +40,21 @@ class RedisClickStore:
 
         Returns where the fence stands afterwards; elsewhere than ``fence`` means that nothing was written.
         """
-        clicks, converted = clicks_in(examples)
-        keys = [*self._names(partition, clicks.impression_id), *self._names(partition, converted)]
+        clicks, conversions = clicks_in(examples)
+        keys = [*self._names(partition, clicks.impression_id), *self._names(partition, conversions.impression_id)]
         head = [str(expected), str(fence), self._ttl_s, str(len(clicks))]
-        return int(await self._apply(keys=[self._fence(partition), *keys], args=[*head, *packed(clicks)]))
+        values = [*packed(clicks), *packed_times(conversions.known_ms)]
+        return int(await self._apply(keys=[self._fence(partition), *keys], args=[*head, *values]))
 
-    async def find(self, partition: int, impression_ids: NDArray[np.uint64]) -> SettledClicks:
+    async def find(self, partition: int, impression_ids: NDArray[np.uint64]) -> StoredClicks:
         """Those of the clicks that are known."""
         names = self._names(partition, impression_ids)
         values = await cast("Awaitable[list[bytes | None]]", self._redis.mget(names)) if names else []
-        found = [value for value in values if value is not None and len(value) == self._row_bytes + 1]
-        rows = unpacked([value[:-1] for value in found], *self._widths)
-        return SettledClicks(rows, np.array([value[-1] != 0 for value in found], bool))
+        return unpacked([value for value in values if value is not None], *self._widths)
 
     def _fence(self, partition: int) -> str:
-        return f"{self._base}{{{partition}}}:clicks"
+        return f"{self._base}{{{partition}}}:click"
 
     def _names(self, partition: int, impression_ids: NDArray[np.uint64]) -> list[str]:
-        prefix = f"{self._base}{{{partition}}}:k:"
+        prefix = f"{self._base}{{{partition}}}:click:"
         return [f"{prefix}{key:016x}" for key in impression_ids.tolist()]

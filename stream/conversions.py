@@ -1,4 +1,4 @@
-"""Conversions of settled clicks, which a store outside of the join keeps: who asks for which, and what that yields."""
+"""Conversions of clicks, which a store outside of the join keeps: who asks for which, and what that yields."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from learners.kinds import CONVERSION
 from stream.examples import ExampleRows
-from stream.settled_clicks import SettledClicks
+from stream.stored_clicks import StoredClicks
 from stream.waiting_events import Events
 
 
 class Answer(NamedTuple):
     """What became of B conversions that had asked, by their places in it: each is in one of the four.
 
-    unknown : their click is not known (yet) · repeated : the click had converted before · late : beyond the horizon,
+    unknown : their click is not known (yet) · repeated : an equal event was joined before · late : beyond the horizon,
     with what is to be said of it · the others, in `examples`.
     """
 
@@ -25,16 +25,15 @@ class Answer(NamedTuple):
     unknown: NDArray[np.bool_]
     repeated: int
     late: Mapping[int, str]
-    examples: list[ExampleRows]
+    examples: ExampleRows | None
 
 
 class Conversions:
-    """Conversions that ask for their click; a click converts once, up to ``horizon_ms`` after it."""
+    """Conversions that ask for their click. Each time at which a click converts counts once, up to ``horizon_ms`` after it."""
 
     def __init__(self, horizon_ms: int) -> None:
         self._horizon_ms = horizon_ms
         self._asking: list[Events] = []
-        self._converted: set[int] = set()  # clicks whose conversion is not in the store yet
 
     def __len__(self) -> int:
         return sum(map(len, self._asking))
@@ -47,39 +46,51 @@ class Conversions:
         """The impression ids asked for, each once."""
         return np.unique(Events.joined(self._asking).impression_id) if self._asking else np.zeros(0, np.uint64)
 
-    def answer(self, clicks: SettledClicks, first_record: np.uint32) -> Answer | None:
-        """Answer all that ask, in the order of their records, whose numbers count from ``first_record`` and wrap."""
+    def answer(self, clicks: StoredClicks, first_record: np.uint32) -> Answer | None:
+        """Answer all that ask, in the order of their records, whose numbers count from ``first_record`` and wrap.
+
+        ``clicks`` holds what was stored up to now, the conversions of the last answer too.
+        """
         if not self._asking:
             return None
         events, self._asking = Events.joined(self._asking), []
         events = events.take(np.argsort(events.record - first_record, kind="stable"))
-        row_of = {key: at for at, key in enumerate(clicks.examples.impression_id.tolist())}
-        rows = np.array([row_of.get(key, -1) for key in events.impression_id.tolist()], np.intp)
-        repeated, late, examples = 0, {}, []
-        for at in np.flatnonzero(rows >= 0).tolist():
-            key = int(events.impression_id[at])
-            click = clicks.examples.take(rows[at : at + 1])
-            after_ms = int(events.ts_ms[at]) - int(click.ts_ms[0] + click.delay_ms[0])
-            if clicks.converted[rows[at]] or key in self._converted:
-                repeated += 1
-            elif after_ms > self._horizon_ms:
-                late[at] = f"converted {after_ms} ms after the click"
-            else:
-                self._converted.add(key)
-                examples.append(_converted(click, events.take(np.array([at]))))
-        return Answer(events, rows < 0, repeated, late, examples)
-
-    def stored(self) -> None:
-        """What has converted is in the store."""
-        self._converted.clear()
+        rows = _rows_of(clicks.examples.impression_id, events.impression_id)
+        known = np.flatnonzero(rows >= 0)
+        of, ts_ms = rows[known], events.ts_ms[known]
+        fresh = _first_of_each(clicks, of, ts_ms)
+        after_ms = ts_ms - clicks.examples.known_ms[of]
+        is_late = fresh & (after_ms > self._horizon_ms)
+        late = {int(known[at]): f"converted {int(after_ms[at])} ms after the click" for at in np.flatnonzero(is_late)}
+        counts = fresh & ~is_late
+        examples = _converted(clicks.examples.take(of[counts]), events.take(known[counts])) if counts.any() else None
+        return Answer(events, rows < 0, int((~fresh).sum()), late, examples)
 
 
-def _converted(click: ExampleRows, conversion: Events) -> ExampleRows:
-    return click.with_outcome(
-        kind=CONVERSION,
-        label=1,
-        known_ms=np.maximum(conversion.ts_ms, click.ts_ms + click.delay_ms),
-        delay_ms=np.maximum(conversion.ts_ms - click.ts_ms, 0),
-        value=conversion.value,
-        click_produced_ms=np.zeros(1, np.int64),
+def _rows_of(keys: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """Where ``wanted`` stand in ``keys``, which are distinct; −1: nowhere."""
+    if not len(keys):
+        return np.full(len(wanted), -1, np.intp)
+    order = np.argsort(keys)
+    at = order[np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)]
+    return np.where(keys[at] == wanted, at, -1)
+
+
+def _first_of_each(clicks: StoredClicks, of: NDArray[np.intp], ts_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which conversions, of the clicks ``of`` at ``ts_ms``, are the first of their click and time, (B,)."""
+    seen = {(at, before) for at in set(of.tolist()) for before in clicks.converted_ms[at].tolist()}
+    fresh = np.empty(len(of), np.bool_)
+    for place, pair in enumerate(zip(of.tolist(), ts_ms.tolist(), strict=True)):
+        fresh[place] = pair not in seen
+        seen.add(pair)
+    return fresh
+
+
+def _converted(clicks: ExampleRows, conversions: Events) -> ExampleRows:
+    return clicks.with_event(
+        CONVERSION,
+        known_ms=conversions.ts_ms,  # as it is, also before the click: with the id it tells equal events
+        delay_ms=np.maximum(conversions.ts_ms - clicks.known_ms, 0),
+        value=conversions.value,
+        click_produced_ms=np.zeros(len(clicks), np.int64),
     )

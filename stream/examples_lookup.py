@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from stream.broker import Broker
 from stream.examples import ExampleRows
-from stream.examples_log import SpecShape, decode_examples
+from stream.examples_log import SpecShape, decode_examples, refuse_settled
 from stream.log_reader import LogReader
 from stream.records import RecordError
 from stream.topics import EXAMPLES
+
+_NEAR_RECORDS = 8  # between two wanted ones: to read them costs less than to ask again
 
 
 class ExamplesLookup:
@@ -18,13 +20,13 @@ class ExamplesLookup:
 
     Parameters
     ----------
-    remembered_bytes : of the newest records; clicks that correct mostly come soon after the window.
+    cache_bytes : of the newest records; most clicks come soon after the display.
     """
 
-    def __init__(self, broker: Broker, spec: SpecShape, remembered_bytes: int) -> None:
+    def __init__(self, broker: Broker, spec: SpecShape, cache_bytes: int) -> None:
         self._broker = broker
         self._spec = spec
-        self._most_bytes = remembered_bytes
+        self._most_bytes = cache_bytes
         self._bytes = 0
         self._newest: OrderedDict[tuple[int, int], ExampleRows] = OrderedDict()
 
@@ -36,20 +38,33 @@ class ExamplesLookup:
             self._bytes -= self._newest.popitem(last=False)[1].nbytes
 
     async def find(self, partition: int, offsets: Sequence[int]) -> dict[int, ExampleRows]:
-        """The rows at these offsets; what the log no longer holds, or another feature spec wrote, is left out."""
+        """The rows at these offsets, ascending; what the log no longer holds, or another spec wrote, is left out."""
         found = {offset: rows for offset in offsets if (rows := self._newest.get((partition, offset))) is not None}
         missing = [offset for offset in offsets if offset not in found]
         if missing:
             async with LogReader(self._broker) as log:
-                for offset in missing:
-                    if (rows := await self._read(log, partition, offset)) is not None:
-                        found[offset] = rows
+                for run in _runs(missing):
+                    found |= await self._read(log, partition, run)
         return found
 
-    async def _read(self, log: LogReader, partition: int, offset: int) -> ExampleRows | None:
-        async for record in log.read(EXAMPLES, partition, offset, stop=offset + 1):
+    async def _read(self, log: LogReader, partition: int, offsets: Sequence[int]) -> dict[int, ExampleRows]:
+        found, wanted = {}, set(offsets)
+        async for record in log.read(EXAMPLES, partition, offsets[0], stop=offsets[-1] + 1):
+            if record.offset not in wanted:
+                continue
             try:
-                return decode_examples(record.value, self._spec)[0]
-            except RecordError:
-                return None
-        return None
+                found[record.offset] = decode_examples(record.value, self._spec)[0]
+            except RecordError as error:
+                if error.reason == "settled":
+                    refuse_settled(EXAMPLES, partition, record.offset)
+        return found
+
+
+def _runs(offsets: Sequence[int]) -> list[list[int]]:
+    """Ascending offsets, cut where the next is not near."""
+    runs = [[offsets[0]]]
+    for offset in offsets[1:]:
+        if offset - runs[-1][-1] > _NEAR_RECORDS:
+            runs.append([])
+        runs[-1].append(offset)
+    return runs

@@ -5,24 +5,25 @@ as long as no event comes later than the allowed lateness. ("What was shown is w
 example are those of the served row; cf. Ananthanarayanan et al., "Photon", SIGMOD 2013, for joining in event time.)
 
 - A served row is pending until its impression displays it; rows not displayed within `display_horizon_s` are dropped.
-- A displayed row settles once: positive at once when a click within `click_window_s` is known, negative when the
-  watermark passes the end of the window.
-- A click after the window, or one that comes after the negative, corrects it: one more example, up to
-  `late_horizon_s` after the display. A click after the window waits for the negative first.
-- A click of a settled row may convert once, up to `conversion_horizon_s` after it. Conversions do not hold the
-  watermark back: what they wait for (the click) comes earlier in event time, and is kept long enough.
-- An event that misses its row waits until the watermark passes its time by `click_window_s`, then is rejected:
+- A displayed row yields one exposure, and nothing of it waits for a label. Its first click up to `click_horizon_s`
+  after the display yields one click whenever it comes; each conversion of that click (each distinct time) up to
+  `conversion_horizon_s` after the click yields one conversion.
+- **Clicks that lag hold exposures back**, or they would teach that nobody clicks: an exposure goes out once every input
+  (served, impressions, clicks) has come to its display time, less `display_lead_s`. An idle input holds nothing back
+  (live only). A click lets its own row through, so no click waits. Conversions hold nothing back: what they wait for
+  (the click) comes earlier in event time, and is kept long enough.
+- An event that misses its row waits until the watermark passes its time by `display_horizon_s`, then is rejected:
   ``unknown_impression``, or ``no_click`` for a conversion of a row that was displayed. One beyond a horizon is rejected
   as ``late`` while its row is known. Of equal events the first counts.
 
-**What is held.** Pending rows with all their columns. Of settled ones only the key and the time, for `late_horizon_s`:
-their columns stand in the examples topic, and clicks that settled stand in a store, from where the shell brings what is
-asked for (`wanted_examples`, `wanted_clicks`).
+**What is held.** Pending rows with all their columns. Of exposed ones only the key, the time and whether they were
+clicked, for `click_horizon_s`: their columns stand in the examples topic, from where the shell brings those of late
+clicks (`JoinOutput.late`), and clicks stand in a store, from where it brings what conversions ask for (`wanted_clicks`).
 
-**At the memory bound** (the shell tells how much is over, `relieve`): settled rows beyond their window are forgotten,
-oldest first, and their late clicks are rejected (``forgotten_rows``); when that is not enough, time is moved forward
-until enough pending rows are due (``hurried_rows``): they settle as unclicked, and a click that comes corrects them. No
-row settles twice: an impression as old as the newest row that was forgotten is ``late``.
+**At the memory bound** (the shell tells how much is over, `shed_memory`): exposed rows beyond the display horizon are
+forgotten, oldest first, and their clicks are rejected (``forgotten_rows``); when that is not enough, time is moved
+forward until enough pending rows are exposed or dropped (``early_rows``). No row is exposed twice: a display as old as
+the newest row that was forgotten is ``late``.
 """
 
 from __future__ import annotations
@@ -34,52 +35,44 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.kinds import CONVERSION, CORRECTION, SETTLED
 from stream import join_kernels as kernels
+from stream.commit_tracker import CommitTracker
 from stream.conversions import Conversions
-from stream.examples import Displays, ExampleRows, concat, concat_displays
-from stream.held_rows import HeldRows
-from stream.inputs import EventRows, ServedRows, event_json
+from stream.examples import ExampleRows, concat
+from stream.inputs import EventRows, ServedRows
 from stream.join_config import JoinConfig
-from stream.join_kernels import CORRECT, DUPLICATE, HOLD, LATE, SETTLE, SHOWN, WAIT
-from stream.join_output import JoinOutput, Records, Reject, Resume
-from stream.low_water import LowWater
-from stream.settled_clicks import SettledClicks
-from stream.told_displays import ToldDisplays
-from stream.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS, INPUTS, SERVED
+from stream.join_kernels import CLICK, DISPLAY, DUPLICATE, LATE, NEVER, WAIT
+from stream.join_output import JoinOutput, Records, Resume
+from stream.join_rejects import Reject, beyond_horizon, event_payload, forgotten_display, waited_in_vain
+from stream.join_state import JoinState
+from stream.late_clicks import LateClicks, click_rows
+from stream.stored_clicks import StoredClicks
+from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, INPUTS, SERVED
 from stream.waiting_events import Events, WaitingEvents
 from stream.watermarks import Watermarks
 
 _HOLDING = (SERVED, IMPRESSIONS, CLICKS)  # inputs that hold the watermark back
 _EVENTS = (IMPRESSIONS, CLICKS, CONVERSIONS)
-_HURRIED_SHARE = 1 / 16  # of the pending rows, each time that time is moved forward
+_EARLY_SHARE = 1 / 16  # of the pending rows, each time that time is moved forward
 
 
-class _Settled(NamedTuple):
-    """Rows that settled since the last poll: their places, and their clicks if they have any."""
-
-    places: NDArray[np.int64]
-    clicks: Events | None
-
-
-class _Correcting(NamedTuple):
-    """Clicks on rows settled as unclicked: the offsets at which they came, and of the examples that they correct."""
+class _Clicked(NamedTuple):
+    """Clicks on pending rows, and the rows' places."""
 
     clicks: Events
-    click_offsets: NDArray[np.int64]
-    example_offsets: NDArray[np.int64]
+    places: NDArray[np.int64]
 
 
 class JoinCore:
     """The join of one partition. Feed it in any interleaving of the inputs, each input in the order of its offsets.
 
-    Topics are named without their prefix. One step is: feed records; bring what `wanted_examples` asks for; `poll`;
-    store the output, with the offsets of its low water, in one go; tell `stored` where the examples lie; bring what
+    Topics are named without their prefix. One step is: feed records; `poll`; give the output its late clicks
+    (`stream.late_clicks`); store it with its offsets in one go; tell `stored` where the examples lie; bring what
     `wanted_clicks` asks for, and poll again if that yields something.
 
-    A rebuilt core is given the committed offsets (`start_at`), `recall` the partition's examples from
-    `Resume.recalled_from` to the end, then the inputs from the committed offsets on; it then yields what is missing and
-    nothing twice. Rejects may come again after a rebuild. A record whose offset was seen before is skipped.
+    A rebuilt core is given the committed offsets (`start_at`), the partition's examples from `Resume.examples` to the
+    end (`restore`), then the inputs from the committed offsets on; it then yields what is missing and nothing twice.
+    Rejects may come again after a rebuild, and displays that are older than what is known still. A record whose offset was seen before is skipped.
 
     Parameters
     ----------
@@ -88,26 +81,22 @@ class JoinCore:
 
     def __init__(self, config: JoinConfig, partition: int, salt: int = 0) -> None:
         self.partition = partition
-        self._window_ms = config.ms("click_window_s")
-        self._window_s = config.click_window_s
+        self._horizon_s = config.display_horizon_s
+        self._horizon_ms = config.ms("display_horizon_s")
+        self._lead_ms = config.ms("allowed_lateness_s") + config.ms("display_lead_s")
         self._watermarks = Watermarks(_HOLDING, config.ms("allowed_lateness_s"), config.ms("idle_timeout_s"))
-        self._low_water = {topic: LowWater() for topic in INPUTS}
-        self._held = HeldRows(config, salt)
+        self._commits = {topic: CommitTracker() for topic in INPUTS}
+        self._state = JoinState(config, salt)
         self._waiting = WaitingEvents(salt)
         self._conversions = Conversions(config.ms("conversion_horizon_s"))
         self._newest_conversion_ms = 0
         self._examples_end = 0  # the offset of the next examples record
-        self._last_settled = 0  # rows of the last output
-        # of earlier lives: the output's watermark, what they told and settled
-        self._emitted_watermark_ms = 0
-        self._told = ToldDisplays(lambda keys: self._held.look_up(keys) >= kernels.SETTLED)
-        self._recalled = 0  # settled rows with lower numbers
+        self._last_exposures = 0  # of the last output
+        self._emitted_watermark_ms = 0  # of earlier lives
 
-        self._displays: list[Events] = []
-        self._settled: list[_Settled] = []
-        self._correcting_here: list[_Settled] = []  # rows that the same step settled, and their late clicks
-        self._correcting: list[_Correcting] = []
-        self._further: list[ExampleRows] = []  # corrections and conversions, ready to go
+        self._clicked: list[_Clicked] = []
+        self._late: list[LateClicks] = []
+        self._converted: list[ExampleRows] = []
         self._rejects: list[Reject] = []
         self._counts: Counter[str] = Counter()
 
@@ -115,13 +104,18 @@ class JoinCore:
 
     @property
     def pending_rows(self) -> int:
-        """Served rows that are not settled."""
-        return self._held.pending
+        """Served rows that are not exposed."""
+        return self._state.pending
 
     @property
-    def settled_rows(self) -> int:
-        """Settled rows whose clicks still count."""
-        return self._held.settled
+    def waiting_displays(self) -> int:
+        """Of them, those that were displayed and wait for the slowest input."""
+        return self._state.waiting_displays
+
+    @property
+    def exposed_rows(self) -> int:
+        """Exposed rows whose clicks still count."""
+        return self._state.exposed
 
     @property
     def waiting_events(self) -> int:
@@ -131,56 +125,55 @@ class JoinCore:
     @property
     def bytes(self) -> int:
         """Memory taken."""
-        return self._held.bytes + self._waiting.bytes + sum(low.bytes for low in self._low_water.values())
+        return self._state.bytes + self._waiting.bytes + sum(commits.bytes for commits in self._commits.values())
 
     @property
     def id_bytes(self) -> int:
         """The part of `bytes` that ids and dense inputs of pending rows take."""
-        return self._held.id_bytes
+        return self._state.id_bytes
 
     @property
     def watermark_ms(self) -> int:
         """How far time has come by the last poll, 0 before the first that knew."""
         return max(self._watermarks.reached_ms or 0, self._emitted_watermark_ms)
 
-    def ahead(self) -> frozenset[str]:
-        """Inputs that have come further than the slowest one: reading on in them only makes rows wait."""
-        conversions = frozenset([CONVERSIONS]) if self._newest_conversion_ms > self.watermark_ms else frozenset()
-        return self._watermarks.ahead() | conversions
+    def ahead(self, by_ms: int = 0) -> frozenset[str]:
+        """Inputs ahead of the slowest by more than ``by_ms``: reading on in them only makes rows wait.
+
+        Conversions, which wait in little memory and may be all that still comes, only where ``by_ms`` is 0.
+        """
+        waits = not by_ms and self._newest_conversion_ms > self.watermark_ms
+        return self._watermarks.ahead(by_ms) | (frozenset([CONVERSIONS]) if waits else frozenset())
 
     # ------------------------------------------------------------------------------------------------ earlier lives
 
-    def start_at(self, low_water: Mapping[str, int], resume: Resume) -> None:
-        """Go on from committed offsets: records before them are skipped. Only before `recall` and the first input."""
+    def start_at(self, offsets: Mapping[str, int], resume: Resume) -> None:
+        """Go on from committed offsets: records before them are skipped. Only before `restore` and the first input."""
         self._refuse_late()
-        for topic, offset in low_water.items():
-            self._low_water[topic].start_at(offset)
+        for topic, offset in offsets.items():
+            self._commits[topic].start_at(offset)
         if resume.forgotten_ms:
-            self._held.forgotten_ms = resume.forgotten_ms
+            self._state.forgotten_ms = resume.forgotten_ms
         self._emitted_watermark_ms = resume.watermark_ms
-        self._examples_end = resume.recalled_from
-        self._held.note_record(0, resume.recalled_from)
+        self._examples_end = resume.examples
+        self._state.note_record(0, resume.examples)
 
-    def recall(self, examples: ExampleRows, displays: Displays | None, offset: int, watermark_ms: int = 0) -> None:
+    def restore(self, examples: ExampleRows, offset: int, watermark_ms: int = 0) -> None:
         """Take in one record of the partition's examples, in their order; only before the first input.
 
-        Its rows are held as settled: their late clicks join, their replayed events change nothing. What was displayed
-        is not told again. `watermark_ms` is that of the record; the output's watermark does not fall behind it.
+        Late clicks on its exposures join, their replayed events change nothing. `watermark_ms` is that of the record;
+        the output's watermark does not fall behind it.
         """
         self._refuse_late()
         self._emitted_watermark_ms = max(self._emitted_watermark_ms, watermark_ms)
-        rows = examples.take(examples.kind != CONVERSION)
-        self._held.recall(rows.impression_id, rows.ts_ms, rows.label != 0, offset)
-        self._recalled = self._held.next_number
+        self._state.restore(examples, offset)
         self._examples_end = offset + 1
-        if displays is not None:
-            self._told.add(displays, offset)
 
     def _refuse_late(self) -> None:
-        if self._held.pending or len(self._waiting) or any(len(low) for low in self._low_water.values()):
+        if self._state.pending or len(self._waiting) or any(len(one) for one in self._commits.values()):
             raise ValueError(
                 f"partition {self.partition}: examples were handed over after inputs had been read; some would be "
-                "emitted twice. Call start_at() and recall() on a new JoinCore, before its inputs."
+                "emitted twice. Call start_at() and restore() on a new JoinCore, before its inputs."
             )
 
     # ------------------------------------------------------------------------------------------------------- inputs
@@ -188,9 +181,9 @@ class JoinCore:
     def served(self, rows: ServedRows, records: Records) -> None:
         """Take in records of the served topic."""
         numbers, fresh = self._start(SERVED, rows.served_ms, records)
-        new, met = self._held.add(rows, fresh, numbers, self._low_water[SERVED].open)
-        self._repeated(SERVED, numbers[~new], met)
-        self._wake(rows.impression_id[fresh[new]])
+        new = self._state.add(rows, fresh, numbers, self._commits[SERVED].open)
+        self._count("duplicate_served", len(new) - int(np.count_nonzero(new)))
+        self._release_waiting(rows.impression_id[fresh[new]])
 
     def impressions(self, rows: EventRows, records: Records) -> None:
         """Take in records of the impressions topic."""
@@ -219,17 +212,17 @@ class JoinCore:
         self, topic: str, ts_ms: NDArray[np.int64], records: Records
     ) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
         """Note records: which rows were not seen before, and the numbers of their records."""
-        low_water = self._low_water[topic]
-        known = low_water.seen(records.offsets)
+        commits = self._commits[topic]
+        known = commits.seen(records.offsets)
         self._count("redelivered_records", int(np.count_nonzero(known)))
         if known.all():
             return np.zeros(0, np.uint32), np.zeros(0, np.intp)
         fresh = np.flatnonzero(np.repeat(~known, records.rows))
         new = Records(*(column[~known] for column in records))
-        numbers = low_water.start(new.offsets, new.rows, self._examples_end)
+        numbers = commits.start(new.offsets, new.rows)
         moved = self._move_watermark(topic, ts_ms[fresh], new)
         if moved is not None:
-            low_water.anchor(int(new.offsets[moved]), self._examples_end)
+            commits.pin(int(new.offsets[moved]))
         self._count(f"rows_{_short(topic)}", len(numbers))
         return numbers, fresh
 
@@ -241,7 +234,7 @@ class JoinCore:
             newest_ms = int(ts_ms[newest])
             if topic == CONVERSIONS:
                 self._newest_conversion_ms = max(self._newest_conversion_ms, newest_ms)
-            if self._watermarks.seen(topic, newest_ms):
+            if self._watermarks.seen(topic, newest_ms, int(np.partition(ts_ms, len(ts_ms) // 2)[len(ts_ms) // 2])):
                 moved = int(np.searchsorted(np.cumsum(records.rows), newest, side="right"))
         furthest = int(np.argmax(records.promise_ms))
         if records.promise_ms[furthest] and self._watermarks.promised(topic, int(records.promise_ms[furthest])):
@@ -255,286 +248,164 @@ class JoinCore:
         if topic == CONVERSIONS:
             self._conversions.ask(events)
             return
-        served, shown = self._low_water[SERVED].open, self._low_water[IMPRESSIONS].open
-        if topic == IMPRESSIONS:
-            fate, met = self._held.show(events, served, shown)
-        else:
-            fate, met = self._held.click(events, served, shown, self._low_water[CLICKS].open)
-        for what in np.unique(fate).tolist():
-            which = np.flatnonzero(fate == what)
-            self._follow(topic, what, events.take(which), met[which])
-        woken = (fate == SHOWN) | (fate == SETTLE) | (fate == CORRECT)
-        self._wake(events.impression_id[woken])
+        apply = self._state.display if topic == IMPRESSIONS else self._state.click
+        outcomes, references = apply(events, self._commits[topic].open)
+        for outcome in np.unique(outcomes).tolist():
+            which = np.flatnonzero(outcomes == outcome)
+            self._follow(topic, outcome, events.take(which), references[which])
+        self._release_waiting(events.impression_id[(outcomes == DISPLAY) | (outcomes == CLICK)])
 
-    def _follow(self, topic: str, fate: int, events: Events, met: NDArray[np.int64]) -> None:
-        """Do what follows from what became of events."""
-        if fate == DUPLICATE:
-            self._repeated(topic, events.record, met)
-        elif fate == WAIT:
-            self._wait(topic, events, events.ts_ms + self._window_ms)
-        elif fate == HOLD:
-            self._wait(topic, events, np.full(len(events), kernels.NEVER))
-        elif fate == LATE:
-            self._reject_late(topic, events, met)
-        elif fate == SHOWN:
-            self._show(events)
-        elif fate == SETTLE:
-            self._count("settled_clicked", len(events))
-            self._settled.append(_Settled(met, events))
-        elif fate == CORRECT:
-            self._correct(events, met)
+    def _follow(self, topic: str, outcome: int, events: Events, references: NDArray[np.int64]) -> None:
+        """Do what follows from what became of events. A display waits in the state until it may be exposed."""
+        if outcome == DUPLICATE:
+            self._count(f"duplicate_{_short(topic)}", len(events))
+        elif outcome == WAIT:
+            self._wait(topic, events)
+        elif outcome == LATE:
+            self._reject_late(topic, events, references)
+        elif outcome == CLICK:
+            self._click(events, references)
 
-    def _repeated(self, topic: str, records: NDArray[np.uint32], met: NDArray[np.int64]) -> None:
-        """Count repetitions. A record that led to rows settled in an earlier life will need them in the next, too."""
-        self._count(f"duplicate_{_short(topic)}", len(records))
-        settled = met >= kernels.SETTLED
-        numbers = self._held.numbers(met[settled])
-        earlier = numbers < self._recalled
-        self._low_water[topic].led_to(records[settled][earlier], self._held.example_offsets(numbers[earlier]))
+    def _click(self, clicks: Events, references: NDArray[np.int64]) -> None:
+        """Click rows: pending ones are exposed by the next poll, the columns of others are in the log."""
+        exposed = references >= kernels.EXPOSED
+        if exposed.any():
+            late = clicks.take(exposed)
+            self._late.append(
+                LateClicks(late, self._commits[CLICKS].offsets_of(late.record), *self._state.in_log(references[exposed]))
+            )
+        if not exposed.all():
+            self._count("clicks", int(np.count_nonzero(~exposed)))
+            self._clicked.append(_Clicked(clicks.take(~exposed), references[~exposed]))
 
-    def _show(self, displays: Events) -> None:
-        if len(self._told):
-            again, offsets = self._told.take(displays.impression_id)
-            self._low_water[IMPRESSIONS].led_to(displays.record[again], offsets)
-            displays = displays.take(np.delete(np.arange(len(displays)), again))
-        self._displays.append(displays)
-
-    def _correct(self, clicks: Events, met: NDArray[np.int64]) -> None:
-        """Correct settled rows: from their columns if this very step settled them, else from the examples topic."""
-        self._count("corrections", len(clicks))
-        numbers = self._held.numbers(met)
-        first_here = self._held.next_number - sum(len(part.places) for part in self._settled)
-        here = numbers >= first_here
-        if here.any():
-            places = np.concatenate([part.places for part in self._settled])
-            self._correcting_here.append(_Settled(places[numbers[here] - first_here], clicks.take(here)))
-        if not here.all():
-            others = clicks.take(~here)
-            click_offsets = self._low_water[CLICKS].offsets_of(others.record)
-            self._correcting.append(_Correcting(others, click_offsets, self._held.example_offsets(numbers[~here])))
-
-    def _wait(self, topic: str, events: Events, due_ms: NDArray[np.int64]) -> None:
-        added = self._waiting.add(_EVENTS.index(topic), events, due_ms)
+    def _wait(self, topic: str, events: Events) -> None:
+        added = self._waiting.add(_EVENTS.index(topic), events, events.ts_ms + self._horizon_ms)
         self._count(f"duplicate_{_short(topic)}", len(added) - int(np.count_nonzero(added)))
-        self._low_water[topic].finish(events.record[~added])
+        self._commits[topic].finish(events.record[~added])
 
-    def _wake(self, keys: NDArray[np.uint64]) -> None:
+    def _release_waiting(self, keys: NDArray[np.uint64]) -> None:
         """Apply again what waited for these rows, each input in the order in which its events came."""
         for which, events in self._waiting.take(keys):
             self._apply(_EVENTS[which], events)
 
-    def _reject_late(self, topic: str, events: Events, met: NDArray[np.int64]) -> None:
-        for at, reference in enumerate(met.tolist()):
-            ts_ms = int(events.ts_ms[at])
-            if topic == IMPRESSIONS and ts_ms <= self._held.forgotten_ms:
-                detail = (
-                    f"displayed at {ts_ms}: rows displayed up to {self._held.forgotten_ms} are no longer known, it may "
-                    "have been joined before"
-                )
+    def _reject_late(self, topic: str, events: Events, references: NDArray[np.int64]) -> None:
+        for at, reference in enumerate(references.tolist()):
+            ts_ms, after_ms = int(events.ts_ms[at]), int(events.ts_ms[at]) - self._state.time_ms(reference)
+            if topic == CLICKS or (reference >= 0 and after_ms > self._horizon_ms):
+                detail = beyond_horizon(topic == IMPRESSIONS, after_ms)
             else:
-                what = (
-                    "displayed {} ms after it was served" if topic == IMPRESSIONS else "clicked {} ms after the display"
-                )
-                detail = what.format(ts_ms - self._held.time_ms(reference))
+                detail = forgotten_display(ts_ms, self._state.forgotten_ms)
             self._reject(topic, events, at, "late", detail)
-        self._low_water[topic].finish(events.record)
+        self._commits[topic].finish(events.record)
 
     def _reject(self, topic: str, events: Events, at: int, reason: str, detail: str) -> None:
         """Put one event among the rejects, while its record is still unfinished."""
-        offset = int(self._low_water[topic].offsets_of(events.record[at : at + 1])[0])
-        self._rejects.append(Reject(topic, offset, reason, detail, _json(topic, events, at)))
+        offset = int(self._commits[topic].offsets_of(events.record[at : at + 1])[0])
+        self._rejects.append(Reject(topic, offset, reason, detail, event_payload(topic, events, at)))
 
-    # ----------------------------------------------------------------------------------------- what the shell brings
-
-    def wanted_examples(self) -> NDArray[np.int64]:
-        """Offsets of the examples records that hold what late clicks correct, each once, ascending."""
-        offsets = [one.example_offsets for one in self._correcting]
-        return np.unique(np.concatenate(offsets)) if offsets else np.zeros(0, np.int64)
-
-    def examples_found(self, records: Mapping[int, ExampleRows]) -> None:
-        """Answer `wanted_examples`; clicks on what is missing are rejected as late."""
-        correcting, self._correcting = self._correcting, []
-        for clicks, click_offsets, offsets in correcting:
-            for at, offset in enumerate(offsets.tolist()):
-                rows = _settled_row(records.get(offset), clicks.impression_id[at])
-                if rows is not None:
-                    self._further.append(self._correction(rows, clicks.take(np.array([at]))))
-                    continue
-                self._count("corrections", -1)
-                detail = f"{EXAMPLES}[{self.partition}] no longer holds the row that it corrects (offset {offset})"
-                self._rejects.append(Reject(CLICKS, int(click_offsets[at]), "late", detail, _json(CLICKS, clicks, at)))
-
-    def _correction(self, rows: ExampleRows, clicks: Events) -> ExampleRows:
-        """One more example for each row: a click that came after its window's end was known after the negative."""
-        return rows.with_outcome(
-            kind=CORRECTION,
-            label=1,
-            known_ms=np.maximum(clicks.ts_ms, rows.ts_ms + self._window_ms),
-            delay_ms=np.maximum(clicks.ts_ms - rows.ts_ms, 0),
-            click_produced_ms=clicks.produced_ms,
-        )
+    # -------------------------------------------------------------------------------------------------- conversions
 
     def wanted_clicks(self) -> NDArray[np.uint64]:
-        """Impression ids whose settled clicks conversions ask for, each once; only after `stored`.
+        """Impression ids whose clicks conversions ask for, each once; only after `stored`.
 
         A conversion asks when it comes, and again when its row is displayed or clicked.
         """
         return self._conversions.wanted()
 
-    def clicks_found(self, clicks: SettledClicks) -> bool:
+    def clicks_found(self, clicks: StoredClicks) -> bool:
         """Answer `wanted_clicks` with those of them that are stored. Return whether there is something to poll."""
-        low_water = self._low_water[CONVERSIONS]
-        answer = self._conversions.answer(clicks, np.uint32(low_water.open.base))
+        commits = self._commits[CONVERSIONS]
+        answer = self._conversions.answer(clicks, np.uint32(commits.open.base))
         if answer is None:
             return False
         self._count("duplicate_conversions", answer.repeated)
-        self._count("converted", len(answer.examples))
         for at, detail in answer.late.items():
             self._reject(CONVERSIONS, answer.events, at, "late", detail)
-        low_water.finish(answer.events.record[~answer.unknown])
-        self._further += answer.examples
-        waiting = answer.events.take(answer.unknown)
-        self._wait(CONVERSIONS, waiting, waiting.ts_ms + self._window_ms)
-        return bool(answer.examples or answer.late) or self._waiting.is_due(self.watermark_ms)
+        commits.finish(answer.events.record[~answer.unknown])
+        if answer.examples is not None:
+            self._count("conversions", len(answer.examples))
+            self._converted.append(answer.examples)
+        self._wait(CONVERSIONS, answer.events.take(answer.unknown))
+        return bool(self._converted or answer.late) or self._waiting.is_due(self.watermark_ms)
 
     # ---------------------------------------------------------------------------------------------------------- poll
 
     def poll(self, now_ms: int | None = None) -> JoinOutput:
-        """Settle what the watermark has passed and return what became known since the last poll.
+        """Expose what may go out and return what became known since the last poll.
 
         `now_ms`, the wall clock, is given in live mode only: idle inputs then stop holding the watermark back.
         """
-        if self._correcting:
-            raise ValueError(
-                f"partition {self.partition}: polled while clicks wait for the examples that they correct; they would "
-                "be lost. Call examples_found() with what wanted_examples() asks for before."
-            )
-        self._told.sieve()
         watermark_ms = self._watermarks.poll(now_ms)
+        examples = self._take_examples(-int(NEVER) if watermark_ms is None else watermark_ms + self._lead_ms)
         if watermark_ms is not None:
             self._pass_time(watermark_ms)
-        examples, displays = self._take_examples(), _joined(self._displays)
-        rejects, counts = self._rejects, dict(self._counts)
-        self._displays, self._rejects, self._counts = [], [], Counter()
-        low_water, resume = self._mark()
+        late, self._late = self._late, []
+        rejects, self._rejects = self._rejects, []
+        counts, self._counts = dict(self._counts), Counter()
         return JoinOutput(
             examples=examples,
-            displays=displays,
+            late=LateClicks.joined(late) if late else None,
             rejects=rejects,
             counts=counts,
-            watermark_ms=resume.watermark_ms,
-            low_water=low_water,
-            resume=resume,
+            watermark_ms=self.watermark_ms,
+            offsets={topic: at for topic, one in self._commits.items() if (at := one.to_commit()) is not None},
+            resume=Resume(
+                examples=self._state.first_record(self._examples_end, self._last_exposures),
+                forgotten_ms=max(self._state.forgotten_ms, 0),
+                watermark_ms=self.watermark_ms,
+            ),
         )
 
     def stored(self, offsets: Sequence[int], first_rows: Sequence[int]) -> None:
         """Tell where the last output's examples lie: the offset of each record, and the row that it begins with."""
-        first_number = self._held.next_number - self._last_settled
+        first_number = self._state.next_number - self._last_exposures
         for offset, row in zip(offsets, first_rows, strict=True):
-            if row < self._last_settled:
-                self._held.note_record(first_number + row, offset)
+            if row < self._last_exposures:
+                self._state.note_record(first_number + row, offset)
         if offsets:
             self._examples_end = offsets[-1] + 1
-        self._conversions.stored()
 
-    def relieve(self, over_bytes: int) -> None:
-        """Give up about so much memory, see above; the next poll settles what is hurried. Only between steps."""
-        wanted = 1 + over_bytes // self._held.settled_row_bytes
-        forgotten = self._held.forget(self.watermark_ms - self._window_ms, wanted, passing=True)
+    def shed_memory(self, over_bytes: int) -> None:
+        """Give up about so much memory, see above; the next poll tells what became of it. Only between steps."""
+        wanted = 1 + over_bytes // self._state.exposed_row_bytes
+        forgotten = self._state.shed(self.watermark_ms, wanted)
         self._count("forgotten_rows", forgotten)
-        if forgotten < wanted and self._held.pending:
-            due_ms, rows = self._held.nth_due_ms(_HURRIED_SHARE)
-            self._count("hurried_rows", rows)
-            self._watermarks.hurry(due_ms + 1)
+        if forgotten < wanted and self._state.pending:
+            due_ms, rows = self._state.nth_due_ms(_EARLY_SHARE, self._lead_ms)
+            self._count("early_rows", rows)
+            self._watermarks.advance_to(due_ms + 1)
+
+    def _take_examples(self, until_ms: int) -> ExampleRows | None:
+        """The exposures of displays up to ``until_ms`` and of clicked rows, the latter's clicks, and conversions."""
+        clicked, converted = self._clicked, self._converted
+        self._clicked, self._converted, self._last_exposures = [], [], 0
+        places = np.concatenate([one.places for one in clicked]) if clicked else np.zeros(0, np.int64)
+        exposed = self._state.expose(until_ms, places, self._commits[SERVED].open, self._commits[IMPRESSIONS].open)
+        parts = converted
+        if exposed is not None:
+            exposures, of_clicked = exposed
+            self._last_exposures = len(exposures)
+            self._count("exposures", len(exposures))
+            parts = [exposures, *converted]
+            if clicked:
+                clicks = Events.joined([one.clicks for one in clicked])
+                parts.insert(1, click_rows(exposures.take(of_clicked), clicks))
+        return concat(parts) if parts else None
 
     def _pass_time(self, watermark_ms: int) -> None:
         """Do what is due: an event may still come *at* the watermark, so a time is passed only when it is before."""
-        served, shown = self._low_water[SERVED].open, self._low_water[IMPRESSIONS].open
-        places, keys, undisplayed = self._held.pass_time(watermark_ms, served, shown)
-        self._count("settled_unclicked", len(places))
-        self._count("undisplayed", undisplayed)
-        if len(places):
-            self._settled.append(_Settled(places, None))
-            self._wake(keys)
+        self._count("undisplayed", self._state.drop_undisplayed(watermark_ms, self._commits[SERVED].open))
         for which, events in self._waiting.take_due(watermark_ms):
-            self._give_up(_EVENTS[which], events)
-        self._held.expire(watermark_ms)
-
-    def _give_up(self, topic: str, events: Events) -> None:
-        waited = f"within {self._window_s:g} s of event time"
-        for at, reference in enumerate(self._held.look_up(events.impression_id).tolist()):
-            if self._held.is_displayed(reference):
-                self._reject(topic, events, at, "no_click", f"displayed, but no click came {waited}")
-            else:
-                missing = "no served row" if reference < 0 else "served, but no display"
-                self._reject(topic, events, at, "unknown_impression", f"{missing} came {waited}")
-        self._low_water[topic].finish(events.record)
-
-    def _mark(self) -> tuple[dict[str, int], Resume]:
-        """Where a later life begins to read, and what else it needs."""
-        marks = {topic: mark for topic, low in self._low_water.items() if (mark := low.mark(self._examples_end))}
-        examples = min([mark.examples_end for mark in marks.values()], default=self._examples_end)
-        resume = Resume(
-            examples=self._told.first_offset(examples),
-            settled=self._held.first_example_offset(self._examples_end),
-            forgotten_ms=max(self._held.forgotten_ms, 0),
-            watermark_ms=self.watermark_ms,
-        )
-        return {topic: mark.offset for topic, mark in marks.items()}, resume
-
-    def _take_examples(self) -> ExampleRows | None:
-        """Everything that settled, was corrected or converted, in this order; the settled rows' places are given up."""
-        settled, corrected, further = self._settled, self._correcting_here, self._further
-        self._settled, self._correcting_here, self._further = [], [], []
-        parts = [self._correction(self._held.examples(places), clicks) for places, clicks in corrected if clicks]
-        parts += further
-        self._last_settled = 0
-        if settled:
-            places = np.concatenate([part.places for part in settled])
-            rows = self._held.examples(places)  # ours to change: not a view
-            self._held.release(places)
-            self._last_settled = len(rows)
-            parts = [_with_clicks(rows, settled), *parts]
-        return concat(parts) if parts else None
+            topic = _EVENTS[which]
+            for at, reference in enumerate(self._state.look_up(events.impression_id).tolist()):
+                displayed = self._state.is_displayed(reference)
+                self._reject(topic, events, at, *waited_in_vain(reference >= 0, displayed, self._horizon_s))
+            self._commits[topic].finish(events.record)
+        self._state.expire(watermark_ms)
 
     def _count(self, name: str, count: int) -> None:
         if count:
             self._counts[name] += count
-
-
-def _with_clicks(rows: ExampleRows, settled: Sequence[_Settled]) -> ExampleRows:
-    """Give the rows of all that settled, one after another, the outcome of those that were clicked, in place."""
-    outcome = {name: getattr(rows, name) for name in ("label", "known_ms", "delay_ms", "click_produced_ms")}
-    end = 0
-    for places, clicks in settled:
-        here = slice(end, end + len(places))
-        end += len(places)
-        if clicks is not None:
-            display_ms = rows.ts_ms[here]
-            click_ms = np.maximum(clicks.ts_ms, display_ms)
-            values = (1, click_ms, click_ms - display_ms, clicks.produced_ms)
-            for column, value in zip(outcome.values(), values, strict=True):
-                column[here] = value
-    return rows
-
-
-def _settled_row(rows: ExampleRows | None, key: np.uint64) -> ExampleRows | None:
-    """The settled row of an impression among those of a record."""
-    if rows is None:
-        return None
-    found = np.flatnonzero((rows.impression_id == key) & (rows.kind == SETTLED))
-    return rows.take(found[:1]) if len(found) else None
-
-
-def _json(topic: str, events: Events, at: int) -> bytes:
-    """One event as a client would send it."""
-    columns = (events.impression_id, events.ts_ms, events.user_key, events.position, events.value)
-    return event_json(topic, *(column[at].item() for column in columns))
-
-
-def _joined(displays: Sequence[Events]) -> Displays | None:
-    parts = [Displays(one.impression_id, one.user_key, one.ts_ms) for one in displays if len(one)]
-    return concat_displays(parts) if parts else None
 
 
 def _short(topic: str) -> str:

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.examples import Displays, ExampleRows
+from stream.examples import ExampleRows
+from stream.join_rejects import Reject
+from stream.late_clicks import LateClicks
 
 
 class Records(NamedTuple):
@@ -25,50 +27,33 @@ class Records(NamedTuple):
         return cls(*(np.array([value]) for value in (offset, rows, produced_ms, promise_ms)))
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """One event that yields nothing; `payload` is its JSON, so that it can be looked at and sent again."""
-
-    topic: str
-    offset: int
-    reason: str
-    detail: str
-    payload: bytes
-
-
 class Resume(NamedTuple):
-    """What a later life needs beside the inputs from the low water on; it travels with the committed offsets.
+    """What a later life needs beside the inputs from the committed offsets on; it travels with these.
 
-    examples : the offset of the examples topic from which on records to be read again may have led to something.
-    settled : the offset from which on settled rows are still known.
-    forgotten_ms : display time of the newest row that is not.
+    examples : the offset of the examples topic from which on it holds exposures whose clicks still count.
+    forgotten_ms : display time of the newest row that is no longer known.
     watermark_ms : of the output.
     """
 
     examples: int = 0
-    settled: int = 0
     forgotten_ms: int = 0
     watermark_ms: int = 0
-
-    @property
-    def recalled_from(self) -> int:
-        """The offset from which on examples are recalled."""
-        return min(self.examples, self.settled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinOutput:
     """What became known since the last poll.
 
-    `counts` are increments. `watermark_ms` is 0 before there is one. `low_water` gives per topic the offset to commit
-    together with `examples`, `displays` and `rejects`: everything before it is finished. The examples are the settled
-    rows, then corrections, then conversions.
+    `counts` are increments. `watermark_ms` is 0 before there is one. `offsets` gives per topic the offset to commit
+    together with `examples` and `rejects`: everything before it is finished. The examples are exposures in the order of
+    display, then clicks, then conversions. `late` are clicks whose examples must be stored in the same go, see
+    `stream.late_clicks.with_late_clicks`.
     """
 
     examples: ExampleRows | None
-    displays: Displays | None = None
+    late: LateClicks | None = None
     rejects: list[Reject] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     watermark_ms: int = 0
-    low_water: dict[str, int] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)
     resume: Resume = field(default_factory=Resume)

@@ -1,8 +1,8 @@
-"""The join's shell: inputs from Kafka, examples, displays and dead letters to Kafka, settled clicks to Redis.
+"""The join's shell: inputs from Kafka, examples and dead letters to Kafka, clicks to Redis.
 
-One step of a partition, in this order: feed the core, bring the examples that late clicks correct, write what became
-known together with the inputs' low water, bring the store of settled clicks up to that, answer the conversions that
-asked for one. A process killed anywhere finds on its restart, in the log, what was done, and does the rest.
+One step of a partition, in this order: feed the core, bring the exposures of late clicks, write what became known
+together with the inputs' offsets, bring the store of clicks up to that, answer the conversions that asked for one. A
+process killed anywhere finds on its restart, in the log, what was done, and does the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from learners.kinds import CONVERSION, CORRECTION, SETTLED
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.click_fold import ClickFold
@@ -27,8 +27,10 @@ from stream.inbox import Assigned, Inbox, InputRecord, Place
 from stream.input_batches import events_batch, served_batch
 from stream.join import JoinCore
 from stream.join_config import JoinConfig
-from stream.join_output import JoinOutput, Reject
+from stream.join_output import JoinOutput
+from stream.join_rejects import Reject
 from stream.joined_partition import JoinedPartition
+from stream.late_clicks import with_late_clicks
 from stream.learner_pace import LearnerPace
 from stream.log_reader import LogReader
 from stream.log_writer import Commits, Outgoing
@@ -41,16 +43,18 @@ COMMIT_INTERVAL_S = 1.0  # between two commits of a partition in which nothing e
 _MEASURE_INTERVAL_S = 0.05  # in which some ten MB can come
 _MOST_WAITING_RECORDS = 20_000  # in the inbox: of one event each, a step takes some thousand
 _AT_ONCE = 4_000
-_REMEMBERED_SHARE = 1 / 16  # of the memory, for examples that late clicks correct
-_HOLD_BACK_SHARE = 1 / 2  # of the memory, from which on inputs that are ahead wait on the broker
-_KINDS = {SETTLED: "settled", CORRECTION: "correction", CONVERSION: "conversion"}
+_CACHE_SHARE = 1 / 4  # of the memory, for exposures whose clicks come soon
+_HOLD_BACK_SHARE = 1 / 2  # of the memory, from which on inputs that are at all ahead wait on the broker
+_LEAST_HOLD_BACK_MS = 60_000  # live: an input so far ahead waits whatever the memory
+_KINDS = {EXPOSURE: "exposure", CLICK: "click", CONVERSION: "conversion"}
 
 
 class JoinRunner:
     """Runs a `JoinCore` for every assigned partition.
 
-    **Memory.** Above half of ``config.join_memory_bytes`` inputs that are ahead of the slowest one are not read on.
-    At the bound the cores are relieved, see `stream.join`.
+    **Memory.** Live, an input that is a minute ahead of the slowest one (or twice the idle timeout: in normal traffic
+    none is) is not read on; above half of ``config.join_memory_bytes`` every input that is ahead. At the bound the
+    cores shed memory, see `stream.join`. Beside it a quarter of the bound holds the newest exposures.
 
     Parameters
     ----------
@@ -84,7 +88,9 @@ class JoinRunner:
         self._now_ms = now_ms
         self._salt = salt
         self._ready = ready
-        self._lookup = ExamplesLookup(broker, spec, int(config.join_memory_bytes * _REMEMBERED_SHARE))
+        self._lookup = ExamplesLookup(broker, spec, int(config.join_memory_bytes * _CACHE_SHARE))
+        lead_ms = config.ms("allowed_lateness_s") + config.ms("display_lead_s")
+        self._hold_back_ms = max(_LEAST_HOLD_BACK_MS, 2 * config.ms("idle_timeout_s"), 2 * lead_ms)
         self._pace = LearnerPace(broker, most_unlearned_rows)
         self._partitions: dict[int, JoinedPartition] = {}
         self._measured_at = 0.0
@@ -126,10 +132,10 @@ class JoinRunner:
         await self._pace.stop()
 
     def committable(self) -> Mapping[Place, int]:
-        """The low water of every input; none where it is committed in the steps' transactions."""
+        """The offset of every input; none where it is committed in the steps' transactions."""
         if self._broker.idempotent:
             return {}
-        return {(topic, p): at for p, held in self._partitions.items() for topic, at in held.low_water.items()}
+        return {(topic, p): at for p, held in self._partitions.items() for topic, at in held.offsets.items()}
 
     # ------------------------------------------------------------------------------------------------------ take over
 
@@ -157,9 +163,9 @@ class JoinRunner:
             touched.add(partition)
 
     async def _with_unread(self, held: JoinedPartition, topic: str, records: list[InputRecord]) -> list[InputRecord]:
-        """The records, and before the first ones of a partition those that lie between them and the low water.
+        """The records, and before the first ones of a partition those that lie between them and the committed offset.
 
-        What was under way when the partitions were assigned can come before what is read from the low water on.
+        What was under way when the partitions were assigned can come before what is read from that offset on.
         """
         first = held.unread.pop(topic, records[0].offset)
         if first >= records[0].offset:
@@ -201,9 +207,10 @@ class JoinRunner:
     async def _step(self, held: JoinedPartition, now_ms: int | None) -> None:
         core = held.core
         while True:
-            if len(offsets := core.wanted_examples()):
-                core.examples_found(await self._lookup.find(held.partition, offsets.tolist()))
             output = core.poll(now_ms)
+            if output.late is not None:
+                records = await self._lookup.find(held.partition, output.late.wanted())
+                output = with_late_clicks(output, records, held.partition)
             await self._store(held, output)
             self._count(output)
             if not len(wanted := core.wanted_clicks()) or not await held.clicks.catch_up(held.examples_end):
@@ -216,7 +223,7 @@ class JoinRunner:
         """Write one step, and tell the core, the store of clicks and the learner's pace about it."""
         records, first_rows = self._records(held, output)
         rejects, held.rejects = [*held.rejects, *output.rejects], []
-        moved = output.low_water != held.low_water
+        moved = output.offsets != held.offsets
         due = time.monotonic() - held.written_at >= COMMIT_INTERVAL_S
         if not records and not rejects and not (moved and due):
             held.core.stored([], [])
@@ -225,11 +232,11 @@ class JoinRunner:
         letters = [self._letter(held.partition, reject) for reject in rejects]
         commits = Commits(
             self._group,
-            {(topic, held.partition): offset for topic, offset in output.low_water.items()},
+            {(topic, held.partition): offset for topic, offset in output.offsets.items()},
             msgspec.json.encode(output.resume._asdict()).decode(),
         )
         offsets = (await held.writer.write([*examples, *letters], commits))[: len(examples)]
-        held.written_at, held.low_water = time.monotonic(), output.low_water
+        held.written_at, held.offsets = time.monotonic(), output.offsets
         held.core.stored(offsets, first_rows)
         if not offsets:
             return
@@ -246,13 +253,13 @@ class JoinRunner:
         rows, watermark_ms = output.examples, max(output.watermark_ms, held.watermark_ms)
         if rows is None:
             step_ms = 1 if self._now_ms is None else HEARTBEAT_MS  # a replay waits for the very watermark
-            if output.displays is None and watermark_ms < held.watermark_ms + step_ms:
+            if watermark_ms < held.watermark_ms + step_ms:
                 return [], []
             rows = ExampleRows.empty(self._spec.id_columns, self._spec.dense_inputs)
-        *before, last = parts(rows, output.displays)
+        *before, last = parts(rows)
         marked = [*((part, held.watermark_ms) for part in before), (last, watermark_ms)]
         held.watermark_ms = watermark_ms
-        records = [part.rows.to_record(self._spec.hash, mark, part.displays).encode() for part, mark in marked]
+        records = [part.rows.to_record(self._spec.hash, mark).encode() for part, mark in marked]
         return records, [part.first_row for part, _ in marked]
 
     def _letter(self, partition: int, reject: Reject) -> Outgoing:
@@ -264,18 +271,19 @@ class JoinRunner:
     # --------------------------------------------------------------------------------------------------------- memory
 
     def _bound_memory(self) -> None:
-        """Relieve the cores at the bound; above half of it, or with a slow learner, say which inputs are to wait."""
+        """Shed memory at the bound; say which inputs are to wait: those far ahead, or all, with a slow learner."""
         cores = {partition: held.core for partition, held in self._partitions.items()}
         taken = {partition: core.bytes for partition, core in cores.items()}
         total, most = sum(taken.values()), self._config.join_memory_bytes
         if total > most:
             for partition, core in cores.items():
-                core.relieve((total - most) * taken[partition] // total)
+                core.shed_memory((total - most) * taken[partition] // total)
         held_back: set[Place] = set()
         if self._pace.is_behind:
             held_back = {(topic, partition) for topic in INPUTS for partition in cores}
-        elif total > most * _HOLD_BACK_SHARE:
-            held_back = {(topic, partition) for partition, core in cores.items() for topic in core.ahead()}
+        elif total > most * _HOLD_BACK_SHARE or self._now_ms is not None:
+            by_ms = 0 if total > most * _HOLD_BACK_SHARE else self._hold_back_ms
+            held_back = {(topic, partition) for partition, core in cores.items() for topic in core.ahead(by_ms)}
         self.inbox.held_back = frozenset(held_back)
         self._metrics.gauge("join_memory_bytes").set(total)
         self._metrics.gauge("join_held_back_partitions").set(len(held_back))
@@ -298,7 +306,8 @@ class JoinRunner:
     def _measure(self) -> None:
         metrics, held = self._metrics, self._partitions.values()
         metrics.gauge("join_pending_rows").set(sum(one.core.pending_rows for one in held))
-        metrics.gauge("join_settled_rows").set(sum(one.core.settled_rows for one in held))
+        metrics.gauge("join_exposed_rows").set(sum(one.core.exposed_rows for one in held))
+        metrics.gauge("join_waiting_displays").set(sum(one.core.waiting_displays for one in held))
         metrics.gauge("join_waiting_events").set(sum(one.core.waiting_events for one in held))
         slowest_ms = min((one.watermark_ms for one in held), default=0)
         metrics.gauge("join_watermark_timestamp_seconds").set(slowest_ms / 1000)

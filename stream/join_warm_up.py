@@ -9,26 +9,28 @@ from stream.inputs import EventRows, ServedRows
 from stream.join import JoinCore
 from stream.join_config import JoinConfig
 from stream.join_output import JoinOutput, Records
+from stream.late_clicks import with_late_clicks
 from stream.topics import CLICKS, IMPRESSIONS, SERVED
 
 _AT_MS = 1_600_000_000_000
-_CONFIG = JoinConfig(click_window_s=1, display_horizon_s=1, late_horizon_s=10)
+_CONFIG = JoinConfig(display_horizon_s=1, click_horizon_s=10)
 
 
 def load_join_kernels() -> None:
-    """Join a few rows that go every way: clicked in time, late or never, never displayed, unknown, recalled."""
+    """Join a few rows that go every way: clicked at once, late or never, never displayed, unknown, restored."""
     core = JoinCore(_CONFIG, 0)
     core.clicks(_events([1, 9], 100), Records.one(0, 2))
     core.served(_served(5), Records.one(0, 5))
     core.impressions(_events([1, 2, 3, 3], 50), Records.one(0, 4))
+    rows = _pass_time(core, 2_000).examples or ExampleRows.empty(1, 1)
     core.clicks(_events([2, 3], 1_200), Records.one(1, 2))
-    rows = _pass_time(core, 2_000).examples
-    core.relieve(1 << 40)
+    with_late_clicks(core.poll(), {0: rows}, 0)
+    core.shed_memory(1 << 40)
     core.served(_served(6), Records.one(1, 6))
-    core.relieve(1 << 40)
+    core.shed_memory(1 << 40)
     _pass_time(core, 60_000)
     again = JoinCore(_CONFIG, 0)
-    again.recall(rows if rows is not None else ExampleRows.empty(1, 1), None, 0)
+    again.restore(rows, 0)
     again.served(_served(3_000), Records.one(0, 3_000))  # the index grows
 
 

@@ -13,7 +13,7 @@ import structlog
 from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.click_fold import ClickFold
-from stream.examples_log import decode_record
+from stream.examples_log import decode_examples, refuse_settled
 from stream.group_offsets import committed_offsets
 from stream.join import JoinCore
 from stream.join_output import Reject, Resume
@@ -36,7 +36,7 @@ class JoinedPartition:
     writer: LogWriter
     examples_end: int = 0  # the offset of the next examples record
     watermark_ms: int = 0  # of the newest one
-    low_water: dict[str, int] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)  # committed, by input
     unread: dict[str, int] = field(default_factory=dict)  # inputs of which nothing came yet: where they begin
     rejects: list[Reject] = field(default_factory=list)  # to be written with the next step
     written_at: float = 0.0  # of the clock that runs evenly: the last step that was written
@@ -57,6 +57,8 @@ class JoinedPartition:
         ------
         LogEndsEarlierError
             The examples topic ends before what was committed.
+        SettledLogError
+            It holds examples that waited for their labels.
         """
         writer = await open_writer(broker, f"{group}-{core.partition}")
         try:
@@ -69,47 +71,49 @@ class JoinedPartition:
 
     async def _restore(self, broker: Broker, group: str, spec: FeatureSpec, metrics: WorkerMetrics) -> None:
         committed = await committed_offsets(broker, group, INPUTS, self.partition)
-        self.low_water = {topic: at.offset for topic, at in committed.items()}
+        self.offsets = {topic: at.offset for topic, at in committed.items()}
         resume = _resume({topic: at.metadata for topic, at in committed.items()})
-        self.core.start_at(self.low_water, resume)
-        self.examples_end, self.watermark_ms = resume.recalled_from, resume.watermark_ms
+        self.core.start_at(self.offsets, resume)
+        self.examples_end, self.watermark_ms = resume.examples, resume.watermark_ms
         async with LogReader(broker) as log:
-            rows = await self._recall(log, spec, resume)
+            rows = await self._restore_examples(log, spec, resume)
             for topic in INPUTS:
                 self.unread[topic] = await self._first_offset(log, topic, metrics)
         _log.info(
             "partition restored",
             partition=self.partition,
             examples=rows,
-            from_offset=resume.recalled_from,
-            low_water=self.low_water,
+            from_offset=resume.examples,
+            offsets=self.offsets,
         )
 
-    async def _recall(self, log: LogReader, spec: FeatureSpec, resume: Resume) -> int:
+    async def _restore_examples(self, log: LogReader, spec: FeatureSpec, resume: Resume) -> int:
         count = 0
         oldest = await log.oldest(EXAMPLES, self.partition)
-        if oldest > resume.recalled_from:
+        if oldest > resume.examples:
             _log.warning(
-                "examples of which late clicks could still come are no longer in the log",
-                topic=EXAMPLES, partition=self.partition, offsets=(resume.recalled_from, oldest),
-                remedy="such clicks are rejected as late; keep the topic for longer than MILLSTREAM_LATE_HORIZON_S",
+                "exposures whose clicks could still come are no longer in the log",
+                topic=EXAMPLES, partition=self.partition, offsets=(resume.examples, oldest),
+                remedy="such clicks are rejected; keep the topic for longer than MILLSTREAM_CLICK_HORIZON_S",
             )  # fmt: skip
-        async for record in log.read(EXAMPLES, self.partition, resume.recalled_from):
+        async for record in log.read(EXAMPLES, self.partition, resume.examples):
             self.examples_end = record.offset + 1
             try:
-                decoded = decode_record(record.value, spec)
-            except RecordError:
-                continue  # of another feature spec: its impressions are settled, its columns mean nothing here
-            self.core.recall(decoded.rows, decoded.displays, record.offset, decoded.watermark_ms)
-            self.watermark_ms = max(self.watermark_ms, decoded.watermark_ms)
-            count += len(decoded.rows)
+                rows, watermark_ms = decode_examples(record.value, spec)
+            except RecordError as error:
+                if error.reason == "settled":
+                    refuse_settled(EXAMPLES, self.partition, record.offset)
+                continue  # of another feature spec: its columns mean nothing here
+            self.core.restore(rows, record.offset, watermark_ms)
+            self.watermark_ms = max(self.watermark_ms, watermark_ms)
+            count += len(rows)
             await asyncio.sleep(0)  # other agents' heartbeats go on
         return count
 
     async def _first_offset(self, log: LogReader, topic: str, metrics: WorkerMetrics) -> int:
         """Where to begin with an input; what retention took before it was joined is counted and said."""
-        oldest, wanted = await log.oldest(topic, self.partition), self.low_water.get(topic, 0)
-        if topic in self.low_water and oldest > wanted:
+        oldest, wanted = await log.oldest(topic, self.partition), self.offsets.get(topic, 0)
+        if topic in self.offsets and oldest > wanted:
             metrics.counter("join_lost_records_total", topic=topic).inc(oldest - wanted)
             _log.error(
                 "records were deleted before they were joined",
@@ -127,5 +131,6 @@ def _resume(metadata: Mapping[str, str]) -> Resume:
     """What was committed with the offsets: the same with all; nothing where the broker keeps no metadata."""
     for text in metadata.values():
         if text:
-            return Resume(**msgspec.json.decode(text, type=dict[str, int]))
+            known = msgspec.json.decode(text, type=dict[str, int])
+            return Resume(**{name: known[name] for name in Resume._fields if name in known})
     return Resume()

@@ -12,7 +12,7 @@ REASONS = (
     "schema",  # wrong type, missing field, wrong length
     "spec",  # another feature spec
     "time",  # a time that no event has
-    "unknown_impression",  # no served and displayed row within the click window
+    "unknown_impression",  # no served and displayed row within the display horizon
     "no_click",  # a conversion without a click
     "late",  # beyond a horizon
     "not_finite",  # NaN or infinity in a row to be learned
@@ -21,18 +21,17 @@ REASONS = (
 """Why a record or a row goes to the dead-letter topic: a closed set."""
 
 JOIN_COUNTS = (
-    "settled_clicked",
-    "settled_unclicked",
-    "corrections",
-    "converted",
+    "exposures",
+    "clicks",
+    "conversions",
     "undisplayed",
     "duplicate_served",
     "duplicate_impressions",
     "duplicate_clicks",
     "duplicate_conversions",
     "redelivered_records",
-    "forgotten_rows",  # settled, at the memory bound: their late clicks are rejected
-    "hurried_rows",  # pending, at the memory bound: settled early, their clicks correct
+    "forgotten_rows",  # exposed, at the memory bound: their clicks are rejected
+    "early_rows",  # pending, at the memory bound: exposed before the slowest input came so far, or dropped
 )
 """What becomes of rows in the join."""
 
@@ -51,8 +50,10 @@ TABLE = (
     Metric("millstream_step_seconds", "histogram", "Time an agent takes for what it took from its inbox at once",
            {"agent": _AGENTS}, _STEP_S),
     Metric("millstream_join_rows_total", "counter", "What became of rows in the join", {"outcome": JOIN_COUNTS}),
-    Metric("millstream_join_pending_rows", "gauge", "Served rows that are not settled"),
-    Metric("millstream_join_settled_rows", "gauge", "Settled rows that late clicks can still correct"),
+    Metric("millstream_join_pending_rows", "gauge", "Served rows that are not exposed"),
+    Metric("millstream_join_waiting_displays", "gauge",
+           "Displayed rows that wait for the slowest input before they are exposed"),
+    Metric("millstream_join_exposed_rows", "gauge", "Exposed rows whose clicks still count"),
     Metric("millstream_join_memory_bytes", "gauge", "Memory that the join's rows and events take"),
     Metric("millstream_join_memory_limit_bytes", "gauge", "Bound of that memory, MILLSTREAM_JOIN_MEMORY_BYTES"),
     Metric("millstream_join_held_back_partitions", "gauge",
@@ -63,7 +64,7 @@ TABLE = (
     Metric("millstream_join_lost_records_total", "counter", "Records deleted by retention before they were joined",
            {"topic": _TOPICS[:4]}),
     Metric("millstream_click_store_failures_total", "counter",
-           "Times that the store of settled clicks did not answer; conversions wait for it"),
+           "Times that the store of clicks did not answer; conversions wait for it"),
     Metric("millstream_lag_records", "gauge", "Records of a topic that an agent has not worked off",
            {"agent": _AGENTS, "topic": _TOPICS}),
     Metric("millstream_lag_seconds", "gauge", "Age of the newest record worked off, of the slowest partition with more",
@@ -71,9 +72,9 @@ TABLE = (
     Metric("millstream_join_waiting_events", "gauge", "Events that wait for their served row, display or click"),
     Metric("millstream_join_watermark_timestamp_seconds", "gauge", "Event time of the slowest partition of the join"),
     Metric("millstream_examples_total", "counter", "Examples written, by kind",
-           {"kind": ("settled", "correction", "conversion")}),
+           {"kind": ("exposure", "click", "conversion")}),
     Metric("millstream_session_steps_total", "counter", "Steps folded into the session features"),
-    Metric("millstream_session_rows_total", "counter", "Examples and displays folded into the session features"),
+    Metric("millstream_session_rows_total", "counter", "Examples folded into the session features"),
     Metric("millstream_session_rewinds_total", "counter",
            "Times that the session store stood behind or ahead of what this worker had folded",
            {"reason": ("behind", "ahead")}),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 @dataclass(slots=True)
 class _Input:
     watermark_ms: int | None = None
+    typical_ms: int = 0  # of the newest events; one that a wrong clock dated does not move it far
     active_ms: int | None = None  # wall clock of the last poll after which it had said something
     spoke: bool = False
 
@@ -25,14 +26,19 @@ class Watermarks:
         self._allowed_lateness_ms = allowed_lateness_ms
         self._idle_timeout_ms = idle_timeout_ms
         self._holding = [*self._inputs]  # at the last poll
+        self._now_ms: int | None = None  # likewise
         self.reached_ms: int | None = None  # by the last poll
 
-    def seen(self, name: str, newest_ms: int) -> bool:
-        """Note that an event of `newest_ms` came; return whether that moved the input's watermark."""
+    def seen(self, name: str, newest_ms: int, typical_ms: int) -> bool:
+        """Note that events came, the newest of ``newest_ms``; return whether that moved the input's watermark."""
+        if (one := self._inputs.get(name)) is not None:
+            one.typical_ms = typical_ms
         return self._raise(name, newest_ms - self._allowed_lateness_ms)
 
     def promised(self, name: str, watermark_ms: int) -> bool:
         """Note the producer's promise; return whether that moved the input's watermark."""
+        if (one := self._inputs.get(name)) is not None:
+            one.typical_ms = max(one.typical_ms, watermark_ms)
         return self._raise(name, watermark_ms)
 
     def _raise(self, name: str, watermark_ms: int) -> bool:
@@ -51,25 +57,41 @@ class Watermarks:
         With the wall clock `now_ms` an input that said nothing for the idle timeout is left out of the minimum; when
         all are idle the one that came furthest counts.
         """
+        self._now_ms = now_ms
         self._holding = [name for name, one in self._inputs.items() if not self._idle(one, now_ms)]
         known = self._known(self._holding)
         if self._holding and len(known) == len(self._holding):
-            self._advance(min(known))
+            self.advance_to(min(known))
         elif not self._holding:
-            self._advance(max(self._known(self._inputs), default=None))
+            self.advance_to(max(self._known(self._inputs), default=None))
         return self.reached_ms
 
-    def ahead(self) -> frozenset[str]:
-        """The inputs that have come further than the slowest of those that held the watermark at the last poll."""
+    def ahead(self, by_ms: int = 0) -> frozenset[str]:
+        """The inputs that have come further, by more than ``by_ms``, than the slowest that held at the last poll.
+
+        How far an input has come is here what its newest events say together, and at most the wall clock: one event
+        of a wrong clock must not stop its input. An input that never spoke is slower than all, by how much is unknown.
+        """
         known = self._known(self._holding)
         if len(known) < len(self._holding):
-            return frozenset(name for name in self._holding if self._inputs[name].watermark_ms is not None)
-        slowest = min(known, default=0)
-        return frozenset(name for name in self._holding if (self._inputs[name].watermark_ms or 0) > slowest)
+            spoke = (name for name in self._holding if self._inputs[name].watermark_ms is not None)
+            return frozenset(spoke if not by_ms else ())
+        if not known:
+            return frozenset()
+        slowest = min(known)
+        return frozenset(name for name in self._inputs if self._at_ms(name) > slowest + by_ms)
 
-    def hurry(self, watermark_ms: int) -> None:
+    def _at_ms(self, name: str) -> int:
+        one = self._inputs[name]
+        if one.watermark_ms is None:
+            return 0
+        at_ms = min(one.watermark_ms, one.typical_ms)
+        return at_ms if self._now_ms is None else min(at_ms, self._now_ms)
+
+    def advance_to(self, watermark_ms: int | None) -> None:
         """Move the watermark to ``watermark_ms`` whatever the inputs say; it never goes back."""
-        self._advance(watermark_ms)
+        if watermark_ms is not None and (self.reached_ms is None or watermark_ms > self.reached_ms):
+            self.reached_ms = watermark_ms
 
     def _known(self, names: Iterable[str]) -> list[int]:
         return [at for name in names if (at := self._inputs[name].watermark_ms) is not None]
@@ -80,7 +102,3 @@ class Watermarks:
         if one.spoke or one.active_ms is None:
             one.active_ms, one.spoke = now_ms, False
         return now_ms - one.active_ms >= self._idle_timeout_ms
-
-    def _advance(self, watermark_ms: int | None) -> None:
-        if watermark_ms is not None and (self.reached_ms is None or watermark_ms > self.reached_ms):
-            self.reached_ms = watermark_ms

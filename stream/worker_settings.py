@@ -37,9 +37,10 @@ class WorkerSettings(BaseSettings):
 
     click_window_s: float | None = None
     display_horizon_s: float | None = None
-    late_horizon_s: float | None = None
+    click_horizon_s: float | None = None
     conversion_horizon_s: float | None = None
     allowed_lateness_s: float | None = None
+    display_lead_s: float | None = None
     idle_timeout_s: float | None = None
     max_ahead_s: float | None = None
     join_memory_bytes: int | None = None

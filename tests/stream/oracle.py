@@ -1,7 +1,7 @@
 """The truth about a join, slowly and plainly: the whole log at once, dicts and loops, no watermark, no state.
 
 It holds for logs whose disorder stays within the allowed lateness and whose times are sane: served and displayed no
-later than a click window after the events that refer to it.
+later than a display horizon after the events that refer to it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from learners.kinds import CONVERSION, CORRECTION, SETTLED
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from stream.join_config import JoinConfig
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 
@@ -30,7 +30,6 @@ class Example(NamedTuple):
 
     kind: int
     impression_id: int
-    label: int
     ts_ms: int
     known_ms: int
     delay_ms: int
@@ -78,16 +77,13 @@ def _join_one(
     if display_ms is None:
         truth.rejected |= {(topic, key, event.ts_ms) for topic in (CLICKS, CONVERSIONS) for event in events[topic]}
         return
+    truth.examples.add(Example(EXPOSURE, key, display_ms, display_ms, 0, 0.0, 0))
     click = _first_click(config, truth, key, display_ms, events[CLICKS])
-    window_ms = int(display_ms + config.click_window_s * 1000)
-    if click is None or click.ts_ms > window_ms:
-        truth.examples.add(Example(SETTLED, key, 0, display_ms, window_ms, -1, 0.0, 0))
     if click is None:
         truth.rejected |= {(CONVERSIONS, key, event.ts_ms) for event in events[CONVERSIONS]}
         return
-    kind = SETTLED if click.ts_ms <= window_ms else CORRECTION
     click_ms = max(click.ts_ms, display_ms)
-    truth.examples.add(Example(kind, key, 1, display_ms, click_ms, click_ms - display_ms, 0.0, click.produced_ms))
+    truth.examples.add(Example(CLICK, key, display_ms, click_ms, click_ms - display_ms, 0.0, click.produced_ms))
     _convert(config, truth, key, display_ms, click_ms, events[CONVERSIONS])
 
 
@@ -108,34 +104,28 @@ def _first_display(
 def _convert(
     config: JoinConfig, truth: Truth, key: int, display_ms: int, click_ms: int, conversions: list[LogEvent]
 ) -> None:
-    converted = False
+    converted: set[int] = set()
     for event in conversions:
-        if converted:
+        after_ms = event.ts_ms - click_ms
+        if event.ts_ms in converted:
             truth.repeated.add((CONVERSIONS, key, event.ts_ms))
-        elif event.ts_ms > click_ms + config.conversion_horizon_s * 1000:
+        elif after_ms > config.conversion_horizon_s * 1000:
             truth.rejected.add((CONVERSIONS, key, event.ts_ms))
         else:
-            converted = True
-            known_ms, delay_ms = max(event.ts_ms, click_ms), max(event.ts_ms - display_ms, 0)
-            truth.examples.add(Example(CONVERSION, key, 1, display_ms, known_ms, delay_ms, event.value, 0))
+            converted.add(event.ts_ms)
+            truth.examples.add(Example(CONVERSION, key, display_ms, event.ts_ms, max(after_ms, 0), event.value, 0))
 
 
 def _first_click(
     config: JoinConfig, truth: Truth, key: int, display_ms: int, clicks: list[LogEvent]
 ) -> LogEvent | None:
-    """The first click within the window, else the first after it that comes before the late horizon."""
-    within: LogEvent | None = None
-    after: LogEvent | None = None
+    """The first click that comes and is within its horizon."""
+    click = None
     for event in clicks:
-        is_after = event.ts_ms > display_ms + config.click_window_s * 1000
-        if within or (after and is_after):
+        if click is not None:
             truth.repeated.add((CLICKS, key, event.ts_ms))
-        elif event.ts_ms > display_ms + config.late_horizon_s * 1000:
+        elif event.ts_ms > display_ms + config.click_horizon_s * 1000:
             truth.rejected.add((CLICKS, key, event.ts_ms))
-        elif is_after:
-            after = event
         else:
-            within = event
-    if within and after:
-        truth.repeated.add((CLICKS, key, after.ts_ms))
-    return within or after
+            click = event
+    return click

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,18 +11,8 @@ _FIRST_RECORDS = 256
 _NUMBERS = 1 << 32  # of records; they wrap round
 
 
-class Mark(NamedTuple):
-    """The first record to read again, and the offset of the first example that it or a later record led to.
-
-    That is at least where the examples topic ended when the record was read, unless an earlier life had read it.
-    """
-
-    offset: int
-    examples_end: int
-
-
-class LowWater:
-    """Counts the unfinished rows of every record of one topic partition; the low water is the first with any.
+class CommitTracker:
+    """Counts the unfinished rows of every record of one topic partition; committed is the first record with any.
 
     The record that last moved the topic's watermark counts as unfinished too: a rebuild reads it again and so knows
     how far the topic had come even when nothing new ever follows.
@@ -36,9 +24,7 @@ class LowWater:
         self._finished = 0  # of them, before the first that was not finished when it was asked for
         self._open = np.zeros(_FIRST_RECORDS, np.int32)
         self._offsets = np.zeros(_FIRST_RECORDS, np.int64)
-        self._ends = np.zeros(_FIRST_RECORDS, np.int64)
-        self._anchor: Mark | None = None
-        self._earlier: Mark | None = None  # the last record that led to examples in an earlier life, the first of those
+        self._pinned: int | None = None
         self.next_offset: int | None = None
 
     def __len__(self) -> int:
@@ -52,7 +38,7 @@ class LowWater:
     @property
     def bytes(self) -> int:
         """Memory taken."""
-        return self._open.nbytes + self._offsets.nbytes + self._ends.nbytes
+        return self._open.nbytes + self._offsets.nbytes
 
     def start_at(self, offset: int) -> None:
         """Records before ``offset`` are finished: they are redelivered, if they come."""
@@ -62,12 +48,12 @@ class LowWater:
         """Which of these records, in their order, were seen before, (M,)."""
         return offsets < (-1 if self.next_offset is None else self.next_offset)
 
-    def start(self, offsets: NDArray[np.int64], rows: NDArray[np.int64], examples_end: int) -> NDArray[np.uint32]:
+    def start(self, offsets: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.uint32]:
         """Note fresh records of so many rows each; return the number of each row's record, (rows.sum(),) u32."""
         count = len(offsets)
         self._make_room(count)
         new = slice(self._count, self._count + count)
-        self._open[new], self._offsets[new], self._ends[new] = rows, offsets, examples_end
+        self._open[new], self._offsets[new] = rows, offsets
         first = self._base + self._count
         self._count += count
         self.next_offset = int(offsets[-1]) + 1
@@ -79,35 +65,21 @@ class LowWater:
         np.subtract.at(self._open, self._at(records), 1)
 
     def offsets_of(self, records: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """The offsets of records that had unfinished rows at the last `mark`, or came since."""
+        """The offsets of records that had unfinished rows at the last `to_commit`, or came since."""
         return self._offsets[self._at(records)]
 
-    def anchor(self, offset: int, examples_end: int) -> None:
+    def pin(self, offset: int) -> None:
         """Note that the record at ``offset`` moved the topic's watermark."""
-        self._anchor = Mark(offset, examples_end)
+        self._pinned = offset
 
-    def led_to(self, records: NDArray[np.uint32], examples: NDArray[np.int64]) -> None:
-        """Note that records had led, in an earlier life, to the examples at these offsets."""
-        if len(records):
-            earlier = self._earlier or Mark(0, int(examples[0]))
-            offset = max(earlier.offset, int(self.offsets_of(records).max()))
-            self._earlier = Mark(offset, min(earlier.examples_end, int(examples.min())))
-
-    def mark(self, examples_end: int) -> Mark | None:
-        """The place to commit, None before any record. Finished records before it are let go."""
+    def to_commit(self) -> int | None:
+        """The first offset to read again, None before any record. Finished records before it are let go."""
         if self.next_offset is None:
             return None
         first = self._first_open()
-        mark = Mark(self.next_offset, examples_end)
-        if first < self._count:
-            mark = Mark(int(self._offsets[first]), int(self._ends[first]))
+        offset = self.next_offset if first == self._count else int(self._offsets[first])
         self._let_go(first)
-        if self._anchor is not None:
-            mark = min(mark, self._anchor)
-        if self._earlier is not None and mark.offset <= self._earlier.offset:
-            return Mark(mark.offset, min(mark.examples_end, self._earlier.examples_end))
-        self._earlier = None
-        return mark
+        return offset if self._pinned is None else min(offset, self._pinned)
 
     def _at(self, records: NDArray[np.uint32]) -> NDArray[np.int64]:
         return (records - np.uint32(self._base)).astype(np.int64)
@@ -127,7 +99,7 @@ class LowWater:
         self._finished = count
         if count and 2 * count >= self._count:
             kept = self._count - count
-            for array in (self._open, self._offsets, self._ends):
+            for array in (self._open, self._offsets):
                 array[:kept] = array[count : self._count].copy()
             self._base = (self._base + count) % _NUMBERS
             self._count, self._finished = kept, 0
@@ -136,4 +108,3 @@ class LowWater:
         while self._count + count > len(self._open):
             self._open = np.concatenate((self._open, np.zeros_like(self._open)))
             self._offsets = np.concatenate((self._offsets, np.zeros_like(self._offsets)))
-            self._ends = np.concatenate((self._ends, np.zeros_like(self._ends)))
