@@ -29,7 +29,7 @@ class Answer(NamedTuple):
 
 
 class Conversions:
-    """Conversions that ask for their click. Each time at which a click converts counts once, up to ``horizon_ms`` after it."""
+    """Conversions that ask for their click; each time at which it converts counts once, up to a horizon after it, ms."""
 
     def __init__(self, horizon_ms: int) -> None:
         self._horizon_ms = horizon_ms

@@ -26,7 +26,8 @@ from stream.inputs import (
     json_events,
     served_until,
 )
-from stream.join_output import Records, Reject
+from stream.join_output import Records
+from stream.join_rejects import Reject
 from stream.records import SCORES, RecordError
 
 _BY_REQUEST = ("ts_ms", "user_key", "model_version", "request_ids", "request_dense")

@@ -18,7 +18,7 @@ example are those of the served row; cf. Ananthanarayanan et al., "Photon", SIGM
 
 **What is held.** Pending rows with all their columns. Of exposed ones only the key, the time and whether they were
 clicked, for `click_horizon_s`: their columns stand in the examples topic, from where the shell brings those of late
-clicks (`JoinOutput.late`), and clicks stand in a store, from where it brings what conversions ask for (`wanted_clicks`).
+clicks (`JoinOutput.late`), and clicks in a store, from where it brings what conversions ask for (`wanted_clicks`).
 
 **At the memory bound** (the shell tells how much is over, `shed_memory`): exposed rows beyond the display horizon are
 forgotten, oldest first, and their clicks are rejected (``forgotten_rows``); when that is not enough, time is moved
@@ -72,7 +72,8 @@ class JoinCore:
 
     A rebuilt core is given the committed offsets (`start_at`), the partition's examples from `Resume.examples` to the
     end (`restore`), then the inputs from the committed offsets on; it then yields what is missing and nothing twice.
-    Rejects may come again after a rebuild, and displays that are older than what is known still. A record whose offset was seen before is skipped.
+    Rejects may come again after a rebuild, and be told of events older than what is still known. A record whose offset
+    was seen before is skipped.
 
     Parameters
     ----------
@@ -272,7 +273,9 @@ class JoinCore:
         if exposed.any():
             late = clicks.take(exposed)
             self._late.append(
-                LateClicks(late, self._commits[CLICKS].offsets_of(late.record), *self._state.in_log(references[exposed]))
+                LateClicks(
+                    late, self._commits[CLICKS].offsets_of(late.record), *self._state.in_log(references[exposed])
+                )
             )
         if not exposed.all():
             self._count("clicks", int(np.count_nonzero(~exposed)))

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_POSITIVE = ("click_window_s", "display_horizon_s", "click_horizon_s", "conversion_horizon_s", "idle_timeout_s", "max_ahead_s")
+_POSITIVE = (
+    "click_window_s",
+    "display_horizon_s",
+    "click_horizon_s",
+    "conversion_horizon_s",
+    "idle_timeout_s",
+    "max_ahead_s",
+)
 _NOT_NEGATIVE = ("allowed_lateness_s", "display_lead_s")
 LEAST_MEMORY_BYTES = 16 << 20  # an empty join of some partitions, and a few thousand rows
 

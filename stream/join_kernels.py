@@ -25,7 +25,7 @@ FREE, SERVED, DISPLAYED, CLICKED, DUE = (np.uint8(state) for state in range(5))
 exposed with the next output."""
 
 DUPLICATE, WAIT, LATE, DISPLAY, CLICK = range(5)
-"""What becomes of an event: nothing · it waits for its row · it is too late · it is its row's display · its first click."""
+"""What becomes of an event: nothing · it waits for its row · it is too late · it is the row's display · its click."""
 
 COUNT, HEAD, TAIL = range(3)
 """Places in ``Rows.counters``: references in the index, number of the oldest exposed row, of the next one."""
@@ -289,9 +289,7 @@ def undisplayed_places(rows: Rows, rules: Rules, blocks: NDArray[np.int64], wate
 
 
 @kernel
-def due_displays(
-    rows: Rows, places: NDArray[np.uint32], until_ms: int
-) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+def due_displays(rows: Rows, places: NDArray[np.uint32], until_ms: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
     """Of places with displays that wait: those of displays up to ``until_ms``, now ``DUE``, and those that wait on.
 
     A place whose row was clicked, or that holds another row since, is in neither.

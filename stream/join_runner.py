@@ -307,7 +307,7 @@ class JoinRunner:
         metrics, held = self._metrics, self._partitions.values()
         metrics.gauge("join_pending_rows").set(sum(one.core.pending_rows for one in held))
         metrics.gauge("join_exposed_rows").set(sum(one.core.exposed_rows for one in held))
-        metrics.gauge("join_waiting_displays").set(sum(one.core.waiting_displays for one in held))
+        metrics.gauge("join_waiting_display_rows").set(sum(one.core.waiting_displays for one in held))
         metrics.gauge("join_waiting_events").set(sum(one.core.waiting_events for one in held))
         slowest_ms = min((one.watermark_ms for one in held), default=0)
         metrics.gauge("join_watermark_timestamp_seconds").set(slowest_ms / 1000)

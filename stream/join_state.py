@@ -82,7 +82,9 @@ class JoinState:
 
     # ----------------------------------------------------------------------------------------------- what events do
 
-    def add(self, rows: ServedRows, which: NDArray[np.intp], records: NDArray[np.uint32], served: Open) -> NDArray[np.bool_]:
+    def add(
+        self, rows: ServedRows, which: NDArray[np.intp], records: NDArray[np.uint32], served: Open
+    ) -> NDArray[np.bool_]:
         """Make those of the rows ``which`` pending that are not known; which are new, (B,)."""
         keys, served_ms = rows.impression_id[which], rows.served_ms[which]
         places = self._make_room(pending=len(keys))
@@ -216,9 +218,7 @@ class JoinState:
         return int(self._rows.counters[HEAD])
 
     def _rules(self) -> Rules:
-        return Rules(
-            self._display_horizon_ms, self._click_horizon_ms, self.forgotten_ms, self._lateness_ms, self._salt
-        )
+        return Rules(self._display_horizon_ms, self._click_horizon_ms, self.forgotten_ms, self._lateness_ms, self._salt)
 
     def _make_room(self, *, pending: int = 0, exposed: int = 0) -> NDArray[np.int64]:
         """Have room for so many more rows; the places of the pending ones."""

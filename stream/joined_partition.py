@@ -16,7 +16,8 @@ from stream.click_fold import ClickFold
 from stream.examples_log import decode_examples, refuse_settled
 from stream.group_offsets import committed_offsets
 from stream.join import JoinCore
-from stream.join_output import Reject, Resume
+from stream.join_output import Resume
+from stream.join_rejects import Reject
 from stream.log_reader import LogReader
 from stream.log_writer import LogWriter, open_writer
 from stream.metrics import WorkerMetrics

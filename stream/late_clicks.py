@@ -1,4 +1,4 @@
-"""Clicks on rows that were exposed earlier: their columns stand in the examples topic, from where the shell brings them."""
+"""Clicks on rows that were exposed earlier: the shell brings their columns from the examples topic."""
 
 from __future__ import annotations
 
@@ -67,9 +67,7 @@ def with_late_clicks(output: JoinOutput, records: Mapping[int, ExampleRows], par
     return replace(output, late=None, examples=examples, rejects=[*output.rejects, *rejects], counts=counts)
 
 
-def _exposures(
-    late: LateClicks, records: Mapping[int, ExampleRows]
-) -> tuple[ExampleRows | None, NDArray[np.bool_]]:
+def _exposures(late: LateClicks, records: Mapping[int, ExampleRows]) -> tuple[ExampleRows | None, NDArray[np.bool_]]:
     """The exposures that are there, in the order of their clicks, and which clicks have one, (B,)."""
     count = len(late.clicks)
     found = np.zeros(count, np.bool_)

@@ -51,7 +51,7 @@ TABLE = (
            {"agent": _AGENTS}, _STEP_S),
     Metric("millstream_join_rows_total", "counter", "What became of rows in the join", {"outcome": JOIN_COUNTS}),
     Metric("millstream_join_pending_rows", "gauge", "Served rows that are not exposed"),
-    Metric("millstream_join_waiting_displays", "gauge",
+    Metric("millstream_join_waiting_display_rows", "gauge",
            "Displayed rows that wait for the slowest input before they are exposed"),
     Metric("millstream_join_exposed_rows", "gauge", "Exposed rows whose clicks still count"),
     Metric("millstream_join_memory_bytes", "gauge", "Memory that the join's rows and events take"),

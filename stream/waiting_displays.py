@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class WaitingDisplays:
-    """A heap of parts by their earliest display time, ms. Adding a part costs its rows, a poll the parts that are due."""
+    """A heap of parts by their earliest display time, ms. To add costs the rows, to take the parts that are due."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[int, int, NDArray[np.uint32]]] = []  # earliest display, which part, places

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.example_records import MOST_ROWS, Part, parts
-from stream.examples import Displays, ExampleRows, concat, concat_displays
+from stream.examples import ExampleRows, concat
 from stream.input_limits import MOST_RECORD_BYTES
 
 
@@ -21,32 +21,23 @@ def some_rows(count: int, fields: int, dense_inputs: int) -> ExampleRows:
     return ExampleRows(**columns | {"impression_id": np.arange(1, count + 1, dtype=np.uint64)})
 
 
-def some_displays(count: int) -> Displays | None:
-    """Displays that differ by their impression, None for none."""
-    keys = np.arange(1, count + 1, dtype=np.uint64)
-    return Displays(keys, keys, np.arange(count)) if count else None
-
-
-@given(rows=st.integers(0, 3 * MOST_ROWS), displays=st.integers(0, 3 * MOST_ROWS))
-def test_put_together_again_they_are_what_was_split(rows: int, displays: int) -> None:
-    """In its order, displays before rows, and with the right first rows."""
-    found = [*parts(some_rows(rows, 2, 1), some_displays(displays))]
+@given(rows=st.integers(0, 3 * MOST_ROWS))
+def test_put_together_again_they_are_what_was_split(rows: int) -> None:
+    """In its order, and with the right first rows; nothing makes one empty record, for its watermark."""
+    found = [*parts(some_rows(rows, 2, 1))]
     assert np.array_equal(concat([part.rows for part in found]).impression_id, np.arange(1, rows + 1))
-    told = [part.displays for part in found if part.displays is not None]
-    assert len(told) == 0 if not displays else np.array_equal(concat_displays(told).ts_ms, np.arange(displays))
     assert [part.first_row for part in found] == [sum(len(one.rows) for one in found[:at]) for at in range(len(found))]
-    last_told = max((at for at, part in enumerate(found) if part.displays is not None), default=0)
-    assert not any(len(part.rows) for part in found[:last_told])
     assert all(len(part.rows) <= MOST_ROWS for part in found)
+    assert len(found) == max(1, -(-rows // MOST_ROWS))
 
 
 @pytest.mark.parametrize(("fields", "dense_inputs"), [(1, 0), (39, 13), (1_000, 1_000)])
 def test_no_record_is_too_large(fields: int, dense_inputs: int) -> None:
     """However wide the rows, and however many became known at once."""
     wide = some_rows(20_000 if fields < 1_000 else 2_000, fields, dense_inputs)
-    found = [*parts(wide, some_displays(400_000))]
+    found = [*parts(wide)]
     assert max(len(_encoded(part)) for part in found) < MOST_RECORD_BYTES - (64 << 10)
 
 
 def _encoded(part: Part) -> bytes:
-    return part.rows.to_record("0123456789abcdef", 1, part.displays).encode()
+    return part.rows.to_record("0123456789abcdef", 1).encode()

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from stream.examples import Displays, ExampleRows, concat
-from stream.examples_log import decode_record
+from learners.kinds import CLICK
+from stream.examples import ExampleRows, concat
+from stream.examples_log import SettledLogError, decode_examples, refuse_settled
 from stream.records import ExamplesRecord, RecordError
 from stream.schemas import schemas
 from stream.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS
@@ -75,23 +76,43 @@ def test_every_schema_is_valid_and_describes_its_fields() -> None:
         assert not validator.is_valid(event | {"colour": "red"})
 
 
-def test_displays_travel_with_the_examples() -> None:
-    """They come back as they were; a record without any says so."""
-    spec = SimpleNamespace(hash="abc", id_columns=3, dense_inputs=2)
-    shown = Displays(np.array([5, 6], np.uint64), np.array([7, 8], np.uint64), np.array([9, 10]))
-    found = decode_record(_rows(2).to_record("abc", 5, shown).encode(), spec)
-    assert found.displays is not None
-    assert [column.tolist() for column in found.displays] == [[5, 6], [7, 8], [9, 10]]
-    assert (len(found.rows), found.watermark_ms) == (2, 5)
-    assert decode_record(_rows(1).to_record("abc", 5).encode(), spec).displays is None
+SPEC = SimpleNamespace(hash="abc", id_columns=3, dense_inputs=2)
 
 
-def test_displays_of_odd_length_are_refused() -> None:
-    """As any column is."""
-    spec = SimpleNamespace(hash="abc", id_columns=3, dense_inputs=2)
-    columns = np.ones(1, np.uint64), np.ones(1, np.uint64), np.ones(1, np.int64)
-    record = _rows(1).to_record("abc", 5, Displays(*columns))
-    assert record.displays is not None
-    short = msgspec.structs.replace(record, displays=msgspec.structs.replace(record.displays, ts_ms=b"\0"))
+def test_a_record_is_decoded_with_its_watermark() -> None:
+    """Under its own spec; another one's is refused."""
+    value = _rows(2).to_record("abc", 5).encode()
+    rows, watermark_ms = decode_examples(value, SPEC)
+    assert _equal(rows, _rows(2))
+    assert watermark_ms == 5
+    with pytest.raises(RecordError, match="feature spec abc, here runs other") as refused:
+        decode_examples(value, SimpleNamespace(hash="other", id_columns=3, dense_inputs=2))
+    assert refused.value.reason == "spec"
+
+
+def test_columns_of_odd_length_are_refused() -> None:
+    """A record does not fit itself."""
+    short = msgspec.structs.replace(_rows(1).to_record("abc", 5), ts_ms=b"\0")
     with pytest.raises(RecordError, match="ts_ms holds 1 bytes"):
-        decode_record(short.encode(), spec)
+        decode_examples(short.encode(), SPEC)
+
+
+def test_a_record_of_labelled_examples_is_told_apart() -> None:
+    """From one that is damaged: the reader must stop, and say what to do."""
+    record = msgspec.msgpack.decode(_rows(1).to_record("abc", 5).encode())
+    for columns, reason in (({"label": b"\1"}, "settled"), ({"colour": b"\1"}, "schema")):
+        with pytest.raises(RecordError) as refused:
+            decode_examples(msgspec.msgpack.encode({**record, **columns}), SPEC)
+        assert refused.value.reason == reason
+    with pytest.raises(SettledLogError, match=r"ads.examples.v1\[3\] 17 is .*delete the topic"):
+        refuse_settled(EXAMPLES, 3, 17)
+
+
+def test_an_event_of_the_same_impressions_keeps_their_columns() -> None:
+    """Kind and what was given change, the served columns do not."""
+    rows = _rows(3)
+    clicks = rows.with_event(CLICK, delay_ms=np.arange(3))
+    assert clicks.kind.tolist() == [CLICK] * 3
+    assert clicks.delay_ms.tolist() == [0, 1, 2]
+    same = rows.columns().keys() - {"kind", "delay_ms"}
+    assert all(getattr(clicks, name) is getattr(rows, name) for name in same)

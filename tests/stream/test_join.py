@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, SERVED
+from stream.topics import CLICKS, IMPRESSIONS, SERVED
 from tests.stream.join_harness import CONFIG, EMPTY, T0, Joined, as_examples, events, rebuilt, served, short
 from tests.stream.oracle import Example
 
@@ -169,7 +168,7 @@ def test_an_event_of_a_wrong_clock_does_not_stop_its_input(join: Joined, shown: 
 
 
 def test_a_click_counts_whenever_it_comes_up_to_its_horizon(join: Joined) -> None:
-    """At the very end, long after its display was stored; then it is late, its payload the event as a client sends it."""
+    """At the very end, long after its display was stored; then it is late; its payload is the event as it was sent."""
     join.served(served((7, 0), (8, 0)), 0)
     join.impressions(events((7, 1), (8, 1)), 0)
     assert short(join.advance(20).examples) == [(EXPOSURE, 7), (EXPOSURE, 8)]

@@ -201,7 +201,7 @@ class Run:
         return True
 
     def check_gate(self, found: list[Example], core: JoinCore) -> None:
-        """No exposure is ahead of the slowest input by more than the lead, unless its click is with it; no other waits."""
+        """No exposure without its click is ahead of the slowest input by more than the lead; all others are out."""
         gate_ms = min(self.reached.values()) + CONFIG.display_lead_s * 1000
         clicked = {one.impression_id for one in found if one.kind == CLICK}
         for one in found:
@@ -223,7 +223,8 @@ class Run:
 def waiting_display_ms(core: JoinCore) -> list[int]:
     """The display times of the rows that were displayed and are not exposed."""
     rows = core._state._rows
-    return rows.times[np.isin(rows.states, (kernels.DISPLAYED, kernels.CLICKED, kernels.DUE))].tolist()
+    waiting: list[int] = rows.times[np.isin(rows.states, (kernels.DISPLAYED, kernels.CLICKED, kernels.DUE))].tolist()
+    return waiting
 
 
 def check_against_oracle(run: Run) -> None:
@@ -233,10 +234,14 @@ def check_against_oracle(run: Run) -> None:
     assert sorted(found) == sorted(truth.examples)
     rejected = {_identity(reject) for reject in run.rejects}
     again: set[Rejected] = set()
-    if run.lives > 1:  # what an earlier life joined and forgot is read again with the record that moved a watermark last
+    if (
+        run.lives > 1
+    ):  # what an earlier life joined and forgot is read again with the record that moved a watermark last
         clicked = {one.impression_id for one in truth.examples if one.kind == CLICK}
         again |= {(IMPRESSIONS, one.impression_id, one.ts_ms) for one in truth.examples}
-        again |= {(CLICKS, one.impression_id, one.ts_ms) for one in run.log.flat(CLICKS) if one.impression_id in clicked}
+        again |= {
+            (CLICKS, one.impression_id, one.ts_ms) for one in run.log.flat(CLICKS) if one.impression_id in clicked
+        }
     assert truth.rejected - truth.repeated <= rejected <= truth.rejected | truth.repeated | again
     kinds: dict[int, int] = {}
     for one in found:  # a click follows its exposure, a conversion its click

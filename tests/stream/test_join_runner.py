@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from learners.kinds import CONVERSION, CORRECTION, SETTLED
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from stream.broker import Broker, find_broker
 from stream.click_store import RedisClickStore
 from stream.example_records import MOST_ROWS
 from stream.examples import ExampleRows, concat
-from stream.examples_log import decode_record
+from stream.examples_log import SettledLogError, decode_examples
 from stream.inbox import Assigned, InputRecord
 from stream.join_config import JoinConfig
 from stream.join_runner import JoinRunner
@@ -29,9 +29,9 @@ from stream.records import JournalRecord, OffsetRange
 from stream.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS, JOURNAL, SERVED
 from tests import brokers
 from tests.brokers import TestTopics
-from tests.stream.rig import SPEC, START_MS, Shown, events, serve, silent, until, values
+from tests.stream.rig import SPEC, START_MS, Shown, events, example_rows, serve, silent, until, values
 
-CONFIG = JoinConfig(click_window_s=60)
+CONFIG = JoinConfig(display_horizon_s=60)
 NOW_MS = START_MS + 86_400_000  # when the records are read
 
 
@@ -43,6 +43,7 @@ class Joiner:
     redis: Redis
     config: JoinConfig = CONFIG
     most_unlearned_rows: int = 0
+    now_ms: Callable[[], int] | None = None
     runner: JoinRunner = field(init=False)
     made: list[JoinRunner] = field(default_factory=list)
     metrics: WorkerMetrics = field(init=False)
@@ -56,7 +57,13 @@ class Joiner:
         self.metrics = WorkerMetrics(CollectorRegistry())
         clicks = RedisClickStore(self.redis, SPEC, self.config.conversion_horizon_s)
         self.runner = JoinRunner(
-            self.broker, clicks, SPEC, self.config, self.metrics, None, most_unlearned_rows=self.most_unlearned_rows
+            self.broker,
+            clicks,
+            SPEC,
+            self.config,
+            self.metrics,
+            self.now_ms,
+            most_unlearned_rows=self.most_unlearned_rows,
         )
         self.made.append(self.runner)
 
@@ -78,9 +85,9 @@ class Joiner:
         """Clicks on some rows as one batch."""
         return self.record(CLICKS, partition, events(self._of(shown, rows, after_ms)).encode())
 
-    def conversions(self, shown: Shown, rows: list[int], partition: int) -> InputRecord:
+    def conversions(self, shown: Shown, rows: list[int], partition: int, after_ms: int = 5_000) -> InputRecord:
         """Conversions of some rows as one batch."""
-        return self.record(CONVERSIONS, partition, events(self._of(shown, rows, 5_000)).encode())
+        return self.record(CONVERSIONS, partition, events(self._of(shown, rows, after_ms)).encode())
 
     @staticmethod
     def _of(shown: Shown, rows: list[int], after_ms: int) -> list[tuple[int, int, int]]:
@@ -97,18 +104,13 @@ class Joiner:
 
     async def examples(self) -> ExampleRows:
         """Everything on the examples topic."""
-        parts = [decode_record(v, SPEC).rows for v in await values(self.broker, EXAMPLES, self.broker.partitions)]
+        parts = [decode_examples(v, SPEC)[0] for v in await values(self.broker, EXAMPLES, self.broker.partitions)]
         return concat([ExampleRows.empty(SPEC.id_columns, SPEC.dense_inputs), *parts])
 
-    async def displays(self) -> list[int]:
-        """The impressions that the examples topic calls displayed, in its order."""
-        found = [decode_record(v, SPEC).displays for v in await values(self.broker, EXAMPLES, self.broker.partitions)]
-        return [key for shown in found if shown is not None for key in shown.impression_id.tolist()]
-
-    async def outcomes(self) -> list[tuple[int, int, int]]:
-        """(kind, impression id, label) of every example."""
+    async def outcomes(self) -> list[tuple[int, int]]:
+        """(kind, impression id) of every example."""
         rows = await self.examples()
-        return list(zip(rows.kind.tolist(), rows.impression_id.tolist(), rows.label.tolist(), strict=True))
+        return list(zip(rows.kind.tolist(), rows.impression_id.tolist(), strict=True))
 
 
 @pytest.fixture
@@ -133,8 +135,13 @@ def one_partition(users: int, partitions: int) -> tuple[Shown, int]:
     return serve(mine, [START_MS + 1_000 * i for i in range(users)], partitions, first_id=101), partition
 
 
-async def test_a_repeated_impression_is_displayed_once(joiner: Joiner) -> None:
-    """Twice in one record, before its served row, after it, after its click, after its settlement."""
+def exposures(shown: Shown) -> list[tuple[int, int]]:
+    """The outcomes of displays of all that was shown."""
+    return [(EXPOSURE, key) for key in shown.impression_id]
+
+
+async def test_a_repeated_impression_is_exposed_once(joiner: Joiner) -> None:
+    """Twice in one record, before its served row, after it, after its click, after its exposure."""
     shown, partition = one_partition(3, joiner.broker.partitions)
     early = joiner.impressions(shown, [0, 1, 1], partition)
     await joiner.runner.work([Assigned(frozenset([partition])), early])
@@ -143,15 +150,22 @@ async def test_a_repeated_impression_is_displayed_once(joiner: Joiner) -> None:
     await joiner.runner.work([joiner.impressions(shown, [2, 0], partition), joiner.clicks(shown, [0], partition)])
     await joiner.runner.work([joiner.impressions(shown, [0], partition), *joiner.time(partition, START_MS + 300_000)])
     await joiner.runner.work([joiner.impressions(shown, [0, 1, 2], partition)])
-    assert sorted(await joiner.displays()) == shown.impression_id
-    assert len(await joiner.examples()) == 3
+    assert sorted(await joiner.outcomes()) == [*exposures(shown), (CLICK, shown.impression_id[0])]
+
+
+async def test_an_exposure_is_stored_in_the_step_of_its_display(joiner: Joiner) -> None:
+    """No window, no later record: the learner has it as soon as the inputs have come so far."""
+    shown, partition = one_partition(1, joiner.broker.partitions)
+    await joiner.runner.work([Assigned(frozenset([partition])), *joiner.time(partition, START_MS)])
+    await joiner.runner.work([joiner.served(shown, partition), joiner.impressions(shown, [0], partition)])
+    assert await joiner.outcomes() == exposures(shown)
 
 
 @pytest.mark.parametrize("store_down", [False, True])
 async def test_another_life_goes_on_where_the_log_ends(
     joiner: Joiner, monkeypatch: pytest.MonkeyPatch, store_down: bool
 ) -> None:
-    """Everything read again: no display, example or conversion twice, and none lost, with the store behind, too."""
+    """Everything read again: no exposure, click or conversion twice, and none lost, with the store behind, too."""
     shown, partition = one_partition(3, joiner.broker.partitions)
 
     async def down(*_: object) -> int:
@@ -163,7 +177,8 @@ async def test_another_life_goes_on_where_the_log_ends(
     await joiner.runner.work([joiner.impressions(shown, [0, 1], partition)])
     await joiner.runner.work([joiner.clicks(shown, [0], partition)])
     monkeypatch.undo()
-    assert await joiner.outcomes() == [(SETTLED, shown.impression_id[0], 1)]
+    one, two, _ = shown.impression_id
+    assert await joiner.outcomes() == [(EXPOSURE, one), (EXPOSURE, two), (CLICK, one)]
     for _ in range(2):
         joiner.again()
         await joiner.runner.work([Assigned(frozenset([partition])), *joiner.log])
@@ -172,17 +187,15 @@ async def test_another_life_goes_on_where_the_log_ends(
     await joiner.runner.work([*joiner.time(partition, START_MS + 300_000), joiner.conversions(shown, [0], partition)])
     joiner.again()
     await joiner.runner.work([Assigned(frozenset([partition])), *joiner.log])
-    assert sorted(await joiner.displays()) == shown.impression_id
-    one, two, three = shown.impression_id
-    assert sorted(await joiner.outcomes()) == [
-        (SETTLED, one, 1),
-        (SETTLED, two, 0),
-        (SETTLED, three, 0),
-        (CONVERSION, one, 1),
-    ]
+    again = joiner.conversions(shown, [0], partition, after_ms=6_000)
+    await joiner.runner.work([joiner.conversions(shown, [0], partition), again, again])
+    assert sorted(await joiner.outcomes()) == [*exposures(shown), (CLICK, one), (CONVERSION, one), (CONVERSION, one)]
+    rows = await joiner.examples()
+    assert rows.known_ms[rows.kind == CONVERSION].tolist() == [START_MS + 5_000, START_MS + 6_000]
+    assert rows.delay_ms[rows.kind == CONVERSION].tolist() == [3_900, 4_900]
 
 
-async def test_a_late_click_corrects_what_the_log_holds(joiner: Joiner) -> None:
+async def test_a_late_click_takes_its_columns_from_the_log(joiner: Joiner) -> None:
     """Of what this life wrote, and of what an earlier one did; the columns are those that were served."""
     shown, partition = one_partition(2, joiner.broker.partitions)
     await joiner.runner.work(
@@ -198,10 +211,23 @@ async def test_a_late_click_corrects_what_the_log_holds(joiner: Joiner) -> None:
     joiner.clicks(shown, [1], partition, after_ms=140_000)
     await joiner.runner.work([Assigned(frozenset([partition])), *joiner.log])
     rows = await joiner.examples()
-    assert rows.kind.tolist() == [SETTLED, SETTLED, CORRECTION, CORRECTION]
+    assert rows.kind.tolist() == [EXPOSURE, EXPOSURE, CLICK, CLICK]
     assert rows.impression_id.tolist() == [*shown.impression_id, *shown.impression_id]
     assert (rows.ids[:2] == rows.ids[2:]).all()
     assert (rows.logit[:2] == rows.logit[2:]).all()
+
+
+async def test_a_log_of_labelled_examples_is_refused(joiner: Joiner) -> None:
+    """Read as exposures and clicks it would teach every impression wrong: the error says what to do."""
+    rows = example_rows(2, seed=0)
+    old = msgspec.msgpack.decode(rows.to_record(SPEC.hash, START_MS).encode())
+    value = msgspec.msgpack.encode({**old, "label": b"\0\1"})
+    producer = RecordProducer(joiner.broker)
+    await producer.start()
+    await (await producer.send(EXAMPLES, value, partition=1))
+    await producer.stop()
+    with pytest.raises(SettledLogError, match=rf"{EXAMPLES}\[1\] 0 .*delete the topic.*MILLSTREAM_TOPIC_PREFIX"):
+        await joiner.runner.work([Assigned(frozenset([1]))])
 
 
 async def test_conversions_wait_while_the_store_is_away(joiner: Joiner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,20 +242,20 @@ async def test_conversions_wait_while_the_store_is_away(joiner: Joiner, monkeypa
         monkeypatch.setattr(RedisClickStore, name, away)
     await joiner.runner.work([joiner.impressions(shown, [0, 1], partition), joiner.clicks(shown, [0], partition)])
     await joiner.runner.work([joiner.conversions(shown, [0], partition), *joiner.time(partition, START_MS + 900_000)])
-    assert len(await joiner.examples()) == 2
+    assert len(await joiner.examples()) == 3
     assert joiner.metrics.counter("click_store_failures_total")._value.get() > 0
     monkeypatch.undo()
 
     async def converted() -> bool:
         await joiner.runner.tick()
-        return len(await joiner.examples()) == 3
+        return len(await joiner.examples()) == 4
 
     await until(converted, "the conversion was joined")
-    assert (await joiner.outcomes())[-1] == (CONVERSION, shown.impression_id[0], 1)
+    assert (await joiner.outcomes())[-1] == (CONVERSION, shown.impression_id[0])
 
 
-async def test_records_ahead_of_their_assignment_are_settled_in_the_same_step(joiner: Joiner) -> None:
-    """In a replay nothing else may follow that would settle them: everybody waits for this very watermark."""
+async def test_records_ahead_of_their_assignment_are_joined_in_the_same_step(joiner: Joiner) -> None:
+    """In a replay nothing else may follow that would join them: everybody waits for this very watermark."""
     shown, partition = one_partition(2, joiner.broker.partitions)
     served = joiner.served(shown, partition)
     ahead = [served, joiner.impressions(shown, [0, 1], partition), *joiner.time(partition, START_MS + 300_000)]
@@ -238,7 +264,7 @@ async def test_records_ahead_of_their_assignment_are_settled_in_the_same_step(jo
 
 
 async def test_what_lies_before_the_first_record_is_read_from_the_log(joiner: Joiner) -> None:
-    """What was under way at a change of partitions comes ahead of the records that are read from the low water on."""
+    """What was under way at a change of partitions comes ahead of what is read from the committed offset on."""
     shown, partition = one_partition(3, joiner.broker.partitions)
     producer = RecordProducer(joiner.broker)
     await producer.start()
@@ -251,7 +277,7 @@ async def test_what_lies_before_the_first_record_is_read_from_the_log(joiner: Jo
     await joiner.runner.work([Assigned(frozenset([partition])), written[3]])
     await joiner.runner.work(written)
     await joiner.runner.work([*joiner.time(partition, START_MS + 300_000)])
-    assert sorted(await joiner.outcomes()) == [(SETTLED, key, 0) for key in shown.impression_id]
+    assert sorted(await joiner.outcomes()) == exposures(shown)
 
 
 async def test_a_partition_that_went_elsewhere_is_let_go(joiner: Joiner) -> None:
@@ -276,13 +302,13 @@ async def test_a_zombie_is_fenced_and_writes_nothing(joiner: Joiner, apache_kafk
         await zombie.work(rest)
     assert len(await joiner.examples()) == 0
     await joiner.runner.work([*rest, *joiner.time(partition, START_MS + 300_000)])
-    assert len(await joiner.examples()) == 2
+    assert len(await joiner.examples()) == 3
     joiner.made.remove(zombie)
 
 
-async def test_another_life_recalls_only_what_still_matters(joiner: Joiner, apache_kafka: brokers.Broker) -> None:
+async def test_another_life_restores_only_what_still_matters(joiner: Joiner, apache_kafka: brokers.Broker) -> None:
     """The place to read the examples from travels with the committed offsets."""
-    joiner.config = replace(CONFIG, late_horizon_s=60)
+    joiner.config = replace(CONFIG, click_horizon_s=60)
     joiner.again()
     for at in range(20):
         hour_ms = START_MS + at * 3_600_000
@@ -294,7 +320,7 @@ async def test_another_life_recalls_only_what_still_matters(joiner: Joiner, apac
     joiner.again()
     await joiner.runner.work([Assigned(frozenset([place]))])
     (held,) = joiner.runner._partitions.values()
-    assert held.core.settled_rows <= 2
+    assert held.core.exposed_rows <= 2
     assert len(await joiner.examples()) == 20
 
 
@@ -360,25 +386,51 @@ async def test_at_half_of_the_memory_inputs_that_are_ahead_wait(joiner: Joiner) 
     await until(let_through, "all inputs were read again")
 
 
+async def test_live_inputs_far_ahead_of_the_clicks_wait_whatever_the_memory(joiner: Joiner) -> None:
+    """What lags holds the exposures back; what is ahead of it stays on the broker, until it has come nearer."""
+    now_ms = START_MS + 600_000
+    joiner.now_ms = lambda: now_ms
+    joiner.again()
+    partition = 0
+    await joiner.runner.work([Assigned(frozenset([partition])), *joiner.time(partition, START_MS + 540_000)])
+    assert joiner.runner.inbox.held_back == frozenset()
+    promise = silent(START_MS + 600_001).encode(), events([], START_MS + 600_001).encode()
+    ahead = [
+        joiner.record(topic, partition, value) for topic, value in zip((SERVED, IMPRESSIONS), promise, strict=True)
+    ]
+    await asyncio.sleep(0.06)
+    await joiner.runner.work(ahead)
+    assert joiner.runner.inbox.held_back == frozenset()
+    now_ms = START_MS + 600_001
+    await asyncio.sleep(0.06)
+    await joiner.runner.tick()
+    assert joiner.runner.inbox.held_back == frozenset([(SERVED, partition), (IMPRESSIONS, partition)])
+    assert joiner.metrics.gauge("join_held_back_partitions")._value.get() == 2
+    now_ms += 29_000  # those that wait are silent, and hold nothing
+    await asyncio.sleep(0.06)
+    await joiner.runner.work([joiner.record(CLICKS, partition, events([], START_MS + 540_001).encode())])
+    assert joiner.runner.inbox.held_back == frozenset()
+
+
 async def test_a_large_step_is_written_in_parts_that_late_clicks_find_again(joiner: Joiner) -> None:
-    """More displays, then more settled rows at once than a record may hold; a later life corrects rows of each part."""
+    """More exposures at once than a record may hold; this life and a later one find those of each part."""
     count = 2 * MOST_ROWS + 10
     shown = serve([1] * count, [START_MS] * count, joiner.broker.partitions, first_id=1_000)
     (partition,) = shown.record
     everything = [*range(count)]
     displayed = [joiner.served(shown, partition), joiner.impressions(shown, everything, partition)]
     await joiner.runner.work([Assigned(frozenset([partition])), *displayed])
-    assert await joiner.displays() == shown.impression_id
     await joiner.runner.work(joiner.time(partition, START_MS + 120_000))
-    assert await joiner.outcomes() == [(SETTLED, key, 0) for key in shown.impression_id]
+    assert await joiner.outcomes() == exposures(shown)
     at_hand = [0, MOST_ROWS - 1, MOST_ROWS]
     await joiner.runner.work([joiner.clicks(shown, at_hand, partition)])
     await joiner.runner.give_up()
     joiner.again()
     from_the_log = [1, MOST_ROWS + 1, 2 * MOST_ROWS, count - 1]
     await joiner.runner.work([Assigned(frozenset([partition])), joiner.clicks(shown, from_the_log, partition)])
-    corrected = [(CORRECTION, shown.impression_id[row], 1) for row in (*at_hand, *from_the_log)]
-    assert sorted((await joiner.outcomes())[count:]) == sorted(corrected)
-    sizes = [decode_record(v, SPEC) for v in await values(joiner.broker, EXAMPLES, joiner.broker.partitions)]
-    assert max(len(one.rows) for one in sizes) == MOST_ROWS
-    assert sum(one.displays is not None for one in sizes) == 3
+    clicked = [*at_hand, *from_the_log]
+    assert (await joiner.outcomes())[count:] == [(CLICK, shown.impression_id[row]) for row in clicked]
+    rows = await joiner.examples()
+    assert (rows.logit[count:] == rows.logit[clicked]).all()
+    sizes = [decode_examples(v, SPEC)[0] for v in await values(joiner.broker, EXAMPLES, joiner.broker.partitions)]
+    assert max(map(len, sizes)) == MOST_ROWS
