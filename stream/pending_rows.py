@@ -1,7 +1,8 @@
 """The columns of served rows until they settle: in blocks, in the order in which they came.
 
 Rows served together are due together, so that a block empties as a whole and its memory goes; nothing is ever moved.
-What belongs to a request is kept once for all its rows in a block.
+What belongs to a request is kept once for all its rows in a block, and a score that all of them share once, too: the
+propensity of a ranker that does not explore, the conversions' probability of a model without that head.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from stream.join_kernels import BLOCK, gather
 from stream.records import SCORES
 
 _FIRST_REQUESTS = 64
-_BY_ROW = (*SCORES, "ad_ids", "ad_dense")
+_BY_ROW = ("ad_ids", "ad_dense")
 _BY_REQUEST = ("user_key", "model_version", "request_ids", "request_dense")
 
 
@@ -26,13 +27,15 @@ class _Block:
 
     def __init__(self, like: ServedRows) -> None:
         self.rows = {name: _rows_like(getattr(like, name), BLOCK) for name in _BY_ROW}
+        # (1,) while all are equal, else one a row
+        self.scores = {name: np.full(1, np.nan, np.float32) for name in SCORES}
         self.requests = {name: _rows_like(getattr(like, name), _FIRST_REQUESTS) for name in _BY_REQUEST}
         self.request_of = np.empty(BLOCK, np.uint16)
         self.request_count = 0
 
     @property
     def bytes(self) -> int:
-        arrays = (*self.rows.values(), *self.requests.values(), self.request_of)
+        arrays = (*self.rows.values(), *self.scores.values(), *self.requests.values(), self.request_of)
         return sum(array.nbytes for array in arrays)
 
     def put(self, rows: ServedRows, which: NDArray[np.intp], first: int) -> None:
@@ -40,6 +43,8 @@ class _Block:
         here = slice(first, first + len(which))
         for name, column in self.rows.items():
             column[here] = getattr(rows, name)[which]
+        for name in SCORES:
+            self._put_score(name, getattr(rows, name)[which], first)
         request = rows.row_request[which]
         first_of = np.ones(len(request), bool)  # rows of a request stand together
         np.not_equal(request[1:], request[:-1], out=first_of[1:])
@@ -62,12 +67,22 @@ class _Block:
     def copy(self, rows: NDArray[np.int64], out: dict[str, NDArray[Any]], to: NDArray[np.intp]) -> None:
         """Write rows to ``to`` of such columns."""
         requests = self.request_of[rows]
-        for name in SCORES:
-            out[name][to] = self.rows[name][rows]
+        for name, score in self.scores.items():
+            out[name][to] = score[rows] if len(score) == BLOCK else score[0]
         for name in ("user_key", "model_version"):
             out[name][to] = self.requests[name][requests]
         for name in ("ids", "dense"):
             gather(rows, requests, self.requests[f"request_{name}"], self.rows[f"ad_{name}"], to, out[name])
+
+    def _put_score(self, name: str, values: NDArray[np.float32], first: int) -> None:
+        score = self.scores[name]
+        if len(score) == 1:
+            if not first:
+                score[0] = values[0]
+            if (values.view(np.uint32) == score.view(np.uint32)).all():  # bits: NaN is equal to itself
+                return
+            self.scores[name] = score = np.full(BLOCK, score[0], np.float32)
+        score[first : first + len(values)] = values
 
     def _make_room(self, requests: int) -> None:
         size = len(self.requests["user_key"])
@@ -103,7 +118,7 @@ class PendingRows:
     def id_bytes(self) -> int:
         """The part of it that ids and dense inputs take."""
         held = [block for block in self._blocks if block is not None]
-        rows = sum(block.rows[name].nbytes for block in held for name in ("ad_ids", "ad_dense"))
+        rows = sum(column.nbytes for block in held for column in block.rows.values())
         return rows + sum(block.requests[name].nbytes for block in held for name in ("request_ids", "request_dense"))
 
     def next_places(self, count: int) -> NDArray[np.int64]:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from stream.embedded_broker import EmbeddedBroker
 from stream.embedded_redis import EmbeddedRedis
 from tests.bench.harness import Bound, Child, Measure, median, progress
-from tests.bench.join_log import WINDOW_MS, join_log
+from tests.bench.join_log import HORIZON_MS, join_log
 from tests.bench.join_peers import PEERS, joined, produce
 from tests.bench.join_worker import Load, end_to_end, recovery
 
-_PER_SECOND = 10_000.0  # of event time: 600,000 rows wait for the end of their window
+_PER_SECOND = 10_000.0  # of event time: clicks come up to 600,000 rows after their display
 
 
 def measures(*, quick: bool = False) -> list[Measure]:
@@ -137,13 +137,13 @@ async def sessions(cores: Sequence[int], *, quick: bool) -> list[Measure]:
 async def recover(cores: Sequence[int], *, quick: bool) -> list[Measure]:
     """From the start of a process after SIGKILL until it holds a million pending rows again."""
     rows = 206_000 if quick else 1_030_000  # of which some are clicked, and do not wait
-    load = Load(impressions=rows, encoding="batch", runner="aiokafka", per_second=rows / (WINDOW_MS / 1000))
+    load = Load(impressions=rows, encoding="batch", runner="aiokafka", per_second=rows / (HORIZON_MS / 1000))
     found: dict[int, list[float]] = {0: [], rows: []}
     async with EmbeddedRedis() as redis:
         for turn in range(1 if quick else 3):
-            for settled, seconds in found.items():
+            for exposed, seconds in found.items():
                 async with EmbeddedBroker() as broker:
-                    took = await recovery(broker.bootstrap, redis.url, load, f"{turn}.", cores, settled=settled)
+                    took = await recovery(broker.bootstrap, redis.url, load, f"{turn}.", cores, exposed=exposed)
                 seconds.append(took)
     alone, behind = found.values()
     return [
@@ -152,5 +152,5 @@ async def recover(cores: Sequence[int], *, quick: bool) -> list[Measure]:
             ours=median(alone),
             target=Bound("ours", most=10),
         ),
-        Measure(name="the same with as many settled rows, whose examples are recalled", ours=median(behind)),
+        Measure(name="the same with as many exposed rows, whose examples are restored", ours=median(behind)),
     ]

@@ -10,19 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from stream.examples import ExampleRows
 from stream.inbox import InputRecord
 from stream.input_batches import EventBatch, ServedBatch, events_batch, served_batch
 from stream.inputs import EventRows, ServedRows
 from stream.join import JoinCore
 from stream.join_config import JoinConfig
 from stream.join_output import Records
+from stream.late_clicks import with_late_clicks
 from stream.records import SCORES
 from stream.topics import CLICKS, IMPRESSIONS, SERVED
-from tests.bench.join_log import SPEC, WINDOW_MS, JoinLog, digest, join_log
+from tests.bench.join_log import HORIZON_MS, SPEC, JoinLog, digest, join_log
 from tests.bench.peers.dict_join import DictJoin, rows_of
 from tests.bench.turns import serve
 
-CONFIG = JoinConfig(click_window_s=WINDOW_MS / 1000)
+CONFIG = JoinConfig(click_horizon_s=HORIZON_MS / 1000, display_horizon_s=HORIZON_MS / 1000)
 _RECORDS_A_STEP = 200
 _AHEAD_MS = CONFIG.ms("max_ahead_s")
 _PENDING_STEP = 10_000
@@ -56,7 +58,8 @@ class _Run:
     def __init__(self) -> None:
         self.core = JoinCore(CONFIG, 0, salt=1)
         self.ids: list[Any] = []
-        self.labels: list[Any] = []
+        self.kinds: list[Any] = []
+        self.records: dict[int, ExampleRows] = {}  # the examples written, as the shell remembers them
 
     def step(self, batches: Sequence[tuple[str, Any]], *, encode: bool = False) -> None:
         for topic, batch in batches:
@@ -66,19 +69,23 @@ class _Run:
                 self.core.impressions(batch.rows, batch.records)
             else:
                 self.core.clicks(batch.rows, batch.records)
-        rows = self.core.poll().examples
+        output = with_late_clicks(self.core.poll(), self.records, 0)
+        rows = output.examples
         if rows is None:
             self.core.stored([], [])
             return
         self.ids.append(rows.impression_id)
-        self.labels.append(rows.label)
+        self.kinds.append(rows.kind)
         if encode:
             rows.to_record(SPEC.hash, 0).encode()
         self.core.stored([len(self.ids)], [0])
+        self.records[len(self.ids)] = rows
+        while (oldest := next(iter(self.records))) < output.resume.examples:
+            del self.records[oldest]
 
     def right(self, log: JoinLog) -> bool:
         ids = np.concatenate(self.ids)
-        return len(ids) == log.impressions and digest(ids, np.concatenate(self.labels)) == log.digest
+        return len(ids) == log.examples and digest(ids, np.concatenate(self.kinds)) == log.digest
 
 
 def core(*, impressions: int, rounds: int) -> dict[str, float]:
@@ -136,7 +143,9 @@ def _pend(run: _Run, first: int, count: int) -> int:
     """Serve and display rows of one moment; requests of ten ads."""
     key = (np.arange(first, first + count, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     requests = count // 10
-    scores: dict[str, Any] = {name: np.ones(count, np.float32) for name in SCORES}
+    scores: dict[str, Any] = {name: np.full(count, np.nan, np.float32) for name in SCORES}  # of a model of one head
+    scores |= {"logit": np.arange(count, dtype=np.float32), "p": np.linspace(0, 1, count, dtype=np.float32)}
+    scores["propensity"] = np.ones(count, np.float32)
     served = ServedRows(
         impression_id=key,
         row_request=np.repeat(np.arange(requests, dtype=np.uint32), 10),

@@ -1,6 +1,6 @@
 """A log for the join: served rows, impressions and clicks as their producers would send them, and what must come out.
 
-Every served ad is displayed; 1.5 % of the impressions are clicked, all within the click window. What stands here needs
+Every served ad is displayed; 1.5 % of the impressions are clicked, all within a minute. What stands here needs
 numpy and msgspec only, so that the peers' environment can import it too.
 """
 
@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.kinds import CLICK, EXPOSURE
 from learners.spec import load_spec
 from stream.partition import key_bytes, partition_of
 from stream.records import EventsRecord, ServedRecord
@@ -25,7 +26,8 @@ Encoding = Literal["batch", "json"]
 
 SPEC = load_spec("marketplace")
 START_MS = 1_767_225_600_000  # 2026-01-01
-WINDOW_MS = 60_000
+HORIZON_MS = 60_000  # a click comes by then after its display
+LEAD_MS = 5_000  # a display may teach so far ahead of the slowest topic
 ADS = 10  # of a request
 BATCH = 100  # rows of a full record
 LINGER_MS = 1_000  # after which a record is sent although it is not full
@@ -33,7 +35,7 @@ CLICK_RATE = 0.015
 USERS = 100_000
 _MEDIAN_DELAY_MS, _DELAY_SPREAD = 20_000, 0.8
 _FIRST_DISPLAY_MS, _DISPLAY_STEP_MS = 200, 50  # after the request; between its ads
-_QUIET_MS = 60_000  # beyond the last window's end, promised at the end of the log
+_QUIET_MS = 60_000  # beyond the last click, promised at the end of the log
 
 
 class LogRecord(NamedTuple):
@@ -52,13 +54,13 @@ class JoinLog:
 
     records: list[LogRecord]
     impressions: int
-    positives: int
-    digest: int  # of all (impression id, label)
+    clicks: int
+    digest: int  # of all (impression id, kind)
 
     @property
-    def negatives(self) -> int:
-        """Impressions without a click."""
-        return self.impressions - self.positives
+    def examples(self) -> int:
+        """An exposure of each impression, and the clicks."""
+        return self.impressions + self.clicks
 
 
 def join_log(
@@ -68,7 +70,7 @@ def join_log(
 
     ``batch``: records of ``BATCH`` rows, or fewer when ``LINGER_MS`` are over. ``json``: one event a record for
     impressions and clicks, keyed by user; served rows in batches all the same. The last records of every partition
-    promise that nothing earlier than a minute after the last window's end will follow.
+    promise that nothing earlier than two minutes after the last record will follow.
     """
     world = _World.drawn(impressions, seed, per_second)
     home = partition_of(world.user_key, partitions)
@@ -86,15 +88,17 @@ def join_log(
             rows = order[shown_home[order] == partition]
             records += events(topic, partition, _Events.of(world, rows, ts_ms))
     records.sort(key=attrgetter("sent_ms"))  # stable: what is sent at one time stays in the order of the topics
-    end_ms = records[-1].sent_ms + WINDOW_MS + _QUIET_MS
+    end_ms = records[-1].sent_ms + HORIZON_MS + _QUIET_MS
     for partition in range(partitions):
         records += _promises(partition, end_ms, encoding)
-    return JoinLog(records, impressions, len(clicked), digest(world.impression_id, world.clicked))
+    ids = np.concatenate((world.impression_id, world.impression_id[clicked]))
+    kinds = np.repeat([EXPOSURE, CLICK], [impressions, len(clicked)])
+    return JoinLog(records, impressions, len(clicked), digest(ids, kinds))
 
 
-def digest(impression_id: NDArray[np.uint64], label: NDArray[Any]) -> int:
-    """A number that depends on every (impression id, label) and on how often it is there, not on their order."""
-    mixed = _mixed(_mixed(impression_id) ^ label.astype(np.uint64))
+def digest(impression_id: NDArray[np.uint64], kind: NDArray[Any]) -> int:
+    """A number that depends on every (impression id, kind) and on how often it is there, not on their order."""
+    mixed = _mixed(_mixed(impression_id) ^ kind.astype(np.uint64))
     return int(mixed.sum(dtype=np.uint64))
 
 
@@ -144,9 +148,9 @@ class _World:
 
 
 def _delays(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
-    """Log-normal, drawn again where a delay is not within the click window."""
-    delays = np.full(count, WINDOW_MS, np.int64)
-    while len(late := np.flatnonzero(delays >= WINDOW_MS)):
+    """Log-normal, drawn again where a delay is not within the horizon."""
+    delays = np.full(count, HORIZON_MS, np.int64)
+    while len(late := np.flatnonzero(delays >= HORIZON_MS)):
         delays[late] = np.exp(rng.normal(np.log(_MEDIAN_DELAY_MS), _DELAY_SPREAD, len(late))).astype(np.int64)
     return delays
 

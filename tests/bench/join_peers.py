@@ -85,7 +85,7 @@ class _Example(msgspec.Struct):
     """What is looked at in an output row, JSON or msgpack."""
 
     impression_id: int
-    label: int
+    kind: int
 
 
 async def create_topics(bootstrap: str, prefix: str, partitions: int = 1) -> None:
@@ -149,7 +149,7 @@ async def joined(
             bootstrap=bootstrap,
             prefix=prefix,
             output=output,
-            expected=log.impressions,
+            expected=log.examples,
             embedded=embedded,
             **peer.options,
         )
@@ -158,14 +158,14 @@ async def joined(
         impressions=log.impressions,
         wall_s=answer["wall_s"],
         core_s=answer["core_s"],
-        right=await written(bootstrap, output) == (log.impressions, log.digest),
+        right=await written(bootstrap, output) == (log.examples, log.digest),
     )
 
 
 async def written(bootstrap: str, output: str) -> tuple[int, int]:
     """How many rows a contestant's topic holds, and their digest."""
     ids: list[int] = []
-    labels: list[int] = []
+    kinds: list[int] = []
     place = TopicPartition(output, 0)
     consumer = AIOKafkaConsumer(
         bootstrap_servers=bootstrap, enable_auto_commit=False, max_partition_fetch_bytes=_RECORD_BYTES
@@ -179,9 +179,9 @@ async def written(bootstrap: str, output: str) -> tuple[int, int]:
                 packed = record.value[:1] != b"{"
                 example = (msgspec.msgpack if packed else msgspec.json).decode(record.value, type=_Example)
                 ids.append(example.impression_id)
-                labels.append(example.label)
+                kinds.append(example.kind)
             end = consumer.highwater(place)  # of the last fetch
-    return len(ids), digest(np.array(ids, np.uint64), np.array(labels))
+    return len(ids), digest(np.array(ids, np.uint64), np.array(kinds))
 
 
 async def _measure(impressions: int, encoding: Encoding, kafka_home: Path | None) -> bool:

@@ -20,7 +20,7 @@ def _made(impressions: int, encoding: Encoding, partitions: int, per_second: flo
 def prepare(*, impressions: int, encoding: Encoding, partitions: int, per_second: float) -> dict[str, float]:
     """Have the log at hand."""
     log = _made(impressions, encoding, partitions, per_second)
-    return {"records": len(log.records), "positives": log.positives}
+    return {"records": len(log.records), "examples": log.examples}
 
 
 def send(

@@ -19,9 +19,9 @@ from stream.child_server import free_port
 from stream.examples_log import decode_examples
 from stream.log_reader import LogReader
 from stream.settings import StreamSettings
-from stream.topics import EXAMPLES
+from stream.topics import CLICKS, EXAMPLES
 from tests.bench.harness import Child, progress
-from tests.bench.join_log import SPEC, WINDOW_MS, Encoding, digest, join_log
+from tests.bench.join_log import HORIZON_MS, SPEC, START_MS, Encoding, digest, join_log
 from tests.bench.join_peers import produce
 
 _POLL_S = 0.25  # asking costs the worker some milliseconds
@@ -94,8 +94,8 @@ def _samples(text: str) -> dict[str, float]:
 
 
 def joined_rows(samples: Mapping[str, float]) -> float:
-    """Settled examples."""
-    return samples['millstream_examples_total{kind="settled"}']
+    """Exposures and clicks."""
+    return sum(samples[f'millstream_examples_total{{kind="{kind}"}}'] for kind in ("exposure", "click"))
 
 
 @asynccontextmanager
@@ -108,7 +108,8 @@ async def worker(
         "REDIS_URL": redis_url,
         "MILLSTREAM_PARTITIONS": str(load.partitions),
         "MILLSTREAM_TOPIC_PREFIX": prefix,
-        "MILLSTREAM_CLICK_WINDOW_S": str(WINDOW_MS / 1000),
+        "MILLSTREAM_DISPLAY_HORIZON_S": str(HORIZON_MS / 1000),
+        "MILLSTREAM_JOIN_MEMORY_BYTES": str(2 << 30),  # with the default, inputs ahead wait from half a million rows on
     }
     running = Worker(environment, load.runner, cores)
     try:
@@ -131,13 +132,13 @@ async def end_to_end(bootstrap: str, redis_url: str, load: Load, prefix: str, co
         "per_second": load.per_second,
     }
     with Child("tests.bench.join_producer", cores=cores) as producer:
-        await asyncio.to_thread(producer.turn, "prepare", **arguments)
+        log = await asyncio.to_thread(producer.turn, "prepare", **arguments)
         await asyncio.to_thread(producer.turn, "topics", bootstrap=bootstrap, prefix=prefix, partitions=load.partitions)
         async with worker(bootstrap, redis_url, load, prefix, cores) as running:
             began = time.monotonic()
             sent = asyncio.to_thread(producer.turn, "send", bootstrap=bootstrap, prefix=prefix, **arguments)
             sending = asyncio.create_task(sent)
-            await running.until(lambda samples: joined_rows(samples) >= load.impressions)
+            await running.until(lambda samples: joined_rows(samples) >= log["examples"])
             wall_s = time.monotonic() - began
             await sending
     await _check(bootstrap, load, prefix)
@@ -146,18 +147,20 @@ async def end_to_end(bootstrap: str, redis_url: str, load: Load, prefix: str, co
 
 
 async def recovery(
-    bootstrap: str, redis_url: str, load: Load, prefix: str, cores: Sequence[int], *, settled: int
+    bootstrap: str, redis_url: str, load: Load, prefix: str, cores: Sequence[int], *, exposed: int
 ) -> float:
     """Seconds from the start of a process, after another was killed, until it holds all pending rows again.
 
-    The log has ``settled`` rows more than ``load``, which waits for the end of its window when the log ends.
+    The log has ``exposed`` rows more than ``load``, which waits for its clicks when the log ends: they lag.
     """
-    rows = settled + load.impressions
+    rows = exposed + load.impressions
     log = join_log(rows, load.encoding, partitions=load.partitions, per_second=load.per_second)
-    log = replace(log, records=log.records[: -3 * load.partitions])  # without the promises that would settle all
+    lag_ms = START_MS + 1000 * exposed / load.per_second
+    came = [one for one in log.records[: -3 * load.partitions] if one.topic != CLICKS or one.sent_ms <= lag_ms]
+    log = replace(log, records=came)
     await produce(bootstrap, log, prefix, load.partitions)
 
-    least = 0.98 * load.impressions  # clicked rows do not wait
+    least = load.impressions - 10 * load.per_second  # the lead, and the time from request to display
 
     def holds_all(samples: Mapping[str, float]) -> bool:
         lag = sum(value for name, value in samples.items() if name.startswith("millstream_lag_records"))
@@ -178,13 +181,13 @@ async def recovery(
 async def _check(bootstrap: str, load: Load, prefix: str) -> None:
     log = join_log(load.impressions, load.encoding, partitions=load.partitions, per_second=load.per_second)
     settings = StreamSettings(kafka_bootstrap_servers=bootstrap, partitions=load.partitions, topic_prefix=prefix)
-    ids, labels = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint8)]
+    ids, kinds = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint8)]
     async with LogReader(await find_broker(settings)) as reader:
         for partition in range(load.partitions):
             async for record in reader.read(EXAMPLES, partition):
                 rows, _ = decode_examples(record.value, SPEC)
                 ids.append(rows.impression_id)
-                labels.append(rows.label)
+                kinds.append(rows.kind)
     found = np.concatenate(ids)
-    if (len(found), digest(found, np.concatenate(labels))) != (log.impressions, log.digest):
+    if (len(found), digest(found, np.concatenate(kinds))) != (log.examples, log.digest):
         raise RuntimeError(f"{load}: the examples written are not those that must come out ({len(found)} rows)")

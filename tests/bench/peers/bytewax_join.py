@@ -2,7 +2,7 @@
 
 Its own joins and windows do not fit: their clocks are one a key, so that with the impression as the key no row's time
 passes by another's, and timers ring by the wall clock. So it is ``stateful_batch`` with the partition as the key: what
-is pending lies in dictionaries, and a negative settles when the slowest of the three topics has passed its window.
+is known lies in dictionaries, and an exposure goes out when the slowest of the three topics has come to its display.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the joins written with other libraries share: records exploded into rows, and a join over dictionaries.
 
-It is what one writes without columns: a dict a row, and a deque of those that wait for the end of their window.
+It is what one writes without columns: a dict a row, and deques of those that wait.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import msgspec
 
 from stream.records import EventsRecord, ServedRecord
 from stream.topics import CLICKS, IMPRESSIONS, SERVED
-from tests.bench.join_log import WINDOW_MS
+from learners.kinds import CLICK, EXPOSURE
+from tests.bench.join_log import HORIZON_MS, LEAD_MS
 
 Row = dict[str, Any]
 
@@ -73,48 +74,55 @@ def _json_row(topic: str, event: Row) -> Row:
     return {"topic": topic, "ts_ms": event["ts_ms"], "impression_id": int(event["impression_id"])}
 
 
-def example(served: Row, shown_ms: int, label: int) -> Row:
-    """The output row: the served columns at the time of the display, labelled."""
-    return {**served, "topic": "examples", "ts_ms": shown_ms, "label": label}
+def example(served: Row, shown_ms: int, kind: int, known_ms: int) -> Row:
+    """The output row: the served columns, at the time of the display, and when this event of it was."""
+    return {**served, "topic": "examples", "ts_ms": shown_ms, "kind": kind, "known_ms": known_ms}
 
 
 class DictJoin:
     """The join of one partition. Feed it the rows of each topic in their order, the topics in any interleaving.
 
-    A displayed row settles as positive as soon as its served row and its click are there, as negative when all three
-    topics have passed the end of its window.
+    A displayed row is an exposure once its served row is there and the slowest topic has come to its display, less
+    the lead; its click is another example when it comes. Rows are forgotten when no click can come any more.
     """
 
-    def __init__(self, window_ms: int = WINDOW_MS) -> None:
-        self._window_ms = window_ms
+    def __init__(self, horizon_ms: int = HORIZON_MS, lead_ms: int = LEAD_MS) -> None:
+        self._horizon_ms = horizon_ms
+        self._lead_ms = lead_ms
         self._served: dict[int, Row] = {}
-        self._shown: dict[int, int] = {}
-        self._clicked: set[int] = set()
+        self._exposed: dict[int, int] = {}  # impression id -> display time
+        self._clicks: dict[int, int] = {}  # that wait for their exposure
         self._waiting: deque[tuple[int, int]] = deque()  # (display time, impression id), in the order of displays
+        self._known: deque[tuple[int, int]] = deque()  # the same of exposures
         self._reached = dict.fromkeys(INPUTS, 0)
 
     def take(self, row: Row) -> list[Row]:
-        """Take in one row; return the examples that it settles."""
+        """Take in one row; return the examples that it yields."""
         topic, ts_ms, key = row["topic"], row["ts_ms"], row.get("impression_id")
-        settled: list[Row] = []
+        examples: list[Row] = []
         if key is not None:
             if topic == SERVED:
                 self._served[key] = row
             elif topic == IMPRESSIONS:
-                self._shown[key] = ts_ms
                 self._waiting.append((ts_ms, key))
+            elif key in self._exposed:
+                examples.append(example(self._served[key], self._exposed[key], CLICK, ts_ms))
             else:
-                self._clicked.add(key)
-            if key in self._clicked and key in self._shown and key in self._served:
-                settled.append(self._settle(key, 1))
+                self._clicks[key] = ts_ms
         self._reached[topic] = ts_ms
-        passed_ms = min(self._reached.values()) - self._window_ms
-        while self._waiting and self._waiting[0][0] < passed_ms:
-            _, waiting = self._waiting.popleft()
-            if waiting in self._shown and waiting in self._served:  # else it has settled as positive
-                settled.append(self._settle(waiting, 0))
-        return settled
+        slowest_ms = min(self._reached.values())
+        while self._waiting and self._waiting[0][0] <= slowest_ms + self._lead_ms:
+            if self._waiting[0][1] not in self._served:
+                break  # its served row is under way
+            self._expose(*self._waiting.popleft(), examples)
+        while self._known and self._known[0][0] + self._horizon_ms < slowest_ms:
+            _, gone = self._known.popleft()
+            del self._exposed[gone], self._served[gone]
+        return examples
 
-    def _settle(self, key: int, label: int) -> Row:
-        self._clicked.discard(key)
-        return example(self._served.pop(key), self._shown.pop(key), label)
+    def _expose(self, shown_ms: int, key: int, examples: list[Row]) -> None:
+        examples.append(example(self._served[key], shown_ms, EXPOSURE, shown_ms))
+        self._exposed[key] = shown_ms
+        self._known.append((shown_ms, key))
+        if key in self._clicks:
+            examples.append(example(self._served[key], shown_ms, CLICK, self._clicks.pop(key)))

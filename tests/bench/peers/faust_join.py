@@ -1,7 +1,7 @@
 """The join with plain Faust, a contestant of `tests.bench.join_peers`.
 
-One agent a topic; what is pending lies in dictionaries of the process, one set a partition, and a negative settles when
-the slowest of the three topics has passed its window. The library's own state, a Table with its changelog, takes some
+One agent a topic; what is known lies in dictionaries of the process, one set a partition, and an exposure goes out
+when the slowest of the three topics has come to its display. The library's own state, a Table with its changelog, takes some
 4,000 updates a second and knows no event time; its windows never say that they have ended.
 """
 

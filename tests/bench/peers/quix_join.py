@@ -1,9 +1,9 @@
 """The join with Quix Streams, a contestant of `tests.bench.join_peers`.
 
-None of its joins fits: ``join_interval(how="left")`` gives an unclicked row at once instead of after its window, and
-``join_asof`` looks at the past only. So it is a stateful ``apply`` over the three topics, joined by ``concat``, which
-reads them in the order of their records' timestamps. There are no timers: displays are listed in the state under the
-tenth of a second in which their window ends, and the first row after it settles those without a click.
+None of its joins fits: a display must come out once, and its click once more whenever it comes. So it is a stateful
+``apply`` over the three topics, joined by ``concat``, which reads them in the order of their records' timestamps: no
+topic is ahead of another. There are no timers: displays are listed in the state under the tenth of a second in which
+their last click can come, and the first row after it forgets them.
 
 One partition: a state belongs to a message key, here one for all rows. With more partitions the library would send
 every row through a repartition topic first.
@@ -16,13 +16,14 @@ from typing import Any
 
 from quixstreams import Application, State  # type: ignore[import-not-found, unused-ignore]
 
-from stream.topics import IMPRESSIONS, SERVED
-from tests.bench.join_log import LINGER_MS, WINDOW_MS
+from stream.topics import CLICKS, IMPRESSIONS, SERVED
+from learners.kinds import CLICK, EXPOSURE
+from tests.bench.join_log import HORIZON_MS, LINGER_MS
 from tests.bench.peers.dict_join import INPUTS, Row, example, rows_of
 from tests.bench.peers.stopwatch import Stopwatch
 from tests.bench.turns import serve
 
-_STEP_MS = 100  # windows that end in one step are listed together
+_STEP_MS = 100  # what is forgotten in one step is listed together
 
 
 class QuixJoin:
@@ -38,37 +39,38 @@ class QuixJoin:
         return rows_of(topic, value)
 
     def take(self, row: Row, state: State) -> list[Row]:
-        """Take in one row; return the examples that it settles."""
-        settled = self._settle_until(row["ts_ms"] - LINGER_MS, state)
-        key = row.get("impression_id")
+        """Take in one row; return the examples that it yields."""
+        self._forget_until(row["ts_ms"] - LINGER_MS, state)
+        topic, key = row["topic"], row.get("impression_id")
         if key is None:
-            return settled
-        held = state.get(key) or {}
-        held[row["topic"]] = row if row["topic"] == SERVED else row["ts_ms"]
-        if len(held) == len(INPUTS):
+            return []
+        known = state.get(key) or {}
+        known[topic] = row if topic == SERVED else row["ts_ms"]
+        if SERVED not in known or IMPRESSIONS not in known:
+            state.set(key, known)
+            return []
+        served, shown_ms, examples = known[SERVED], known[IMPRESSIONS], []
+        if topic != CLICKS:
+            examples.append(example(served, shown_ms, EXPOSURE, shown_ms))
+        if CLICKS in known:
             state.delete(key)
-            return [*settled, example(held[SERVED], held[IMPRESSIONS], 1)]
-        state.set(key, held)
-        if row["topic"] == IMPRESSIONS:
-            ends = _ends((row["ts_ms"] + WINDOW_MS) // _STEP_MS)
-            state.set(ends, [*(state.get(ends) or []), key])
-        return settled
+            return [*examples, example(served, shown_ms, CLICK, known[CLICKS])]
+        state.set(key, known)
+        ends = _ends((shown_ms + HORIZON_MS) // _STEP_MS)
+        state.set(ends, [*(state.get(ends) or []), key])
+        return examples
 
-    def _settle_until(self, now_ms: int, state: State) -> list[Row]:
+    def _forget_until(self, now_ms: int, state: State) -> None:
         step = now_ms // _STEP_MS
         if step <= self._step:
-            return []
+            return
         self._step = step
-        settled = []
         for passed in range(state.get("step") or step, step):
             for key in state.get(_ends(passed)) or []:
-                held = state.get(key)
-                if held is not None:  # else it was clicked
+                if state.get(key) is not None:  # else it was clicked
                     state.delete(key)
-                    settled.append(example(held[SERVED], held[IMPRESSIONS], 0))
             state.delete(_ends(passed))
         state.set("step", step)
-        return settled
 
 
 def _ends(step: int) -> str:
