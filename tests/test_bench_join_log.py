@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from learners.kinds import CLICK, EXPOSURE
 from stream.partition import partition_of
 from stream.records import ServedRecord
 from stream.topics import CLICKS, IMPRESSIONS, SERVED
-from tests.bench.join_log import BATCH, SPEC, WINDOW_MS, Encoding, JoinLog, digest, join_log
-from tests.bench.peers.dict_join import DictJoin, Row, rows_of
+from tests.bench.join_log import BATCH, HORIZON_MS, LEAD_MS, SPEC, Encoding, JoinLog, digest, join_log
+from tests.bench.peers.dict_join import INPUTS, DictJoin, Row, rows_of
 
 LOGS = {
     "impressions": st.integers(1, 700),
@@ -26,8 +27,9 @@ LOGS = {
 }
 
 
-def _digest(labels: dict[int, bool]) -> int:
-    return digest(np.array([*labels], np.uint64), np.array([*labels.values()], np.bool_))
+def _digest(examples: list[tuple[int, int]]) -> int:
+    """Of (impression id, kind)."""
+    return digest(np.array([key for key, _ in examples], np.uint64), np.array([kind for _, kind in examples]))
 
 
 def _rows(log: JoinLog) -> list[tuple[int, Row]]:
@@ -37,31 +39,39 @@ def _rows(log: JoinLog) -> list[tuple[int, Row]]:
 @settings(max_examples=25, deadline=None)
 @given(**LOGS)
 def test_what_is_expected_equals_a_slow_join_of_the_records(**log_of: Any) -> None:
-    """Look at all events at once: a display is positive when a click of its id lies within its window."""
+    """Look at all events at once: each display is an exposure, and each click of it within the horizon a click."""
     log = join_log(**log_of)
     rows = [row for _, row in _rows(log) if "impression_id" in row]
     times: dict[str, dict[int, int]] = {topic: {} for topic in (SERVED, IMPRESSIONS, CLICKS)}
     for row in rows:
         times[row["topic"]][row["impression_id"]] = row["ts_ms"]
-    clicks = times[CLICKS]
-    labels = {
-        key: key in clicks and 0 <= clicks[key] - shown_ms < WINDOW_MS for key, shown_ms in times[IMPRESSIONS].items()
-    }
-    assert times[SERVED].keys() == labels.keys()
-    assert len(rows) == 2 * log.impressions + log.positives
-    assert (len(labels), sum(labels.values()), _digest(labels)) == (log.impressions, log.positives, log.digest)
+    shown, clicks = times[IMPRESSIONS], times[CLICKS]
+    clicked = [key for key, ts_ms in clicks.items() if 0 <= ts_ms - shown[key] < HORIZON_MS]
+    assert times[SERVED].keys() == shown.keys()
+    assert len(rows) == 2 * log.impressions + log.clicks
+    assert (len(shown), len(clicked), log.examples) == (log.impressions, log.clicks, len(shown) + len(clicked))
+    assert _digest([(key, EXPOSURE) for key in shown] + [(key, CLICK) for key in clicked]) == log.digest
 
 
 @settings(max_examples=25, deadline=None)
 @given(**LOGS)
-def test_joined_record_by_record_everything_settles_once_and_right(**log_of: Any) -> None:
-    """The promises at the end settle all that is left; nothing settles twice."""
+def test_joined_record_by_record_everything_comes_out_once_and_right(**log_of: Any) -> None:
+    """No exposure far ahead of the slowest topic; its click after it; all of it by the end."""
     log = join_log(**log_of)
     joins = [DictJoin() for _ in range(log_of["partitions"])]
-    settled = [example for partition, row in _rows(log) for example in joins[partition].take(row)]
-    labels = {example["impression_id"]: bool(example["label"]) for example in settled}
-    assert len(settled) == len(labels) == log.impressions
-    assert _digest(labels) == log.digest
+    reached = [dict.fromkeys(INPUTS, 0) for _ in joins]
+    found: list[tuple[int, int]] = []
+    for partition, row in _rows(log):
+        reached[partition][row["topic"]] = row["ts_ms"]
+        for example in joins[partition].take(row):
+            key = example["impression_id"]
+            if example["kind"] == EXPOSURE:
+                assert example["ts_ms"] <= min(reached[partition].values()) + LEAD_MS
+            else:
+                assert (key, EXPOSURE) in found
+            found.append((key, example["kind"]))
+    assert len(found) == log.examples
+    assert _digest(found) == log.digest
 
 
 @settings(max_examples=25, deadline=None)
@@ -97,14 +107,14 @@ def test_a_full_log_has_full_records(encoding: Encoding) -> None:
     assert join_log(3_000, encoding, seed=4).digest != log.digest
 
 
-def test_the_digest_sees_labels_and_repetitions_but_no_order() -> None:
-    """Three (id, label) pairs in every order; one label changed; one pair twice."""
-    ids, labels = np.array([1, 2, 3], np.uint64), np.array([True, False, True])
-    found = digest(ids, labels)
-    assert digest(ids[::-1], labels[::-1]) == found
-    assert digest(ids, np.array([True, True, True])) != found
-    assert digest(np.append(ids, ids[:1]), np.append(labels, labels[:1])) != found
-    assert digest(ids, np.array([False, True, True])) != found
+def test_the_digest_sees_kinds_and_repetitions_but_no_order() -> None:
+    """Three (id, kind) pairs in every order; one kind changed; one pair twice."""
+    ids, kinds = np.array([1, 2, 3], np.uint64), np.array([CLICK, EXPOSURE, CLICK])
+    found = digest(ids, kinds)
+    assert digest(ids[::-1], kinds[::-1]) == found
+    assert digest(ids, np.array([CLICK, CLICK, CLICK])) != found
+    assert digest(np.append(ids, ids[:1]), np.append(kinds, kinds[:1])) != found
+    assert digest(ids, np.array([EXPOSURE, CLICK, CLICK])) != found
 
 
 def _served(value: bytes) -> ServedRecord:

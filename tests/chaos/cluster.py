@@ -34,7 +34,7 @@ CALIBRATE_INTERVAL_S = 300.0  # a state takes 33 kB, and a starting worker reads
 JOIN = JoinConfig(
     click_window_s=60,
     display_horizon_s=60,
-    late_horizon_s=600,
+    click_horizon_s=600,
     conversion_horizon_s=3600,
     allowed_lateness_s=20,
 )
@@ -192,7 +192,14 @@ class Cluster:
             "MILLSTREAM_CALIBRATE_INTERVAL_S": str(CALIBRATE_INTERVAL_S),
             "OMP_NUM_THREADS": "1",
         }
-        for setting in ("click_window", "display_horizon", "late_horizon", "conversion_horizon", "allowed_lateness"):
+        for setting in (
+            "click_window",
+            "display_horizon",
+            "click_horizon",
+            "conversion_horizon",
+            "allowed_lateness",
+            "display_lead",
+        ):
             environment[f"MILLSTREAM_{setting.upper()}_S"] = str(getattr(JOIN, f"{setting}_s"))
         environment |= {f"MILLSTREAM_{setting}": str(value) for setting, value in _LEARNING.items()}
         if archives:

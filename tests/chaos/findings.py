@@ -14,7 +14,7 @@ import orjson
 
 from calibration.config import CalibratorConfig
 from learners.archive import ArchiveError, read_examples
-from learners.kinds import CONVERSION, CORRECTION, SETTLED
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.snapshot import versions
 from stream.calibrating import PartitionCalibrator
 from stream.records import CalibrationRecord
@@ -27,7 +27,7 @@ from tests.chaos.stores import Stores, folded_clicks, folded_sessions
 from tests.chaos.topic_log import TopicLog
 from tests.chaos.truth import Inputs
 from tests.chaos.verdict import Check, alike, compare, covered, journalled
-from tests.stream.oracle import Truth
+from tests.stream.oracle import Example, Truth
 from tests.stream.rig import SPEC
 
 _ROOT = Path(__file__).parents[2]
@@ -54,24 +54,27 @@ async def findings(
 
 
 def of_examples(truth: Truth, inputs: Inputs, outcome: Outcome) -> list[Check]:
-    """The examples are the oracle's, hold what was served, and were told as displayed."""
+    """The examples are the oracle's, exposures, clicks and conversions, and hold what was served."""
     found = [*outcome.examples()]
-    wanted = {(one.impression_id, one.kind): one for one in truth.examples}
+    wanted = {_identity(one): one for one in truth.examples}
     served = {key: row for key in wanted if (row := inputs.served.get(key[0])) is not None}
-    displays = {key: (inputs.served[key].user_key, one.ts_ms) for (key, kind), one in wanted.items() if kind == SETTLED}
-    keys = [(example.impression_id, example.kind) for example, _ in found]
+    keys = [_identity(example) for example, _ in found]
     return [
         compare("examples", wanted, zip(keys, (example for example, _ in found), strict=True)),
         compare("their columns as served", served, zip(keys, (row for _, row in found), strict=True)),
-        compare("displays", displays, outcome.displays()),
     ]
+
+
+def _identity(example: Example) -> tuple[int, int, int]:
+    """What is there once: an exposure and a click of an impression, and each of its conversions."""
+    return example.impression_id, example.kind, example.known_ms if example.kind == CONVERSION else 0
 
 
 def of_kinds(outcome: Outcome) -> Check:
     """Every kind of example came up: a run in which little happened proves little."""
     kinds = {example.kind for example, _ in outcome.examples()}
     return compare(
-        "kinds of example that came up", dict.fromkeys((SETTLED, CORRECTION, CONVERSION)), dict.fromkeys(kinds).items()
+        "kinds of example that came up", dict.fromkeys((EXPOSURE, CLICK, CONVERSION)), dict.fromkeys(kinds).items()
     )
 
 
@@ -85,7 +88,7 @@ def of_rejects(truth: Truth, inputs: Inputs, outcome: Outcome) -> list[Check]:
 
 
 async def of_stores(stores: Stores, outcome: Outcome) -> list[Check]:
-    """Session states and settled clicks are the folds of the examples topic, byte for byte."""
+    """Session states and clicks are the folds of the examples topic, byte for byte."""
     sessions: dict[bytes, bytes] = {}
     clicks: dict[bytes, bytes] = {}
     found_sessions: dict[bytes, bytes] = {}
@@ -94,12 +97,12 @@ async def of_stores(stores: Stores, outcome: Outcome) -> list[Check]:
     for partition, records in outcome.partitions():
         sessions |= folded_sessions(SPEC, partition, records)
         clicks |= folded_clicks(SPEC, partition, records)
-        found_sessions |= await stores.values(partition, "uc")
-        found_clicks |= await stores.values(partition, "k")
+        found_sessions |= await stores.values(partition, ("u", "c"))
+        found_clicks |= await stores.values(partition, ("click",))
     return [
         compare("session states", sessions, found_sessions.items()),
         compare("session fences", ends, (await stores.fences(len(ends), "fence")).items()),
-        compare("settled clicks", clicks, found_clicks.items()),
+        compare("clicks", clicks, found_clicks.items()),
     ]
 
 
@@ -139,7 +142,7 @@ def of_calibration(outcome: Outcome) -> Check:
 def _calibrated(partition: int, records: Iterable[ExamplesRecord]) -> CalibrationRecord | None:
     calibrator = PartitionCalibrator(partition, CalibratorConfig(), CALIBRATE_INTERVAL_S)
     for record in records:
-        calibrator.step(record.content.rows, record.offset, record.content.watermark_ms)
+        calibrator.step(record.rows, record.offset, record.watermark_ms)
     return calibrator.take_publication(at_once=True)
 
 
@@ -156,7 +159,7 @@ def of_archive(archive: Path, outcome: Outcome) -> Check:
     except ArchiveError as error:
         return compare("examples in the archive", outcome.archived(), [(str(error), None)])
     places = zip(*(columns[name].tolist() for name in ("partition", "offset", "ordinal")), strict=True)
-    rows = zip(*(columns[name].tolist() for name in ("impression_id", "kind", "label", "known_ms")), strict=True)
+    rows = zip(*(columns[name].tolist() for name in ("impression_id", "kind", "known_ms")), strict=True)
     return compare("examples in the archive", outcome.archived(), zip(places, rows, strict=True))
 
 

@@ -10,7 +10,7 @@ import orjson
 
 from learners.kinds import CONVERSION
 from stream.examples import ExampleRows
-from stream.examples_log import Decoded, decode_record
+from stream.examples_log import decode_examples
 from stream.records import CalibrationRecord, DeadLetter, JournalRecord
 from stream.topics import CALIBRATION, DEADLETTER, EXAMPLES, JOURNAL
 from tests.chaos.topic_log import TopicLog
@@ -26,7 +26,8 @@ class ExamplesRecord(NamedTuple):
 
     partition: int
     offset: int
-    content: Decoded
+    rows: ExampleRows
+    watermark_ms: int
 
 
 class Outcome:
@@ -41,27 +42,18 @@ class Outcome:
         for partition, records in self._log.partitions(EXAMPLES):
             held = self._examples.setdefault(partition, [])
             for stored in records[len(held) :]:
-                held.append(ExamplesRecord(partition, stored.offset, decode_record(stored.value, SPEC)))
+                held.append(ExamplesRecord(partition, stored.offset, *decode_examples(stored.value, SPEC)))
             yield partition, held
 
     def examples(self) -> Iterator[tuple[Example, ServedRow]]:
         """Every example, and what it holds of its served row."""
         for _, records in self.partitions():
             for record in records:
-                yield from _examples(record.content.rows)
-
-    def displays(self) -> Iterator[tuple[int, tuple[int, int]]]:
-        """Every display that was told: its impression id, user and time."""
-        for _, records in self.partitions():
-            for displays in (record.content.displays for record in records):
-                if displays is not None:
-                    columns = (displays.impression_id, displays.user_key, displays.ts_ms)
-                    for impression_id, user_key, ts_ms in zip(*(c.tolist() for c in columns), strict=True):
-                        yield impression_id, (user_key, ts_ms)
+                yield from _examples(record.rows)
 
     def watermarks(self) -> dict[int, int]:
         """How far each partition of the examples has come."""
-        return {p: max((one.content.watermark_ms for one in records), default=0) for p, records in self.partitions()}
+        return {p: max((one.watermark_ms for one in records), default=0) for p, records in self.partitions()}
 
     def ends(self) -> dict[int, int]:
         """The offset behind the last record of each partition of the examples."""
@@ -73,7 +65,7 @@ class Outcome:
             partition: [
                 (record.offset, at)
                 for record in records
-                for at, kind in enumerate(record.content.rows.kind.tolist())
+                for at, kind in enumerate(record.rows.kind.tolist())
                 if kind != CONVERSION
             ]
             for partition, records in self.partitions()
@@ -85,7 +77,7 @@ class Outcome:
             (partition, record.offset, at): row
             for partition, records in self.partitions()
             for record in records
-            for at, row in enumerate(archived_columns(record.content.rows))
+            for at, row in enumerate(archived_columns(record.rows))
         }
 
     def journal(self) -> list[JournalRecord]:
@@ -113,7 +105,7 @@ class Outcome:
 
 def archived_columns(rows: ExampleRows) -> Iterator[tuple[int, ...]]:
     """What tells one example from another."""
-    columns = (rows.impression_id, rows.kind, rows.label, rows.known_ms)
+    columns = (rows.impression_id, rows.kind, rows.known_ms)
     return zip(*(column.tolist() for column in columns), strict=True)
 
 

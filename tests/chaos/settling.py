@@ -35,14 +35,14 @@ class Settling:
         self._partitions = partitions
 
     async def settle(self) -> None:
-        """Let time pass beyond every window and wait for those who work on it."""
+        """Let time pass beyond every horizon and wait for those who work on it."""
         await self._traffic.play_out()
-        await self._traffic.pass_time(JOIN.late_horizon_s + 2 * JOIN.click_window_s + _MARGIN_S)
+        await self._traffic.pass_time(JOIN.click_horizon_s + 2 * JOIN.display_horizon_s + _MARGIN_S)
         # A conversion of nothing makes the join bring its store of clicks up to the log; once it is put aside, all
         # conversions before it are answered.
         last = [self._conversion_of_nothing(partition) for partition in range(self._partitions)]
-        await self._traffic.pass_time(JOIN.click_window_s, last)
-        until_ms = await self._traffic.pass_time(2 * JOIN.click_window_s + _MARGIN_S)
+        await self._traffic.pass_time(JOIN.display_horizon_s, last)
+        until_ms = await self._traffic.pass_time(2 * JOIN.display_horizon_s + _MARGIN_S)
         await self._wait_for("the join", lambda: self._joined(until_ms, {event.impression_id for event in last}))
         until_ms = await self._traffic.pass_time(_MARGIN_S)
         await self._wait_for("the join", lambda: self._joined(until_ms, set()))

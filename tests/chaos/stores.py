@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -12,7 +12,7 @@ from learners.spec import FeatureSpec
 from stream.examples import ExampleRows, concat
 from stream.session_memory import MemorySessionStore
 from stream.sessions import SessionFold
-from stream.settled_clicks import MemoryClickStore, clicks_in, packed
+from stream.stored_clicks import MemoryClickStore, clicks_in, packed, packed_times
 from tests.chaos.outcome import ExamplesRecord
 
 _AT_ONCE = 5_000
@@ -27,8 +27,8 @@ class Stores:
         self._url = url
         self._spec = spec
 
-    async def values(self, partition: int, kinds: str) -> Values:
-        """The values of a partition's keys of these kinds: users' states (u), counters' (c), settled clicks (k)."""
+    async def values(self, partition: int, kinds: Sequence[str]) -> Values:
+        """The values of a partition's keys of these kinds: users' states (u), counters' (c), clicks (click)."""
         redis = Redis.from_url(self._url)
         try:
             names = [
@@ -46,7 +46,7 @@ class Stores:
             await redis.aclose()
 
     async def fences(self, partitions: int, name: str) -> dict[int, int]:
-        """Up to which offset of the examples each partition's states (fence) or clicks (clicks) are taken up."""
+        """Up to which offset of the examples each partition's states (fence) or clicks (click) are taken up."""
         redis = Redis.from_url(self._url)
         try:
             names = [f"{_base(self._spec, partition)}{name}" for partition in range(partitions)]
@@ -59,7 +59,7 @@ class Stores:
 def folded_sessions(spec: FeatureSpec, partition: int, records: Sequence[ExamplesRecord]) -> Values:
     """The states after all of a partition's examples, under the names of their keys."""
     fold, store = SessionFold(spec), MemorySessionStore(spec)
-    told = [record.content.rows for record in records]
+    told = [record.rows for record in records]
     for rows in told:
         store.step(fold, rows)
     states = store.load(0, fold.keys(told))
@@ -73,19 +73,18 @@ def folded_sessions(spec: FeatureSpec, partition: int, records: Sequence[Example
 
 
 def folded_clicks(spec: FeatureSpec, partition: int, records: Sequence[ExamplesRecord]) -> Values:
-    """The settled clicks of all of a partition's examples, each with the byte that tells whether it converted."""
+    """The clicks of all of a partition's examples, each with the times of its conversions."""
     none = ExampleRows.empty(spec.id_columns, spec.dense_inputs)
-    rows = concat([none, *(record.content.rows for record in records)])
+    rows = concat([none, *(record.rows for record in records)])
     store = MemoryClickStore(spec.id_columns, spec.dense_inputs)
     store.put(rows)
     clicks, _ = clicks_in(rows)
     found = store.find(np.unique(clicks.impression_id))
     base = _base(spec, partition)
-    values: Mapping[int, bytes] = dict(zip(found.examples.impression_id.tolist(), packed(found.examples), strict=True))
-    flags = found.converted.tolist()
+    rows_and_times = zip(packed(found.examples), found.converted_ms, strict=True)
     return {
-        f"{base}k:{key:016x}".encode(): value + bytes([flag])
-        for (key, value), flag in zip(values.items(), flags, strict=True)
+        f"{base}click:{key:016x}".encode(): row + b"".join(packed_times(ts_ms))
+        for key, (row, ts_ms) in zip(found.examples.impression_id.tolist(), rows_and_times, strict=True)
     }
 
 

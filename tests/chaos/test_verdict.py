@@ -7,12 +7,11 @@ import numpy as np
 import orjson
 import pytest
 
-from learners.kinds import CONVERSION, SETTLED
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from stream.broker import Broker
-from stream.examples import Displays, ExampleRows, concat, concat_displays
-from stream.examples_log import Decoded
+from stream.examples import ExampleRows, concat
 from stream.records import SCORES, DeadLetter, JournalRecord, OffsetRange
-from stream.settled_clicks import packed
+from stream.stored_clicks import packed, packed_times
 from stream.topics import CLICKS, CONVERSIONS, DEADLETTER, EXAMPLES, IMPRESSIONS, SERVED
 from tests.chaos.cluster import JOIN
 from tests.chaos.findings import of_examples, of_kinds, of_rejects
@@ -117,16 +116,10 @@ class Case:
         self.put(CLICKS, self.json(CLICK_MS, impression_id=CLICKED))
         self.put(CONVERSIONS, self.json(CONVERSION_MS, impression_id=CLICKED, value=2.5))
         self.put(CONVERSIONS, b'{"watermark_ms": 1700000000000}')
-        self.displays = Displays(
-            np.array([CLICKED, UNCLICKED], np.uint64),
-            np.array(self.user_key, np.uint64),
-            np.full(2, START_MS + 1_000),
-        )
-        click = self.rows(CLICKED, SETTLED, 1, known_ms=CLICK_MS, delay_ms=2_000, click_produced_ms=PRODUCED_MS)
-        known_ms = START_MS + 1_000 + JOIN.ms("click_window_s")
-        negative = self.rows(UNCLICKED, SETTLED, 0, known_ms=known_ms, delay_ms=-1)
-        conversion = self.rows(CLICKED, CONVERSION, 1, known_ms=CONVERSION_MS, delay_ms=8_000, value=2.5)
-        self.examples = concat([click, negative, conversion])
+        exposures = [self.rows(key, EXPOSURE, known_ms=START_MS + 1_000, delay_ms=0) for key in (CLICKED, UNCLICKED)]
+        click = self.rows(CLICKED, CLICK, known_ms=CLICK_MS, delay_ms=2_000, click_produced_ms=PRODUCED_MS)
+        conversion = self.rows(CLICKED, CONVERSION, known_ms=CONVERSION_MS, delay_ms=6_000, value=2.5)
+        self.examples = concat([*exposures, click, conversion])
 
     @staticmethod
     def json(ts_ms: int, **fields: float) -> bytes:
@@ -139,12 +132,11 @@ class Case:
         self.log.take(topic, 0, Stored(self._offsets, PRODUCED_MS, value))
         return self._offsets
 
-    def rows(self, impression_id: int, kind: int, label: int, **outcome: float) -> ExampleRows:
+    def rows(self, impression_id: int, kind: int, **outcome: float) -> ExampleRows:
         """One example as a faultless join would write it."""
         at, columns = impression_id - 1, self.columns
         example = {
             "kind": kind,
-            "label": label,
             "impression_id": impression_id,
             "user_key": columns["user_key"][at],
             "ts_ms": START_MS + 1_000,
@@ -159,9 +151,9 @@ class Case:
         empty = ExampleRows.empty(SPEC.id_columns, SPEC.dense_inputs).columns()
         return ExampleRows(**{name: np.asarray(example[name], empty[name].dtype)[None] for name in empty})
 
-    def checks(self, examples: ExampleRows, displays: Displays | None) -> list[Check]:
-        """What is found of such examples: of themselves, their columns, the displays."""
-        self.put(EXAMPLES, examples.to_record(SPEC.hash, 0, displays).encode())
+    def checks(self, examples: ExampleRows) -> list[Check]:
+        """What is found of such examples: of themselves, their columns."""
+        self.put(EXAMPLES, examples.to_record(SPEC.hash, 0).encode())
         inputs = Inputs.read(self.log)
         return of_examples(inputs.truth(JOIN), inputs, Outcome(self.log))
 
@@ -173,34 +165,32 @@ def case() -> Case:
 
 
 def test_faultless_examples_hold(case: Case) -> None:
-    """A settled click, a settled negative, a conversion, and both displays."""
-    checks = case.checks(case.examples, case.displays)
-    assert [check.expected for check in checks] == [3, 3, 2]
+    """Two exposures, a click, a conversion."""
+    checks = case.checks(case.examples)
+    assert [check.expected for check in checks] == [4, 4]
     assert all(check.holds for check in checks)
 
 
-@pytest.mark.parametrize("missing", [0, 1, 2])
+@pytest.mark.parametrize("missing", range(4))
 def test_a_lost_example_is_found(case: Case, missing: int) -> None:
     """Whichever kind it is of."""
-    kept = np.delete(np.arange(3), missing)
-    examples, columns, displays = case.checks(case.examples.take(kept), case.displays)
-    assert (counts(examples), counts(columns), counts(displays)) == ((1, 0, 0), (1, 0, 0), (0, 0, 0))
+    kept = np.delete(np.arange(4), missing)
+    examples, columns = case.checks(case.examples.take(kept))
+    assert (counts(examples), counts(columns)) == ((1, 0, 0), (1, 0, 0))
 
 
-@pytest.mark.parametrize("twice", [0, 1, 2])
+@pytest.mark.parametrize("twice", range(4))
 def test_a_doubled_example_is_found(case: Case, twice: int) -> None:
     """Whichever kind it is of."""
-    examples, columns, _ = case.checks(
-        concat([case.examples, case.examples.take(slice(twice, twice + 1))]), case.displays
-    )
+    examples, columns = case.checks(concat([case.examples, case.examples.take(slice(twice, twice + 1))]))
     assert (counts(examples), counts(columns)) == ((0, 1, 0), (0, 1, 0))
 
 
-@pytest.mark.parametrize("column", ["label", "ts_ms", "known_ms", "delay_ms", "value", "click_produced_ms"])
+@pytest.mark.parametrize("column", ["ts_ms", "known_ms", "delay_ms", "value", "click_produced_ms"])
 def test_an_example_with_another_outcome_is_found(case: Case, column: str) -> None:
     """Any of what the oracle knows."""
     getattr(case.examples, column)[0] += 1
-    examples, columns, _ = case.checks(case.examples, case.displays)
+    examples, columns = case.checks(case.examples)
     assert (counts(examples), counts(columns)) == ((0, 0, 1), (0, 0, 0))
 
 
@@ -208,22 +198,24 @@ def test_an_example_with_another_outcome_is_found(case: Case, column: str) -> No
 def test_an_example_that_was_not_served_so_is_found(case: Case, column: str) -> None:
     """Any of what serving logged."""
     getattr(case.examples, column)[2] += 1
-    examples, columns, _ = case.checks(case.examples, case.displays)
+    examples, columns = case.checks(case.examples)
     assert (counts(examples), counts(columns)) == ((0, 0, 0), (0, 0, 1))
 
 
-def test_a_display_that_is_told_twice_or_never_is_found(case: Case) -> None:
-    """Session features hang on them."""
-    shown = case.displays
-    once = Displays(shown.impression_id[:1], shown.user_key[:1], shown.ts_ms[:1])
-    assert counts(case.checks(case.examples, once)[2]) == (1, 0, 0)
-    twice = concat_displays([case.displays, once])
-    assert counts(Case().checks(case.examples, twice)[2]) == (0, 1, 0)
+def test_two_conversions_of_a_click_are_two(case: Case) -> None:
+    """One at another time is expected once it happened, and an equal one never."""
+    case.put(CONVERSIONS, case.json(CONVERSION_MS + 1, impression_id=CLICKED, value=4.0))
+    case.put(CONVERSIONS, case.json(CONVERSION_MS + 1, impression_id=CLICKED, value=4.0))
+    assert counts(case.checks(case.examples)[0]) == (1, 0, 0)
+    more = case.rows(CLICKED, CONVERSION, known_ms=CONVERSION_MS + 1, delay_ms=6_001, value=4.0)
+    case.put(EXAMPLES, more.to_record(SPEC.hash, 0).encode())
+    inputs = Inputs.read(case.log)
+    assert all(check.holds for check in of_examples(inputs.truth(JOIN), inputs, Outcome(case.log)))
 
 
 def test_a_run_in_which_little_happened_proves_little(case: Case) -> None:
     """A kind of example that never came up does not hold."""
-    case.checks(case.examples, case.displays)
+    case.checks(case.examples.take(case.examples.kind != CLICK))
     assert counts(of_kinds(Outcome(case.log))) == (1, 0, 0)
 
 
@@ -254,12 +246,13 @@ def letter(topic: str, offset: int, payload: bytes) -> bytes:
 
 def test_stores_are_folds_of_the_examples(case: Case) -> None:
     """A display or an outcome more is another state; a conversion shows in the click it is of."""
-    told = [ExamplesRecord(0, 0, Decoded(case.examples, 0, case.displays))]
-    without = [ExamplesRecord(0, 0, Decoded(case.examples.take(slice(0, 2)), 0, case.displays))]
-    sessions, clicks = folded_sessions(SPEC, 0, told), folded_clicks(SPEC, 0, told)
+    whole = [ExamplesRecord(0, 0, case.examples, 0)]
+    without = [ExamplesRecord(0, 0, case.examples.take(slice(0, 3)), 0)]
+    sessions, clicks = folded_sessions(SPEC, 0, whole), folded_clicks(SPEC, 0, whole)
     assert sessions.keys() == folded_sessions(SPEC, 0, without).keys()
     assert sessions != folded_sessions(SPEC, 0, without)
     (name,) = clicks
-    row = packed(case.examples.take(slice(0, 1)))[0]
-    assert name.endswith(b"{0}:k:%016x" % CLICKED)
-    assert (clicks[name], folded_clicks(SPEC, 0, without)[name]) == (row + b"\1", row + b"\0")
+    row = packed(case.examples.take(slice(2, 3)))[0]
+    assert name.endswith(b"{0}:click:%016x" % CLICKED)
+    (time,) = packed_times(np.array([CONVERSION_MS]))
+    assert (clicks[name], folded_clicks(SPEC, 0, without)[name]) == (row + time, row)

@@ -1,8 +1,8 @@
 """The join with plain Faust, a contestant of `tests.bench.join_peers`.
 
 One agent a topic; what is known lies in dictionaries of the process, one set a partition, and an exposure goes out
-when the slowest of the three topics has come to its display. The library's own state, a Table with its changelog, takes some
-4,000 updates a second and knows no event time; its windows never say that they have ended.
+when the slowest of the three topics has come to its display. The library's own state, a Table with its changelog,
+takes some 4,000 updates a second and knows no event time.
 """
 
 from __future__ import annotations
