@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,21 +14,22 @@ from stream.waiting_events import Events
 
 
 class Answer(NamedTuple):
-    """What became of B conversions that had asked, by their places in it: each is in one of the four.
+    """What became of conversions that had asked: each is in one of the four.
 
     unknown : their click is not known (yet) · repeated : an equal event was joined before · late : beyond the horizon,
-    with what is to be said of it · the others, in `examples`.
+    with ``details`` of each · the others are ``examples``, of the records ``converted``.
     """
 
-    events: Events
-    unknown: NDArray[np.bool_]
-    repeated: int
-    late: Mapping[int, str]
+    unknown: Events
+    repeated: Events
+    late: Events
+    details: list[str]
     examples: ExampleRows | None
+    converted: NDArray[np.uint32]
 
 
 class Conversions:
-    """Conversions that ask for their click; each time at which it converts counts once, up to a horizon after it, ms."""
+    """Conversions that ask for their click; each time at which it converts counts once, up to a horizon after it."""
 
     def __init__(self, horizon_ms: int) -> None:
         self._horizon_ms = horizon_ms
@@ -56,15 +56,19 @@ class Conversions:
         events, self._asking = Events.joined(self._asking), []
         events = events.take(np.argsort(events.record - first_record, kind="stable"))
         rows = _rows_of(clicks.examples.impression_id, events.impression_id)
-        known = np.flatnonzero(rows >= 0)
-        of, ts_ms = rows[known], events.ts_ms[known]
-        fresh = _first_of_each(clicks, of, ts_ms)
-        after_ms = ts_ms - clicks.examples.known_ms[of]
-        is_late = fresh & (after_ms > self._horizon_ms)
-        late = {int(known[at]): f"converted {int(after_ms[at])} ms after the click" for at in np.flatnonzero(is_late)}
-        counts = fresh & ~is_late
-        examples = _converted(clicks.examples.take(of[counts]), events.take(known[counts])) if counts.any() else None
-        return Answer(events, rows < 0, int((~fresh).sum()), late, examples)
+        known, of = events.take(rows >= 0), rows[rows >= 0]
+        fresh = _first_of_each(clicks, of, known.ts_ms)
+        after_ms = known.ts_ms - clicks.examples.known_ms[of]
+        late = fresh & (after_ms > self._horizon_ms)
+        counts = fresh & ~late
+        return Answer(
+            unknown=events.take(rows < 0),
+            repeated=known.take(~fresh),
+            late=known.take(late),
+            details=[f"converted {after} ms after the click" for after in after_ms[late].tolist()],
+            examples=_converted(clicks.examples.take(of[counts]), known.take(counts)) if counts.any() else None,
+            converted=known.record[counts],
+        )
 
 
 def _rows_of(keys: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.intp]:

@@ -30,37 +30,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream import join_kernels as kernels
-from stream.commit_tracker import CommitTracker
-from stream.conversions import Conversions
 from stream.examples import ExampleRows, concat
 from stream.inputs import EventRows, ServedRows
 from stream.join_config import JoinConfig
-from stream.join_kernels import CLICK, DISPLAY, DUPLICATE, LATE, NEVER, WAIT
+from stream.join_events import JoinEvents, short
+from stream.join_inputs import Arrived, JoinInputs
+from stream.join_kernels import NEVER
 from stream.join_output import JoinOutput, Records, Resume
-from stream.join_rejects import Reject, beyond_horizon, event_payload, forgotten_display, waited_in_vain
 from stream.join_state import JoinState
-from stream.late_clicks import LateClicks, click_rows
 from stream.stored_clicks import StoredClicks
-from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, INPUTS, SERVED
-from stream.waiting_events import Events, WaitingEvents
-from stream.watermarks import Watermarks
+from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, SERVED
+from stream.waiting_events import Events
 
-_HOLDING = (SERVED, IMPRESSIONS, CLICKS)  # inputs that hold the watermark back
-_EVENTS = (IMPRESSIONS, CLICKS, CONVERSIONS)
 _EARLY_SHARE = 1 / 16  # of the pending rows, each time that time is moved forward
-
-
-class _Clicked(NamedTuple):
-    """Clicks on pending rows, and the rows' places."""
-
-    clicks: Events
-    places: NDArray[np.int64]
 
 
 class JoinCore:
@@ -82,24 +69,15 @@ class JoinCore:
 
     def __init__(self, config: JoinConfig, partition: int, salt: int = 0) -> None:
         self.partition = partition
-        self._horizon_s = config.display_horizon_s
-        self._horizon_ms = config.ms("display_horizon_s")
         self._lead_ms = config.ms("allowed_lateness_s") + config.ms("display_lead_s")
-        self._watermarks = Watermarks(_HOLDING, config.ms("allowed_lateness_s"), config.ms("idle_timeout_s"))
-        self._commits = {topic: CommitTracker() for topic in INPUTS}
+        self._inputs = JoinInputs(config)
         self._state = JoinState(config, salt)
-        self._waiting = WaitingEvents(salt)
-        self._conversions = Conversions(config.ms("conversion_horizon_s"))
-        self._newest_conversion_ms = 0
+        self._counts: Counter[str] = Counter()
+        self._events = JoinEvents(config, self._inputs, self._state, self._counts, salt)
+        self._converted: list[ExampleRows] = []
         self._examples_end = 0  # the offset of the next examples record
         self._last_exposures = 0  # of the last output
         self._emitted_watermark_ms = 0  # of earlier lives
-
-        self._clicked: list[_Clicked] = []
-        self._late: list[LateClicks] = []
-        self._converted: list[ExampleRows] = []
-        self._rejects: list[Reject] = []
-        self._counts: Counter[str] = Counter()
 
     # ------------------------------------------------------------------------------------------------ what it holds
 
@@ -121,12 +99,12 @@ class JoinCore:
     @property
     def waiting_events(self) -> int:
         """Events that wait for their served row, display or click."""
-        return len(self._waiting) + len(self._conversions)
+        return len(self._events.waiting) + len(self._events.conversions)
 
     @property
     def bytes(self) -> int:
         """Memory taken."""
-        return self._state.bytes + self._waiting.bytes + sum(commits.bytes for commits in self._commits.values())
+        return self._state.bytes + self._events.waiting.bytes + self._inputs.bytes
 
     @property
     def id_bytes(self) -> int:
@@ -136,23 +114,18 @@ class JoinCore:
     @property
     def watermark_ms(self) -> int:
         """How far time has come by the last poll, 0 before the first that knew."""
-        return max(self._watermarks.reached_ms or 0, self._emitted_watermark_ms)
+        return max(self._inputs.reached_ms, self._emitted_watermark_ms)
 
     def ahead(self, by_ms: int = 0) -> frozenset[str]:
-        """Inputs ahead of the slowest by more than ``by_ms``: reading on in them only makes rows wait.
-
-        Conversions, which wait in little memory and may be all that still comes, only where ``by_ms`` is 0.
-        """
-        waits = not by_ms and self._newest_conversion_ms > self.watermark_ms
-        return self._watermarks.ahead(by_ms) | (frozenset([CONVERSIONS]) if waits else frozenset())
+        """Inputs ahead of the slowest by more than ``by_ms``: reading on in them only makes rows wait."""
+        return self._inputs.ahead(by_ms)
 
     # ------------------------------------------------------------------------------------------------ earlier lives
 
     def start_at(self, offsets: Mapping[str, int], resume: Resume) -> None:
         """Go on from committed offsets: records before them are skipped. Only before `restore` and the first input."""
         self._refuse_late()
-        for topic, offset in offsets.items():
-            self._commits[topic].start_at(offset)
+        self._inputs.start_at(offsets)
         if resume.forgotten_ms:
             self._state.forgotten_ms = resume.forgotten_ms
         self._emitted_watermark_ms = resume.watermark_ms
@@ -171,7 +144,7 @@ class JoinCore:
         self._examples_end = offset + 1
 
     def _refuse_late(self) -> None:
-        if self._state.pending or len(self._waiting) or any(len(one) for one in self._commits.values()):
+        if self._state.pending or len(self._events.waiting) or self._inputs.were_read:
             raise ValueError(
                 f"partition {self.partition}: examples were handed over after inputs had been read; some would be "
                 "emitted twice. Call start_at() and restore() on a new JoinCore, before its inputs."
@@ -181,130 +154,39 @@ class JoinCore:
 
     def served(self, rows: ServedRows, records: Records) -> None:
         """Take in records of the served topic."""
-        numbers, fresh = self._start(SERVED, rows.served_ms, records)
-        new = self._state.add(rows, fresh, numbers, self._commits[SERVED].open)
-        self._count("duplicate_served", len(new) - int(np.count_nonzero(new)))
-        self._release_waiting(rows.impression_id[fresh[new]])
+        arrived = self._arrive(SERVED, rows.served_ms, records)
+        new = self._state.add(rows, arrived.rows, arrived.numbers, self._inputs.unfinished(SERVED))
+        self._counts["duplicate_served"] += len(new) - int(np.count_nonzero(new))
+        self._events.release(rows.impression_id[arrived.rows[new]])
 
     def impressions(self, rows: EventRows, records: Records) -> None:
         """Take in records of the impressions topic."""
-        self._events(IMPRESSIONS, rows, records)
+        self._take(IMPRESSIONS, rows, records)
 
     def clicks(self, rows: EventRows, records: Records) -> None:
         """Take in records of the clicks topic."""
-        self._events(CLICKS, rows, records)
+        self._take(CLICKS, rows, records)
 
     def conversions(self, rows: EventRows, records: Records) -> None:
         """Take in records of the conversions topic."""
-        self._events(CONVERSIONS, rows, records)
+        self._take(CONVERSIONS, rows, records)
 
     def watermark(self, topic: str, watermark_ms: int) -> None:
         """Take in a promise that came outside of a record: no event earlier than `watermark_ms` will follow."""
-        self._watermarks.promised(topic, watermark_ms)
+        self._inputs.promise(topic, watermark_ms)
 
-    def _events(self, topic: str, rows: EventRows, records: Records) -> None:
-        numbers, fresh = self._start(topic, rows.ts_ms, records)
+    def _take(self, topic: str, rows: EventRows, records: Records) -> None:
+        arrived = self._arrive(topic, rows.ts_ms, records)
         produced_ms = np.repeat(records.produced_ms, records.rows)
         columns: list[NDArray[Any]] = [rows.impression_id, rows.ts_ms, rows.user_key, rows.position, rows.value]
         columns.append(produced_ms)
-        self._apply(topic, Events.of([*(column[fresh] for column in columns), numbers]))
+        self._events.apply(topic, Events.of([*(column[arrived.rows] for column in columns), arrived.numbers]))
 
-    def _start(
-        self, topic: str, ts_ms: NDArray[np.int64], records: Records
-    ) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
-        """Note records: which rows were not seen before, and the numbers of their records."""
-        commits = self._commits[topic]
-        known = commits.seen(records.offsets)
-        self._count("redelivered_records", int(np.count_nonzero(known)))
-        if known.all():
-            return np.zeros(0, np.uint32), np.zeros(0, np.intp)
-        fresh = np.flatnonzero(np.repeat(~known, records.rows))
-        new = Records(*(column[~known] for column in records))
-        numbers = commits.start(new.offsets, new.rows)
-        moved = self._move_watermark(topic, ts_ms[fresh], new)
-        if moved is not None:
-            commits.pin(int(new.offsets[moved]))
-        self._count(f"rows_{_short(topic)}", len(numbers))
-        return numbers, fresh
-
-    def _move_watermark(self, topic: str, ts_ms: NDArray[np.int64], records: Records) -> int | None:
-        """Tell the watermark of the newest event and promise; the place of the record that moved it most, if any."""
-        moved = None
-        if len(ts_ms):
-            newest = int(np.argmax(ts_ms))
-            newest_ms = int(ts_ms[newest])
-            if topic == CONVERSIONS:
-                self._newest_conversion_ms = max(self._newest_conversion_ms, newest_ms)
-            if self._watermarks.seen(topic, newest_ms, int(np.partition(ts_ms, len(ts_ms) // 2)[len(ts_ms) // 2])):
-                moved = int(np.searchsorted(np.cumsum(records.rows), newest, side="right"))
-        furthest = int(np.argmax(records.promise_ms))
-        if records.promise_ms[furthest] and self._watermarks.promised(topic, int(records.promise_ms[furthest])):
-            moved = furthest
-        return moved
-
-    # ------------------------------------------------------------------------------------------------ an event's way
-
-    def _apply(self, topic: str, events: Events) -> None:
-        """Apply events of one input, then those that had waited for them."""
-        if topic == CONVERSIONS:
-            self._conversions.ask(events)
-            return
-        apply = self._state.display if topic == IMPRESSIONS else self._state.click
-        outcomes, references = apply(events, self._commits[topic].open)
-        for outcome in np.unique(outcomes).tolist():
-            which = np.flatnonzero(outcomes == outcome)
-            self._follow(topic, outcome, events.take(which), references[which])
-        self._release_waiting(events.impression_id[(outcomes == DISPLAY) | (outcomes == CLICK)])
-
-    def _follow(self, topic: str, outcome: int, events: Events, references: NDArray[np.int64]) -> None:
-        """Do what follows from what became of events. A display waits in the state until it may be exposed."""
-        if outcome == DUPLICATE:
-            self._count(f"duplicate_{_short(topic)}", len(events))
-        elif outcome == WAIT:
-            self._wait(topic, events)
-        elif outcome == LATE:
-            self._reject_late(topic, events, references)
-        elif outcome == CLICK:
-            self._click(events, references)
-
-    def _click(self, clicks: Events, references: NDArray[np.int64]) -> None:
-        """Click rows: pending ones are exposed by the next poll, the columns of others are in the log."""
-        exposed = references >= kernels.EXPOSED
-        if exposed.any():
-            late = clicks.take(exposed)
-            self._late.append(
-                LateClicks(
-                    late, self._commits[CLICKS].offsets_of(late.record), *self._state.in_log(references[exposed])
-                )
-            )
-        if not exposed.all():
-            self._count("clicks", int(np.count_nonzero(~exposed)))
-            self._clicked.append(_Clicked(clicks.take(~exposed), references[~exposed]))
-
-    def _wait(self, topic: str, events: Events) -> None:
-        added = self._waiting.add(_EVENTS.index(topic), events, events.ts_ms + self._horizon_ms)
-        self._count(f"duplicate_{_short(topic)}", len(added) - int(np.count_nonzero(added)))
-        self._commits[topic].finish(events.record[~added])
-
-    def _release_waiting(self, keys: NDArray[np.uint64]) -> None:
-        """Apply again what waited for these rows, each input in the order in which its events came."""
-        for which, events in self._waiting.take(keys):
-            self._apply(_EVENTS[which], events)
-
-    def _reject_late(self, topic: str, events: Events, references: NDArray[np.int64]) -> None:
-        for at, reference in enumerate(references.tolist()):
-            ts_ms, after_ms = int(events.ts_ms[at]), int(events.ts_ms[at]) - self._state.time_ms(reference)
-            if topic == CLICKS or (reference >= 0 and after_ms > self._horizon_ms):
-                detail = beyond_horizon(topic == IMPRESSIONS, after_ms)
-            else:
-                detail = forgotten_display(ts_ms, self._state.forgotten_ms)
-            self._reject(topic, events, at, "late", detail)
-        self._commits[topic].finish(events.record)
-
-    def _reject(self, topic: str, events: Events, at: int, reason: str, detail: str) -> None:
-        """Put one event among the rejects, while its record is still unfinished."""
-        offset = int(self._commits[topic].offsets_of(events.record[at : at + 1])[0])
-        self._rejects.append(Reject(topic, offset, reason, detail, event_payload(topic, events, at)))
+    def _arrive(self, topic: str, ts_ms: NDArray[np.int64], records: Records) -> Arrived:
+        arrived = self._inputs.arrive(topic, ts_ms, records)
+        self._counts["redelivered_records"] += arrived.redelivered
+        self._counts[f"rows_{short(topic)}"] += len(arrived.rows)
+        return arrived
 
     # -------------------------------------------------------------------------------------------------- conversions
 
@@ -313,23 +195,14 @@ class JoinCore:
 
         A conversion asks when it comes, and again when its row is displayed or clicked.
         """
-        return self._conversions.wanted()
+        return self._events.conversions.wanted()
 
     def clicks_found(self, clicks: StoredClicks) -> bool:
         """Answer `wanted_clicks` with those of them that are stored. Return whether there is something to poll."""
-        commits = self._commits[CONVERSIONS]
-        answer = self._conversions.answer(clicks, np.uint32(commits.open.base))
-        if answer is None:
-            return False
-        self._count("duplicate_conversions", answer.repeated)
-        for at, detail in answer.late.items():
-            self._reject(CONVERSIONS, answer.events, at, "late", detail)
-        commits.finish(answer.events.record[~answer.unknown])
-        if answer.examples is not None:
-            self._count("conversions", len(answer.examples))
-            self._converted.append(answer.examples)
-        self._wait(CONVERSIONS, answer.events.take(answer.unknown))
-        return bool(self._converted or answer.late) or self._waiting.is_due(self.watermark_ms)
+        examples, rejected = self._events.convert(clicks)
+        if examples is not None:
+            self._converted.append(examples)
+        return bool(self._converted) or rejected or self._events.waiting.is_due(self.watermark_ms)
 
     # ---------------------------------------------------------------------------------------------------------- poll
 
@@ -338,20 +211,19 @@ class JoinCore:
 
         `now_ms`, the wall clock, is given in live mode only: idle inputs then stop holding the watermark back.
         """
-        watermark_ms = self._watermarks.poll(now_ms)
+        watermark_ms = self._inputs.poll(now_ms)
         examples = self._take_examples(-int(NEVER) if watermark_ms is None else watermark_ms + self._lead_ms)
         if watermark_ms is not None:
             self._pass_time(watermark_ms)
-        late, self._late = self._late, []
-        rejects, self._rejects = self._rejects, []
-        counts, self._counts = dict(self._counts), Counter()
+        counts = {name: count for name, count in self._counts.items() if count}
+        self._counts.clear()
         return JoinOutput(
             examples=examples,
-            late=LateClicks.joined(late) if late else None,
-            rejects=rejects,
+            late=self._events.clicks.take_late(),
+            rejects=self._events.rejects.take(),
             counts=counts,
             watermark_ms=self.watermark_ms,
-            offsets={topic: at for topic, one in self._commits.items() if (at := one.to_commit()) is not None},
+            offsets=self._inputs.to_commit(),
             resume=Resume(
                 examples=self._state.first_record(self._examples_end, self._last_exposures),
                 forgotten_ms=max(self._state.forgotten_ms, 0),
@@ -372,44 +244,30 @@ class JoinCore:
         """Give up about so much memory, see above; the next poll tells what became of it. Only between steps."""
         wanted = 1 + over_bytes // self._state.exposed_row_bytes
         forgotten = self._state.shed(self.watermark_ms, wanted)
-        self._count("forgotten_rows", forgotten)
+        self._counts["forgotten_rows"] += forgotten
         if forgotten < wanted and self._state.pending:
             due_ms, rows = self._state.nth_due_ms(_EARLY_SHARE, self._lead_ms)
-            self._count("early_rows", rows)
-            self._watermarks.advance_to(due_ms + 1)
+            self._counts["early_rows"] += rows
+            self._inputs.advance_to(due_ms + 1)
 
     def _take_examples(self, until_ms: int) -> ExampleRows | None:
         """The exposures of displays up to ``until_ms`` and of clicked rows, the latter's clicks, and conversions."""
-        clicked, converted = self._clicked, self._converted
-        self._clicked, self._converted, self._last_exposures = [], [], 0
-        places = np.concatenate([one.places for one in clicked]) if clicked else np.zeros(0, np.int64)
-        exposed = self._state.expose(until_ms, places, self._commits[SERVED].open, self._commits[IMPRESSIONS].open)
-        parts = converted
+        parts, self._converted, self._last_exposures = self._converted, [], 0
+        opened = (self._inputs.unfinished(topic) for topic in (SERVED, IMPRESSIONS))
+        exposed = self._state.expose(until_ms, self._events.clicks.places, *opened)
         if exposed is not None:
-            exposures, of_clicked = exposed
+            exposures, _ = exposed
             self._last_exposures = len(exposures)
-            self._count("exposures", len(exposures))
-            parts = [exposures, *converted]
-            if clicked:
-                clicks = Events.joined([one.clicks for one in clicked])
-                parts.insert(1, click_rows(exposures.take(of_clicked), clicks))
+            self._counts["exposures"] += len(exposures)
+            clicks = self._events.clicks.take(*exposed)
+            if clicks is not None:
+                self._counts["clicks"] += len(clicks)
+                parts.insert(0, clicks)
+            parts.insert(0, exposures)
         return concat(parts) if parts else None
 
     def _pass_time(self, watermark_ms: int) -> None:
         """Do what is due: an event may still come *at* the watermark, so a time is passed only when it is before."""
-        self._count("undisplayed", self._state.drop_undisplayed(watermark_ms, self._commits[SERVED].open))
-        for which, events in self._waiting.take_due(watermark_ms):
-            topic = _EVENTS[which]
-            for at, reference in enumerate(self._state.look_up(events.impression_id).tolist()):
-                displayed = self._state.is_displayed(reference)
-                self._reject(topic, events, at, *waited_in_vain(reference >= 0, displayed, self._horizon_s))
-            self._commits[topic].finish(events.record)
+        self._counts["undisplayed"] += self._state.drop_undisplayed(watermark_ms, self._inputs.unfinished(SERVED))
+        self._events.pass_time(watermark_ms)
         self._state.expire(watermark_ms)
-
-    def _count(self, name: str, count: int) -> None:
-        if count:
-            self._counts[name] += count
-
-
-def _short(topic: str) -> str:
-    return topic.split(".")[1]

@@ -27,6 +27,7 @@ from stream.inbox import Assigned, Inbox, InputRecord, Place
 from stream.input_batches import events_batch, served_batch
 from stream.join import JoinCore
 from stream.join_config import JoinConfig
+from stream.join_memory_bound import CACHE_SHARE, MemoryBound
 from stream.join_output import JoinOutput
 from stream.join_rejects import Reject
 from stream.joined_partition import JoinedPartition
@@ -43,18 +44,11 @@ COMMIT_INTERVAL_S = 1.0  # between two commits of a partition in which nothing e
 _MEASURE_INTERVAL_S = 0.05  # in which some ten MB can come
 _MOST_WAITING_RECORDS = 20_000  # in the inbox: of one event each, a step takes some thousand
 _AT_ONCE = 4_000
-_CACHE_SHARE = 1 / 4  # of the memory, for exposures whose clicks come soon
-_HOLD_BACK_SHARE = 1 / 2  # of the memory, from which on inputs that are at all ahead wait on the broker
-_LEAST_HOLD_BACK_MS = 60_000  # live: an input so far ahead waits whatever the memory
 _KINDS = {EXPOSURE: "exposure", CLICK: "click", CONVERSION: "conversion"}
 
 
 class JoinRunner:
     """Runs a `JoinCore` for every assigned partition.
-
-    **Memory.** Live, an input that is a minute ahead of the slowest one (or twice the idle timeout: in normal traffic
-    none is) is not read on; above half of ``config.join_memory_bytes`` every input that is ahead. At the bound the
-    cores shed memory, see `stream.join`. Beside it a quarter of the bound holds the newest exposures.
 
     Parameters
     ----------
@@ -88,13 +82,11 @@ class JoinRunner:
         self._now_ms = now_ms
         self._salt = salt
         self._ready = ready
-        self._lookup = ExamplesLookup(broker, spec, int(config.join_memory_bytes * _CACHE_SHARE))
-        lead_ms = config.ms("allowed_lateness_s") + config.ms("display_lead_s")
-        self._hold_back_ms = max(_LEAST_HOLD_BACK_MS, 2 * config.ms("idle_timeout_s"), 2 * lead_ms)
+        self._lookup = ExamplesLookup(broker, spec, int(config.join_memory_bytes * CACHE_SHARE))
+        self._memory = MemoryBound(config, metrics, live=now_ms is not None)
         self._pace = LearnerPace(broker, most_unlearned_rows)
         self._partitions: dict[int, JoinedPartition] = {}
         self._measured_at = 0.0
-        metrics.gauge("join_memory_limit_bytes").set(config.join_memory_bytes)
         metrics.gauge("join_unlearned_limit_rows").set(most_unlearned_rows)
 
     async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
@@ -271,21 +263,12 @@ class JoinRunner:
     # --------------------------------------------------------------------------------------------------------- memory
 
     def _bound_memory(self) -> None:
-        """Shed memory at the bound; say which inputs are to wait: those far ahead, or all, with a slow learner."""
+        """Keep the memory bound; say which inputs are to wait: those far ahead, or all, with a slow learner."""
         cores = {partition: held.core for partition, held in self._partitions.items()}
-        taken = {partition: core.bytes for partition, core in cores.items()}
-        total, most = sum(taken.values()), self._config.join_memory_bytes
-        if total > most:
-            for partition, core in cores.items():
-                core.shed_memory((total - most) * taken[partition] // total)
-        held_back: set[Place] = set()
+        held_back = self._memory.keep(cores)
         if self._pace.is_behind:
-            held_back = {(topic, partition) for topic in INPUTS for partition in cores}
-        elif total > most * _HOLD_BACK_SHARE or self._now_ms is not None:
-            by_ms = 0 if total > most * _HOLD_BACK_SHARE else self._hold_back_ms
-            held_back = {(topic, partition) for partition, core in cores.items() for topic in core.ahead(by_ms)}
-        self.inbox.held_back = frozenset(held_back)
-        self._metrics.gauge("join_memory_bytes").set(total)
+            held_back = frozenset((topic, partition) for topic in INPUTS for partition in cores)
+        self.inbox.held_back = held_back
         self._metrics.gauge("join_held_back_partitions").set(len(held_back))
         self._metrics.gauge("join_unlearned_rows").set(self._pace.unlearned_rows)
 

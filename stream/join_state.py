@@ -20,8 +20,7 @@ from stream.waiting_events import Events
 
 _BY_PLACE = ("keys", "times", "states", "served", "displayed")  # columns of `Rows`
 _BY_NUMBER = ("exposed_keys", "exposed_times", "exposed_clicked")
-_FIRST_SLOTS = 1024  # of the index; a power of two, as all its sizes
-_FIRST_EXPOSED = 1024
+_FIRST_SLOTS = _FIRST_EXPOSED = 1024  # of the index, of the ring; powers of two, as all their sizes
 _FULL_AT = 0.75  # load of the index
 
 
@@ -77,8 +76,8 @@ class JoinState:
     @property
     def exposed_row_bytes(self) -> int:
         """What forgetting one exposed row gives back."""
-        sizes: list[int] = [getattr(self._rows, name).itemsize for name in _BY_NUMBER]
-        return sum(sizes) + int(8 / _FULL_AT)
+        rows = (self._rows.exposed_keys, self._rows.exposed_times, self._rows.exposed_clicked)
+        return sum(column.itemsize for column in rows) + int(8 / _FULL_AT)
 
     # ----------------------------------------------------------------------------------------------- what events do
 
@@ -184,7 +183,7 @@ class JoinState:
 
     def restore(self, examples: ExampleRows, offset: int) -> None:
         """Take up the exposures and clicks of the examples record at ``offset``, of an earlier life."""
-        rows = examples.take(examples.kind <= CLICK)
+        rows = examples.take((examples.kind == EXPOSURE) | (examples.kind == CLICK))
         self.note_record(self.next_number, offset)
         self._make_room(exposed=len(rows))
         kernels.restore(self._rows, self._rules(), rows.impression_id, rows.ts_ms, rows.kind == CLICK)
@@ -208,7 +207,7 @@ class JoinState:
         self._shrink()
 
     def nth_due_ms(self, share: float, lead_ms: int) -> tuple[int, int]:
-        """The watermark at which that share of the pending rows is exposed or dropped, and how many rows that are."""
+        """The watermark at which that share of the pending rows is exposed or dropped, and how many they are."""
         due = kernels.times_due(self._rows, self._rules(), lead_ms)
         nth = int(len(due) * share)
         return int(np.partition(due, nth)[nth]), nth + 1

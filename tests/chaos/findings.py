@@ -140,7 +140,8 @@ def of_calibration(outcome: Outcome) -> Check:
 
 
 def _calibrated(partition: int, records: Iterable[ExamplesRecord]) -> CalibrationRecord | None:
-    calibrator = PartitionCalibrator(partition, CalibratorConfig(), CALIBRATE_INTERVAL_S)
+    config = CalibratorConfig(click_horizon_s=JOIN.click_horizon_s, click_window_s=JOIN.click_window_s)
+    calibrator = PartitionCalibrator(partition, config, CALIBRATE_INTERVAL_S, plan=SPEC.slice_plan)
     for record in records:
         calibrator.step(record.rows, record.offset, record.watermark_ms)
     return calibrator.take_publication(at_once=True)
