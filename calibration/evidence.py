@@ -81,7 +81,7 @@ class MapEvidence:
             total.table.merge(one.table)
         return total
 
-    def weighed(self, half_life_clicks: float, ripe_ms: float, *, recent_ms: int = 60_000) -> Weighed:
+    def weighed(self, half_life_clicks: float, ripe_ms: float, *, recent_ms: int = 30_000) -> Weighed:
         """Evidence with a memory in clicks.
 
         Parameters

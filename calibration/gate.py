@@ -12,7 +12,7 @@ from calibration.cohorts import CohortTable
 from calibration.slices import SlicePlan
 
 OPENS_AT_NATS: Final = 2.0
-MOST_NATS: Final = 3.0  # a map that was good for long and has become wrong may cost so much until it is off
+MOST_NATS: Final = 4.0  # a map that was good for long and has become wrong may cost so much until it is off
 LEAST_NATS: Final = -3.0
 _GAIN, _CLICKS = 0, 1
 _OFFSETS, _CURVE = 0, 1  # bins of the table
