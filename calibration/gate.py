@@ -12,7 +12,9 @@ from calibration.cohorts import CohortTable
 from calibration.slices import SlicePlan
 
 OPENS_AT_NATS: Final = 2.0
-MOST_NATS: Final = 4.0  # a map that was good for long and has become wrong may cost so much until it is off
+MOST_NATS: Final = 2.5
+"""A map that was good for long and has become wrong may cost so much, and what comes until it is seen, before it is
+off: 1e-4 a display of 30,000, ten minutes of the slowest traffic that bounds are given for."""
 LEAST_NATS: Final = -3.0
 _GAIN, _CLICKS = 0, 1
 _OFFSETS, _CURVE = 0, 1  # bins of the table
@@ -26,7 +28,9 @@ class Proved(NamedTuple):
 
 
 def gate(gains: CohortTable, plan: SlicePlan, half_life_clicks: float) -> Proved:
-    """Walk through the gains in the order of displays, once for the curve and once for each value of the first slice.
+    """Walk through the gains in the order of displays, for the curve, for each value of the first slice, and for all.
+
+    A value is open when its own sum and that of all values are: many small faults at once are one fault.
 
     The sum of what was gained fades with clicks and stays within bounds, as in a CUSUM chart (Page, Continuous
     inspection schemes, 1954): it opens at 2 nats and closes at 0, whatever was gained before. A pure function of the
@@ -40,13 +44,15 @@ def gate(gains: CohortTable, plan: SlicePlan, half_life_clicks: float) -> Proved
     clicks = np.bincount(of_time, sums[:, _CLICKS].astype(np.float64), len(times))
     firsts = plan.nodes(gains.paths(), 1) if plan.depth else gains.paths()
     names, of_name = np.unique(firsts, return_inverse=True)
-    gained = np.zeros((len(times), len(names) + 1))
+    gained = np.zeros((len(times), len(names) + 2))
     offsets = bins == _OFFSETS
     np.add.at(gained, (of_time[offsets], of_name[offsets]), nats[offsets])
     curve = bins == _CURVE
     np.add.at(gained, (of_time[curve], np.full(int(curve.sum()), len(names))), nats[curve])
-    held, opened = np.zeros(len(names) + 1), np.zeros(len(names) + 1, np.bool_)
+    gained[:, -1] = gained[:, :-2].sum(axis=1)
+    held, opened = np.zeros(len(names) + 2), np.zeros(len(names) + 2, np.bool_)
     for kept, gain in zip(0.5 ** (clicks / half_life_clicks), gained, strict=True):
         held = np.clip(held * kept + gain, LEAST_NATS, MOST_NATS)
         opened = np.where(opened, held > 0.0, held >= OPENS_AT_NATS)
-    return Proved(bool(opened[-1]), names[opened[:-1]] if plan.depth else np.zeros(0, np.int64))
+    values = names[opened[:-2] & opened[-1]] if plan.depth else np.zeros(0, np.int64)
+    return Proved(bool(opened[-2]), values)

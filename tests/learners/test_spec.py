@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from learners.spec import FeatureSpec, SpecError, built_in, load_spec
+from learners.spec import Calibration, CalibrationSlice, FeatureSpec, SpecError, built_in, load_spec
 from tests.learners.small_spec import SMALL
 
 TOML = """
@@ -115,3 +115,17 @@ def test_a_spec_that_cannot_mean_anything_is_refused(tmp_path: Path, old: str, n
     path.write_text(TOML.replace(old, new))
     with pytest.raises(SpecError, match=rf"mine\.toml: .*{message}"):
         load_spec(path)
+
+
+def test_slices_of_the_calibration_are_columns_and_leave_the_hash_alone() -> None:
+    """They read what rows have: models of the same columns stay valid; an unknown column is refused with its name."""
+    spec = load_spec("marketplace")
+    assert [one.name for one in spec.slice_plan.slices] == ["ad.log_count", "placement", "session.first_display"]
+    assert spec.slice_plan.slices[1].column == spec.field_index("placement")
+    assert msgspec.structs.replace(spec, calibration=Calibration()).hash == spec.hash
+    with pytest.raises(SpecError, match="'colour' of the calibration is no id column"):
+        msgspec.structs.replace(spec, calibration=Calibration(slices=(CalibrationSlice(column="colour"),)))
+    with pytest.raises(SpecError, match="must ascend"):
+        edges = (2.0, 1.0)
+        slices = (CalibrationSlice(column="ad.log_count", edges=edges),)
+        msgspec.structs.replace(spec, calibration=Calibration(slices=slices))
