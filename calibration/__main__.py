@@ -14,9 +14,13 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from calibration import comparison
 from calibration.bins import BinState
 from calibration.curve import CalibrationMap
+from calibration.examples_file import CLICK_WINDOW_S
 from calibration.isotonic import PRIOR_WEIGHT, fit_map
+from calibration.logistic import sigmoid
+from calibration.picture import draw
 from calibration.reliability import (
     ReliabilityBin,
     expected_calibration_error,
@@ -27,27 +31,81 @@ from calibration.tables import read_predictions
 
 app = typer.Typer(help="Measure, fit and apply the calibration of click probabilities.", no_args_is_help=True)
 
-Rows = Annotated[Path, typer.Argument(help=".csv, .npz or .parquet with columns label and logit or p.")]
+Rows = Annotated[
+    Path,
+    typer.Argument(help=".csv, .npz or .parquet with columns label and logit or p; or examples, a .parquet or folder."),
+]
+Slices = Annotated[
+    list[str] | None,
+    typer.Option("--slice", help="A column of a Parquet file: tab, ids[3], dense[1]:0.5,2 (cut at edges). Repeatable."),
+]
+Window = Annotated[float, typer.Option(min=0, help="Of examples: younger exposures are left out, clicks may come.")]
+Picture = Annotated[Path | None, typer.Option(help="Picture to write, .png or .svg (needs matplotlib).")]
 MapFile = Annotated[Path, typer.Option("--map", help="A map that `fit` wrote.")]
 Bins = Annotated[int, typer.Option(min=1, help="Rows of the table, by quantile of p.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 
 
 @app.command()
-def report(file: Rows, bins: Bins = 10, as_json: AsJson = False) -> None:
-    """Print O/E, expected calibration error and the reliability table."""
+def report(
+    file: Rows,
+    bins: Bins = 10,
+    slices: Slices = None,
+    click_window_s: Window = CLICK_WINDOW_S,
+    out: Picture = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print O/E, expected calibration error and the reliability table of p (of the logit where there is no p)."""
     with _bad_usage():
-        rows = read_predictions(file)
+        rows = read_predictions(file, slices or (), click_window_s=click_window_s)
         labels, p = rows.labels(), rows.probabilities()
         table = reliability_table(labels, p, bins)
         ratio, error = observed_over_expected(labels, p), expected_calibration_error(labels, p, bins)
+        raw = p if rows.logit is None else sigmoid(rows.logit)
+        found = comparison.compare(labels, raw, p, rows.slices, bins)
+        if out is not None:
+            draw(found, out)
     if as_json:
-        typer.echo(json.dumps(_report_json(len(p), ratio, error, table)))
+        by_slice = {"slices": found.as_json()["slices"]} if slices else {}
+        typer.echo(json.dumps(_report_json(len(p), ratio, error, table) | by_slice))
         return
     typer.echo(f"rows {len(p)}  O/E {ratio:.4f}  ECE {error:.5f}")
     typer.echo(f"{'rows':>10} {'mean p':>10} {'observed':>10} {'O/E':>8}")
     for count, mean_p, rate, of_expected in table:
         typer.echo(f"{count:>10} {mean_p:>10.5f} {rate:>10.5f} {of_expected:>8.4f}")
+    for name, lines in found.slices.items():
+        typer.echo(f"\nby {name}")
+        for line in lines:
+            ratio = line.observed_over_expected_after
+            typer.echo(
+                f"{line.rows:>10} {line.mean_after:>10.5f} {line.observed_rate:>10.5f} {ratio:>8.4f}  {line.name}"
+            )
+
+
+@app.command()
+def compare(
+    file: Rows,
+    map_file: Annotated[
+        Path | None, typer.Option("--map", help="A map that `fit` wrote; left out: the served p of the file.")
+    ] = None,
+    slices: Slices = None,
+    bins: Bins = 10,
+    click_window_s: Window = CLICK_WINDOW_S,
+    out: Picture = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the raw logit's probability before, and the calibrated one after: by decile and by slice."""
+    with _bad_usage():
+        rows = read_predictions(file, slices or (), click_window_s=click_window_s)
+        if rows.logit is None or (rows.p is None and map_file is None):
+            raise ValueError(
+                f"{file} needs the column 'logit', and 'p' or --map: there is no before and after. Add them."
+            )
+        after = rows.probabilities() if map_file is None else _map(map_file).apply(rows.logit).astype(np.float64)
+        found = comparison.compare(rows.labels(), sigmoid(rows.logit), after, rows.slices, bins)
+        if out is not None:
+            draw(found, out)
+    typer.echo(json.dumps(found.as_json()) if as_json else "\n".join(found.lines()))
 
 
 @app.command()
@@ -85,9 +143,7 @@ def apply(
 ) -> None:
     """Write the calibrated probability of each row as CSV: logit,p."""
     with _bad_usage():
-        if not map_file.is_file():
-            raise FileNotFoundError(f"{map_file}: no such file. Write one with `python -m calibration fit`.")
-        curve = CalibrationMap.from_bytes(map_file.read_bytes())
+        curve = _map(map_file)
         logits = read_predictions(file).logits()
         target = sys.stdout if out is None else out.open("w", newline="", encoding="utf-8")
         try:
@@ -97,6 +153,12 @@ def apply(
         finally:
             if out is not None:
                 target.close()
+
+
+def _map(path: Path) -> CalibrationMap:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file. Write one with `python -m calibration fit`.")
+    return CalibrationMap.from_bytes(path.read_bytes())
 
 
 @contextmanager

@@ -1,16 +1,17 @@
-"""Reads files of labels and predictions: CSV, NumPy .npz, Parquet."""
+"""Reads files of labels and predictions: CSV, NumPy .npz, Parquet; also of examples, see `examples_file`."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.examples_file import CLICK_WINDOW_S, EXAMPLE_COLUMNS, labelled, parquet_table, slice_values
 from calibration.logistic import logit, sigmoid
 
 COLUMNS = ("label", "logit", "p")
@@ -23,6 +24,7 @@ class Predictions:
     label: NDArray[np.bool_] | None
     logit: NDArray[np.float64] | None
     p: NDArray[np.float64] | None
+    slices: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def labels(self) -> NDArray[np.bool_]:
         """(N,) labels; ValueError when the file has none."""
@@ -50,15 +52,25 @@ class Predictions:
         return sigmoid(self.logit)
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path, slices: Sequence[str] = (), *, click_window_s: float = CLICK_WINDOW_S) -> Predictions:
     """The columns label, logit and p of a file, chosen by its suffix; other columns are left alone.
+
+    A Parquet file without labels but with the column ``kind``, or a folder of such files (an archive), holds examples:
+    its exposures are labelled by its clicks, and those younger than ``click_window_s`` at its end are left out. Slices
+    are read from Parquet only, see `examples_file.slice_values`.
 
     Raises FileNotFoundError, and ValueError that names the column and the row (the first row of data is 1)
     for a value that is no number, a label outside {0, 1}, a logit that is not finite or a p outside [0, 1].
     """
-    readers = {".csv": _read_csv, ".npz": _read_npz, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise ValueError(f"{path}: suffix {path.suffix!r} is not one of {', '.join(readers)}: convert the file.")
+    readers = {".csv": _read_csv, ".npz": _read_npz}
+    if path.is_dir() or (path.suffix == ".parquet" and path.is_file()):
+        return _read_parquet(path, slices, click_window_s)
+    if slices:
+        raise ValueError(f"{path}: slices {', '.join(slices)} are read from Parquet only: convert the file.")
+    if path.suffix not in readers and path.suffix != ".parquet":
+        raise ValueError(
+            f"{path}: suffix {path.suffix!r} is not one of {', '.join(readers)}, .parquet: convert the file."
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. Give a file with the columns label and logit or p.")
     try:
@@ -92,15 +104,22 @@ def _read_npz(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"not a readable .npz archive ({error}): write it with numpy.savez.") from error
 
 
-def _read_parquet(path: Path) -> Mapping[str, Any]:
-    import pyarrow
-    import pyarrow.parquet
-
+def _read_parquet(path: Path, slices: Sequence[str], click_window_s: float) -> Predictions:
     try:
-        table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"not a readable Parquet file ({error}): write it again.") from error
-    return {name: table.column(name).to_numpy() for name in COLUMNS if name in table.column_names}
+        table = parquet_table(path)
+        values = slice_values(table, slices)
+        columns = {name: table.column(name).to_numpy() for name in COLUMNS if name in table.column_names}
+        if "label" not in columns and set(EXAMPLE_COLUMNS) <= set(table.column_names):
+            events = {name: table.column(name).to_numpy() for name in EXAMPLE_COLUMNS}
+            rows, clicked = labelled(events, click_window_s)
+            columns = {name: column[rows] for name, column in columns.items()} | {"label": clicked}
+            values = {name: column[rows] for name, column in values.items()}
+        numbers = {name: _numbers(name, column) for name, column in columns.items()}
+        _check(numbers)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    label = numbers.get("label")
+    return Predictions(None if label is None else label == 1, numbers.get("logit"), numbers.get("p"), values)
 
 
 def _numbers(name: str, values: Any) -> NDArray[np.float64]:

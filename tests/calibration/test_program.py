@@ -62,6 +62,82 @@ def test_report_prints_a_table(tmp_path: Path) -> None:
     assert len(result.stdout.splitlines()) == 4
 
 
+@pytest.fixture
+def examples(tmp_path: Path) -> Path:
+    """A folder of two parts of examples: logits too sure, p right, the last minute's exposures without their clicks."""
+    random = np.random.default_rng(0)
+    n = 6_000
+    true = random.normal(-1, 1, n)
+    clicked = np.flatnonzero((random.random(n) < 1 / (1 + np.exp(-true))) & (np.arange(n) < n - 100))
+    rows = np.concatenate([np.arange(n), clicked])
+    kind = np.repeat(np.array([0, 1], np.uint8), [n, len(clicked)])
+    table = pa.table(
+        {
+            "kind": kind,
+            "impression_id": rows.astype(np.uint64) + np.uint64(2**63),
+            "ts_ms": rows * 600,
+            "known_ms": rows * 600 + 7_000 * kind.astype(np.int64),
+            "logit": (1.5 * true[rows]).astype(np.float32),
+            "p": (1 / (1 + np.exp(-true[rows]))).astype(np.float32),
+            "ids": pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(rows % 3, 2).astype(np.uint64)), 2),
+            "dense": pa.FixedSizeListArray.from_arrays(pa.array(true[rows].astype(np.float32)), 1),
+        }
+    )
+    (tmp_path / "log").mkdir()
+    pyarrow.parquet.write_table(table.slice(0, n), tmp_path / "log" / "a.parquet")
+    pyarrow.parquet.write_table(table.slice(n - 50), tmp_path / "log" / "b.parquet")  # some exposures again
+    return tmp_path / "log"
+
+
+def test_examples_become_labelled_rows_compared_before_and_after(examples: Path, tmp_path: Path) -> None:
+    """Exposures with their clicks, each once, without those that are young; p is better than the logit everywhere."""
+    out = tmp_path / "picture.svg"
+    options = ["--click-window-s", "60", "--slice", "ids[1]", "--slice", "dense[0]:-1,0", "--out", str(out)]
+    found = json.loads(run.invoke(app, ["compare", str(examples), *options, "--json"]).stdout)
+    assert found["overall"]["rows"] == 5_900
+    assert found["overall"]["observed_over_expected_after"] == pytest.approx(1.0, abs=0.03)
+    assert found["overall"]["log_loss_after"] < found["overall"]["log_loss_before"] - 0.01
+    assert sum(line["rows"] for line in found["deciles"]) == 5_900
+    lowest, highest = found["deciles"][0], found["deciles"][-1]
+    assert lowest["observed_over_expected_before"] > 1.2 > highest["observed_over_expected_before"] * 1.3
+    assert [line["name"] for line in found["slices"]["ids[1]"]] == ["0", "1", "2"]
+    assert [line["name"] for line in found["slices"]["dense[0]:-1,0"]] == ["[-1, 0)", "[-inf, -1)", "[0, inf)"]
+    assert "<svg" in out.read_text()
+    text = run.invoke(app, ["compare", str(examples), *options]).stdout
+    assert "by ids[1]" in text
+    assert len(text.splitlines()) == 2 + 10 + 2 * 2 + 3 + 3
+    report = run.invoke(app, ["report", str(examples), "--slice", "ids[1]", "--click-window-s", "60"]).stdout
+    assert report.splitlines()[0].startswith("rows 5900")
+    assert "by ids[1]" in report
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--slice", "colour"], "slice 'colour' is no column; there are kind,"),
+        (["--slice", "ids[2]"], "the lists of ids hold 2 values"),
+        (["--out", "picture.txt"], "suffix '.txt' is not one of .png, .svg"),
+        (["--map", "none"], "no such file"),
+    ],
+)
+def test_what_cannot_be_compared_exits_2(examples: Path, options: list[str], message: str) -> None:
+    """The message names it."""
+    result = run.invoke(app, ["compare", str(examples), *options])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+def test_without_matplotlib_the_message_says_what_to_install(
+    examples: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The figures need nothing."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert run.invoke(app, ["compare", str(examples)]).exit_code == 0
+    result = run.invoke(app, ["compare", str(examples), "--out", str(tmp_path / "a.png")])
+    assert result.exit_code == 2
+    assert "pip install 'millstream[plot]'" in result.stderr
+
+
 def test_empty_file_reports_no_figures_as_valid_json(tmp_path: Path) -> None:
     """Without rows the figures are null, not NaN."""
     path = tmp_path / "rows.csv"
@@ -127,4 +203,4 @@ def test_package_is_a_program() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "calibration", "--help"], cwd=root, capture_output=True, text=True, check=True
     )
-    assert all(verb in done.stdout for verb in ("report", "fit", "apply"))
+    assert all(verb in done.stdout for verb in ("report", "compare", "fit", "apply"))

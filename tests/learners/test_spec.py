@@ -125,7 +125,6 @@ def test_slices_of_the_calibration_are_columns_and_leave_the_hash_alone() -> Non
     assert msgspec.structs.replace(spec, calibration=Calibration()).hash == spec.hash
     with pytest.raises(SpecError, match="'colour' of the calibration is no id column"):
         msgspec.structs.replace(spec, calibration=Calibration(slices=(CalibrationSlice(column="colour"),)))
+    slices = (CalibrationSlice(column="ad.log_count", edges=(2.0, 1.0)),)
     with pytest.raises(SpecError, match="must ascend"):
-        edges = (2.0, 1.0)
-        slices = (CalibrationSlice(column="ad.log_count", edges=edges),)
         msgspec.structs.replace(spec, calibration=Calibration(slices=slices))

@@ -1,0 +1,78 @@
+"""Reads a Parquet file, or a folder of them, of examples: exposures and clicks become labelled rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+CLICK_WINDOW_S: Final = 600.0
+EXAMPLE_COLUMNS: Final = ("kind", "impression_id", "ts_ms", "known_ms")
+_EXPOSURE, _CLICK = 0, 1  # of `learners.kinds`
+_SLICE: Final = re.compile(r"(?P<column>[^\[\]:]+)(\[(?P<at>\d+)\])?(:(?P<edges>[-+0-9.e,]+))?")
+
+
+def labelled(columns: Mapping[str, NDArray[Any]], click_window_s: float) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """The exposures among examples that are mature, each impression once, and whether they were clicked.
+
+    columns : ``kind``, ``impression_id``, ``ts_ms`` and ``known_ms``, each (N,). An exposure younger than
+    ``click_window_s`` at the last event is left out: its click may still come.
+    """
+    kind, impression, ts_ms, known_ms = (columns[name] for name in EXAMPLE_COLUMNS)
+    if not len(kind):
+        return np.zeros(0, np.intp), np.zeros(0, np.bool_)
+    mature = (kind == _EXPOSURE) & (ts_ms <= int(known_ms.max()) - click_window_s * 1000.0)
+    exposed = np.flatnonzero(mature)
+    _, first = np.unique(impression[exposed], return_index=True)
+    rows = exposed[np.sort(first)]
+    return rows, np.isin(impression[rows], impression[kind == _CLICK])
+
+
+def slice_values(table: Any, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The values of slices, by name: a column, ``ids[3]`` of a column of lists, ``dense[1]:0.5,2`` cut at edges.
+
+    Raises ValueError for a name that is none of these, or of a column that does not exist.
+    """
+    return {name: _slice(table, name) for name in names}
+
+
+def _slice(table: Any, name: str) -> NDArray[Any]:
+    match = _SLICE.fullmatch(name)
+    if match is None or match["column"] not in table.column_names:
+        raise ValueError(
+            f"slice {name!r} is no column; there are {', '.join(table.column_names)}. Give one of them, ids[3] for the "
+            "fourth of a list, or dense[1]:0.5,2 to cut at edges."
+        )
+    column = table.column(match["column"]).combine_chunks()
+    if match["at"] is not None:
+        width = len(column.flatten()) // max(len(column), 1)
+        if int(match["at"]) >= width:
+            raise ValueError(f"slice {name!r}: the lists of {match['column']} hold {width} values. Count from 0.")
+        values = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)[:, int(match["at"])]
+    else:
+        values = column.to_numpy(zero_copy_only=False)
+    if match["edges"] is None:
+        return np.asarray(values)
+    edges = np.array([float(edge) for edge in match["edges"].split(",")])
+    ends = ["-inf", *(f"{edge:g}" for edge in edges), "inf"]
+    names = np.array([f"[{low}, {high})" for low, high in pairwise(ends)])
+    return np.asarray(names[np.searchsorted(edges, values, side="right")])
+
+
+def parquet_table(path: Path) -> Any:
+    """The table of a file or of all ``*.parquet`` below a folder. Raises ValueError when it cannot be read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError("holds no *.parquet file: there is nothing to read.")
+    try:
+        return pyarrow.concat_tables([pyarrow.parquet.read_table(file, partitioning=None) for file in files])
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"not a readable Parquet file ({error}): write it again.") from error
