@@ -29,7 +29,7 @@ class LearnReports:
         self.drift_watch: DriftWatch | None = None
         self._spec = spec
         self._metrics = metrics
-        self._left_out_rows = 0
+        self._left_out_rows = self._early_clicks = 0
         self._told_of_skips = False
 
     def records(self, loop: LearningLoop, outcomes: Sequence[LearnOutcome]) -> list[Outgoing]:
@@ -56,7 +56,8 @@ class LearnReports:
                         until=_time(silence.to_ms),
                     )
         self._metrics.counter("learn_left_out_rows_total").inc(max(0, loop.left_out_rows - self._left_out_rows))
-        self._left_out_rows = loop.left_out_rows
+        self._metrics.counter("learn_early_clicks_total").inc(max(0, loop.early_clicks - self._early_clicks))
+        self._left_out_rows, self._early_clicks = loop.left_out_rows, loop.early_clicks
         return records
 
     def diverged(self, loop: LearningLoop, detail: str) -> None:
@@ -82,6 +83,7 @@ class LearnReports:
         metrics.gauge("model_version").set(loop.published_version)
         metrics.gauge("learn_waiting_rows").set(loop.waiting_rows)
         metrics.gauge("learn_silent").set(loop.silent)
+        metrics.gauge("learn_delayed_rows").set(loop.delayed_clicks)
         metrics.gauge("learn_watermark_timestamp_seconds").set(loop.watermark_ms / 1000)
 
     def _learned(self, learned: Learned) -> None:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.deepfm import DeepFM, DivergenceError
+from learners.deepfm import DeepFM
 from learners.delta import Delta
 from learners.kinds import CONVERSION
 from learners.state_names import prefixed, under
-from learners.terms import CLICK_HEAD, Terms
 from stream.click_silence import ClickSilence
 from stream.examples import ExampleRows
 from stream.learn_outcomes import Diverged, Heard, Learned, LearnOutcome, Rejected, Silent, Skipped
-from stream.learnable import faults, learnable, sampled, term_weight
+from stream.learnable import faults, learnable, sampled
 from stream.learning_config import LearningConfig
 from stream.loop_state import LoopState
 from stream.loss_watch import BatchLoss, LossWatch
+from stream.model_step import ModelStep
 from stream.pending import Batch, PendingExamples, Position
 from stream.publication import Publication
 from stream.records import JournalRecord
@@ -28,7 +28,7 @@ from stream.records import JournalRecord
 __all__ = ["Diverged", "LearnOutcome", "Learned", "LearningLoop", "LoopState", "Rejected", "Skipped"]
 
 
-_CLICK_DELAYS = "click_delays."
+_CLICK_DELAYS, _DELAYED = "click_delays.", "delayed."  # arrays in a snapshot
 
 
 class LearningLoop:
@@ -36,7 +36,8 @@ class LearningLoop:
 
     A batch is learned when ``learn_batch_rows`` rows wait, or when the watermark (the least of all partitions) enters
     the next ``learn_interval_s`` of event time. Every row pays its term of the log loss when it comes (`Terms`): an
-    exposure softplus(z), its click −z. Conversions are rows of a model that has a head for them, else only counted.
+    exposure softplus(z), its click −z. Conversions are rows of a model that has a head for them (else only counted);
+    their clicks pay that head's softplus(z) when conversions would come (`DelayedTerms`).
 
     Before each step the model is told the watermark, on which expiry hangs: the journal holds it, so that learning a
     batch again tells the same.
@@ -67,13 +68,13 @@ class LearningLoop:
         self.diverged = False
         self.conversions = 0
         self._heads = model.heads.names
-        self._exposure_rate = config.exposure_rate
         self._skipped_in_a_row = state.skipped_in_a_row if state else 0
         self._loss_watch = LossWatch(
             ratio=config.diverged_loss_ratio,
             batches=config.diverged_loss_batches,
             state=state.loss_watch if state else None,
         )
+        self._step = ModelStep(model, config, under(_DELAYED, state.arrays) if state else None)
         self._silence = ClickSilence(
             least_probability=config.silence_probability,
             state=state.silence if state else None,
@@ -114,6 +115,16 @@ class LearningLoop:
         """Rows that arrived and are not learned yet."""
         return len(self._pending)
 
+    @property
+    def delayed_clicks(self) -> int:
+        """Clicks whose term of the conversion head is still to be paid."""
+        return self._step.delayed_clicks
+
+    @property
+    def early_clicks(self) -> int:
+        """Clicks that paid it before they were due, because too many waited."""
+        return self._step.early_clicks
+
     def positions(self) -> dict[int, Position]:
         """The first row of each partition that is not learned yet."""
         return self._pending.positions()
@@ -139,7 +150,7 @@ class LearningLoop:
         if (silence := self._silence.heard(rows)) is not None:
             outcomes.append(Heard(silence))
         self.conversions += int(np.count_nonzero(rows.kind == CONVERSION))
-        self._pending.add(rows, self._kept(rows, self._exposure_rate), partition, offset)
+        self._pending.add(rows, self._kept(rows, self.config.exposure_rate), partition, offset)
         while len(self._pending) >= self.config.learn_batch_rows and not self.diverged:
             outcomes += self._learn_next()
         if self._advance(partition, watermark_ms) and self._pending:
@@ -156,7 +167,7 @@ class LearningLoop:
     def _learn_next(self) -> list[LearnOutcome]:
         if self.diverged:
             return []
-        return self._learn(self._pending.cut(self.config.learn_batch_rows), self._exposure_rate)
+        return self._learn(self._pending.cut(self.config.learn_batch_rows))
 
     def relearn(self, journal: JournalRecord, rows: ExampleRows) -> list[LearnOutcome]:
         """Learn again a batch that a run before this one learned after its snapshot: the rows of the journal's ranges.
@@ -174,7 +185,7 @@ class LearningLoop:
         for stretch in journal.ranges:
             self._pending.move_to(stretch.partition, Position(stretch.to_offset, stretch.to_row))
         self._watermark_ms = max(self._watermark_ms, journal.watermark_ms)
-        outcomes = self._learn(Batch(kept, journal.ranges), journal.exposure_rate)
+        outcomes = self._learn(Batch(kept, journal.ranges), journal)
         if (skipped := isinstance(outcomes[0], Skipped)) != journal.skipped:
             raise ValueError(
                 f"version {journal.version} was {'skipped' if journal.skipped else 'learned'} and is now "
@@ -226,7 +237,7 @@ class LearningLoop:
             loss_watch=self._loss_watch.state(),
             skipped_in_a_row=self._skipped_in_a_row,
             silence=self._silence.state(),
-            arrays=prefixed(_CLICK_DELAYS, self._silence.law_state()),
+            arrays=prefixed(_CLICK_DELAYS, self._silence.law_state()) | prefixed(_DELAYED, self._step.state()),
         )
 
     def _kept(self, rows: ExampleRows, exposure_rate: float) -> NDArray[np.bool_]:
@@ -245,37 +256,31 @@ class LearningLoop:
         interval_ms = self.config.learn_interval_s * 1000.0
         return self._watermark_ms // interval_ms > before // interval_ms
 
-    def _learn(self, batch: Batch, exposure_rate: float) -> list[LearnOutcome]:
-        rows, skipped = batch.rows, ""
-        features, weight = rows.rows(), term_weight(rows.kind, exposure_rate)
-        if self._watermark_ms:
-            self.model.advance(self._watermark_ms)
-        logits = self.model.predict_many(features)
-        try:
-            self.model.learn_terms(features, Terms.of_kinds(rows.kind, self._heads, weight))
-        except DivergenceError as error:
-            skipped = str(error)
+    def _learn(self, batch: Batch, like: JournalRecord | None = None) -> list[LearnOutcome]:
+        rows = batch.rows
+        step = self._step.make(rows, self._watermark_ms, like)
         self.version += 1
         journal = JournalRecord(
             version=self.version,
             rows=len(rows),
             ranges=batch.ranges,
             watermark_ms=self._watermark_ms,
-            exposure_rate=exposure_rate,
-            skipped=bool(skipped),
+            exposure_rate=step.exposure_rate,
+            skipped=bool(step.skipped),
             silences=list(self._silence.silences),
+            paid_clicks=step.paid_clicks,
+            conversion_delays=step.conversion_delays,
         )
-        if skipped:
-            return self._skip(Skipped(journal, rows, skipped))
+        if step.skipped:
+            return self._skip(Skipped(journal, rows, step.skipped))
         self._skipped_in_a_row = 0
         self.newest_event_ms = max(self.newest_event_ms, int(rows.known_ms.max()))
         self._publication.learned(rows)
-        terms = Terms.of_kinds(rows.kind, (CLICK_HEAD,), weight)
-        loss = BatchLoss.of(logits, terms)
-        outcomes: list[LearnOutcome] = [Learned(journal, rows, logits, terms, loss)]
+        loss = BatchLoss.of(step.logits, step.terms)
+        outcomes: list[LearnOutcome] = [Learned(journal, rows, step.logits, step.terms, loss)]
         if (astray := self._loss_watch.update(loss)) is not None:
             outcomes.append(self._diverge(astray))
-        if (begun := self._silence.learned(rows, logits, terms, self._watermark_ms)) is not None:
+        if (begun := self._silence.learned(rows, step.logits, step.terms, self._watermark_ms)) is not None:
             silence, missing = begun
             outcomes.append(Silent(silence.from_ms, missing))
             self._pending.keep(lambda waiting: ~self._silence.left_out(waiting))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from stream.records import ConversionDelays
 
 _LEAST_EXPOSURE_RATE = 1e-4
 
@@ -19,6 +22,10 @@ class LearningConfig:
     diverged_loss_batches: int = 20  # over which the loss is taken
     most_skipped_batches: int = 10  # in a row whose gradients are not finite, before nothing is learned any more
     silence_probability: float = 1e-6  # of no click by chance, below which displays are left out until clicks come
+    conversion_horizon_s: float = 30 * 86_400.0  # the join's: a later conversion of a click does not count
+    conversion_delay_median_s: float = 7_200.0  # what is believed before conversions were seen: log-normal,
+    conversion_delay_sigma: float = 2.0  # 36 % within an hour, 89 % within a day; shops measure about that
+    most_delayed_clicks: int = 200_000  # that wait for their conversion: 98 MB of rows of 40 ids and 36 numbers
     exposure_rate: float = 1.0  # of the exposures that are learned, for a learner that cannot keep up; clicks all are
 
     def __post_init__(self) -> None:
@@ -50,9 +57,28 @@ class LearningConfig:
                 "exposures that are learned, and each then weighs 1 / rate, so that a few would throw the model about. "
                 "Set MILLSTREAM_EXPOSURE_RATE; 1 learns all."
             )
+        self._check_conversions()
         for name in ("learn_interval_s", "publish_interval_s", "snapshot_interval_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(
                     f"{name}={getattr(self, name)} must be positive: the loop would do nothing else. Set "
                     f"MILLSTREAM_{name.upper()}."
                 )
+
+    def _check_conversions(self) -> None:
+        if self.most_delayed_clicks < 1:
+            raise ValueError(
+                f"most_delayed_clicks={self.most_delayed_clicks} must be at least 1: every click would be learned as "
+                "unconverted at once. Set MILLSTREAM_MOST_DELAYED_CLICKS (200000)."
+            )
+        for name in ("conversion_horizon_s", "conversion_delay_median_s", "conversion_delay_sigma"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be positive and finite: a click could not be told when to "
+                    f"expect its conversion. Set MILLSTREAM_{name.upper()}."
+                )
+
+    @property
+    def conversion_delays(self) -> ConversionDelays:
+        """As the journal tells them."""
+        return ConversionDelays(self.conversion_horizon_s, self.conversion_delay_median_s, self.conversion_delay_sigma)

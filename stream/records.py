@@ -280,12 +280,20 @@ class Silence(NamedTuple):
     to_ms: int
 
 
+class ConversionDelays(msgspec.Struct, frozen=True, array_like=True):
+    """Within which time a click may convert, and what is believed of the delay (log-normal) before it was measured."""
+
+    horizon_s: float
+    median_s: float
+    sigma: float
+
+
 class JournalRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="journal", omit_defaults=True):
     """Which rows made which version: one learn step, in order. Learning again needs nothing else beside the examples.
 
     ``rows`` counts those of the ranges that were kept: without faults, displayed outside of ``silences``, exposures
     drawn at ``exposure_rate``. A step that is ``skipped`` had gradients that were not finite: its version has the
-    weights of the one before it.
+    weights of the one before it. ``paid_clicks`` of those that waited paid their term of the conversion head.
     """
 
     version: int
@@ -295,6 +303,8 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="record
     exposure_rate: float = 1.0
     skipped: bool = False
     silences: list[Silence] = []
+    paid_clicks: int = 0
+    conversion_delays: ConversionDelays | None = None
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="deadletter"):

@@ -1,0 +1,80 @@
+"""One step of the model: score the rows, then learn the terms that they and the clicks that are due pay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.deepfm import DeepFM, DivergenceError
+from learners.terms import CLICK_HEAD, CONVERSION_HEAD, Terms
+from stream.delayed_terms import DelayedTerms
+from stream.examples import ExampleRows
+from stream.learnable import term_weight
+from stream.learning_config import LearningConfig
+from stream.records import ConversionDelays, JournalRecord
+
+
+class Stepped(NamedTuple):
+    """What came of it."""
+
+    logits: NDArray[np.float32]  # (B,) before the step
+    terms: Terms  # (B,) of the click head
+    exposure_rate: float
+    paid_clicks: int
+    conversion_delays: ConversionDelays | None
+    skipped: str  # why the weights are as they were; "" when the step was made
+
+
+class ModelStep:
+    """Learns rows, with a `DelayedTerms` beside the model when it has a conversion head."""
+
+    def __init__(self, model: DeepFM, config: LearningConfig, delayed: Mapping[str, NDArray[Any]] | None) -> None:
+        self.model = model
+        self.early_clicks = 0
+        self._config = config
+        self._heads = model.heads.names
+        self._delayed: DelayedTerms | None = None
+        if CONVERSION_HEAD in self._heads:
+            self._delayed = DelayedTerms(
+                config.conversion_delays, most_rows=config.most_delayed_clicks, state=delayed or None
+            )
+
+    @property
+    def delayed_clicks(self) -> int:
+        """Clicks whose term of the conversion head is still to be paid."""
+        return len(self._delayed) if self._delayed is not None else 0
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What a restart needs beside the model."""
+        return self._delayed.state() if self._delayed is not None else {}
+
+    def make(self, rows: ExampleRows, watermark_ms: int, like: JournalRecord | None = None) -> Stepped:
+        """Learn a batch at a watermark (0: none yet), by the config or ``like`` a run before this one did."""
+        exposure_rate = like.exposure_rate if like else self._config.exposure_rate
+        weight = term_weight(rows.kind, exposure_rate)
+        features, terms = rows.rows(), Terms.of_kinds(rows.kind, self._heads, weight)
+        if watermark_ms:
+            self.model.advance(watermark_ms)
+        logits = self.model.predict_many(features)
+        paid, delays = 0, None
+        if self._delayed is not None:
+            delays = like.conversion_delays if like else self._config.conversion_delays
+            self._delayed.use(delays or self._delayed.delays)
+            features, terms, paid, early = self._delayed.step(
+                rows,
+                terms,
+                self._heads,
+                watermark_ms,
+                most_paid=self._config.learn_batch_rows,
+                paid=like.paid_clicks if like else None,
+            )
+            self.early_clicks += early
+        try:
+            self.model.learn_terms(features, terms)
+            skipped = ""
+        except DivergenceError as error:
+            skipped = str(error)
+        return Stepped(logits, Terms.of_kinds(rows.kind, (CLICK_HEAD,), weight), exposure_rate, paid, delays, skipped)
