@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from calibration.fitting import SLICE_PRIOR_CLICKS
 from calibration.isotonic import PRIOR_WEIGHT
+
+_SPANS = ("click_horizon_s", "click_window_s", "conversion_horizon_s", "conversion_window_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +24,10 @@ class CalibratorConfig:
     """Later clicks never come: that of the join."""
     click_window_s: float = 600.0
     """Age at which a cohort of displays counts as mature."""
+    conversion_horizon_s: float = 30 * 86_400.0
+    """Later conversions of a click never come: that of the join."""
+    conversion_window_s: float = 86_400.0
+    """Age at which a cohort of clicks counts as mature, as to its conversions."""
     prior_weight: float = PRIOR_WEIGHT
     slice_prior_clicks: float = SLICE_PRIOR_CLICKS
 
@@ -31,9 +38,13 @@ class CalibratorConfig:
                     f"{name}={getattr(self, name)} must be 1 or more: nothing would be remembered. Use 4000 for a "
                     "first try, math.inf to never forget."
                 )
-        for name in ("click_horizon_s", "click_window_s", "prior_weight", "slice_prior_clicks"):
+        for name in (*_SPANS, "prior_weight", "slice_prior_clicks"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(
                     f"{name}={getattr(self, name)} must be positive and finite. The default is "
                     f"{CalibratorConfig.__dataclass_fields__[name].default:g}."
                 )
+
+    def of_conversions(self) -> Self:
+        """The same for P(conversion | click): its exposures are clicks, its events their conversions."""
+        return replace(self, click_horizon_s=self.conversion_horizon_s, click_window_s=self.conversion_window_s)

@@ -28,11 +28,23 @@ from calibration.slices import SlicePlan
 
 _EVIDENCE_KEEP_MS: Final = 7 * 86_400_000
 _TRIAL_CLICKS: Final = 20.0
-_TRIAL_MS: Final = 60_000
-_LONGEST_WAIT_MS: Final = 60_000.0
 RIPE_SHARE: Final = 0.5  # of the clicks: younger cohorts are all noise
 _JUDGED_SHARE: Final = 0.9
 _REFIT_SHARE: Final = 0.01  # of the half-life: a candidate is fitted anew when so many clicks came
+
+
+class Pace(NamedTuple):
+    """How long things take that hang on the delay of a head's events, in ms."""
+
+    shortest_trial: int  # a trial has at least so long a span of exposures,
+    longest_trial: int  # and ends after this one even where few events are expected
+    longest_wait: float  # for the events of a trial
+    keep: int  # cohorts of the instruments
+
+
+CLICK_PACE: Final = Pace(0, 60_000, 60_000.0, KEEP_MS)
+CONVERSION_PACE: Final = Pace(3_600_000, 3_600_000, 21_600_000.0, 2 * 86_400_000 + 7_200_000)
+"""Conversions come hours after their click: trials of an hour, of which six and one at most are open."""
 
 
 class Trial(NamedTuple):
@@ -51,6 +63,10 @@ class HeadRows(NamedTuple):
     logit: NDArray[np.float32]  # (B,) raw
     p: NDArray[np.float32]  # (B,) served
 
+    def take(self, index: NDArray[np.intp] | slice) -> HeadRows:
+        """Those at an index."""
+        return HeadRows(self.ts_ms[index], self.paths[index], self.logit[index], self.p[index])
+
 
 class HeadCalibration:
     """See the module. Pure: its only clock is the watermark that `advance` is given.
@@ -59,10 +75,13 @@ class HeadCalibration:
     ----------
     plan : how rows are cut into slices.
     prior : of the delay law.
+    pace : of its trials and instruments.
     """
 
-    def __init__(self, plan: SlicePlan, config: CalibratorConfig, prior: DelayPrior | None = None) -> None:
-        self.plan, self.config = plan, config
+    def __init__(
+        self, plan: SlicePlan, config: CalibratorConfig, prior: DelayPrior | None = None, pace: Pace = CLICK_PACE
+    ) -> None:
+        self.plan, self.config, self.pace = plan, config, pace
         self.law = DelayLaw(config.click_horizon_s, prior=prior)
         self.evidence, self.instruments = MapEvidence(), Instruments()
         self.gains = CohortTable(2)  # nats, clicks; bin 0: a path's offsets, bin 1: the curve
@@ -100,7 +119,7 @@ class HeadCalibration:
         self.law.advance(now_ms)
         if crossed:
             self._judge(now_ms)
-        self.instruments.table.advance(now_ms, KEEP_MS)
+        self.instruments.table.advance(now_ms, self.pace.keep)
         self.evidence.table.advance(now_ms, _EVIDENCE_KEEP_MS)
         if crossed:
             self.gains.advance(now_ms, _EVIDENCE_KEEP_MS)
@@ -108,7 +127,7 @@ class HeadCalibration:
 
     def _judge(self, now_ms: int) -> None:
         """Weigh candidates on the displays of their trials that are old enough."""
-        wait_ms = min(float(self.law.quantile(_JUDGED_SHARE)), _LONGEST_WAIT_MS)
+        wait_ms = min(float(self.law.quantile(_JUDGED_SHARE)), self.pace.longest_wait)
         for trial in [one for one in self.trials if one.until_ms and one.until_ms + wait_ms <= now_ms]:
             self.trials.remove(trial)
             gain = gain_of(trial.candidate, self.evidence.span(trial.from_ms, trial.until_ms))
@@ -127,7 +146,8 @@ class HeadCalibration:
         if self.trials and not self.trials[-1].until_ms:
             last = self.trials[-1]
             lasted_ms = boundary - last.from_ms
-            if lasted_ms < _TRIAL_MS and self.evidence.expected(last.from_ms) < _TRIAL_CLICKS:
+            few = lasted_ms < self.pace.longest_trial and self.evidence.expected(last.from_ms) < _TRIAL_CLICKS
+            if few or lasted_ms < self.pace.shortest_trial:
                 return
             self.trials[-1] = last._replace(until_ms=boundary)
         candidate = self.trials[-1].candidate if self.trials else SliceMap(self.plan)
@@ -175,7 +195,12 @@ class HeadCalibration:
 
     @classmethod
     def from_bytes(
-        cls, data: bytes, plan: SlicePlan, config: CalibratorConfig | None = None, prior: DelayPrior | None = None
+        cls,
+        data: bytes,
+        plan: SlicePlan,
+        config: CalibratorConfig | None = None,
+        prior: DelayPrior | None = None,
+        pace: Pace = CLICK_PACE,
     ) -> Self:
         """Read what `to_bytes` wrote; ValueError when it is something else, damaged, or of another plan.
 
@@ -187,7 +212,7 @@ class HeadCalibration:
                 "calibration state was counted by other slices than the feature spec's: its paths mean other rows. "
                 "Drop it, or run every program with one spec."
             )
-        head = cls(plan, config or content.config, prior)
+        head = cls(plan, config or content.config, prior, pace)
         head.law = DelayLaw.from_state({name: one.array() for name, one in content.law.items()}, prior=prior)
         head.evidence = MapEvidence(CohortTable.from_bytes(content.evidence))
         head.instruments = Instruments(CohortTable.from_bytes(content.instruments))

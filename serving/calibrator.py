@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
-from calibration.head import HeadCalibration
+from calibration.delay_law import CONVERSION_PRIOR
+from calibration.head import CONVERSION_PACE, HeadCalibration
 from calibration.instruments import figures
 from calibration.merged import map_of
 from calibration.slice_map import SliceMap
 from calibration.slices import SlicePlan
-from learners.terms import CLICK_HEAD
-from serving.cohorts import ALL, WINDOWS, CohortFigures, sliced
+from learners.terms import CLICK_HEAD, CONVERSION_HEAD
+from serving.cohorts import ALL, WINDOWS_OF, CohortFigures, sliced
 from serving.metrics import VARIANT
 from stream.records import CalibrationRecord
 
 
+class HeadStates(NamedTuple):
+    """What a record holds of one partition."""
+
+    clicks: HeadCalibration
+    conversions: HeadCalibration | None  # None: no model with that head has served
+
+
 class HotCalibrator:
-    """Holds the newest state of each examples partition and the map fitted to their sum.
+    """Holds the newest state of each examples partition and the maps fitted to their sum, one of each head.
 
     The version of a map is the sum of the versions of the states in it: every serving process that holds the same
     states answers with the same map under the same version. Single-threaded, as `HotModel`.
@@ -40,7 +50,7 @@ class HotCalibrator:
         self.conversion_map = SliceMap(self.plan)  # of P(conversion | click)
         self._refit_interval_ms = refit_interval_s * 1000.0
         self._records: dict[int, CalibrationRecord] = {}
-        self._states: dict[int, HeadCalibration] = {}
+        self._states: dict[int, HeadStates] = {}
         self._fitted_at_ms: tuple[float, float] = (-np.inf, -np.inf)
         self._fitted_partitions = 0
         self._stale = False
@@ -57,14 +67,20 @@ class HotCalibrator:
         """Examples that the states were made of."""
         return sum(record.rows for record in self._records.values())
 
-    def decoded(self, record: CalibrationRecord) -> HeadCalibration:
-        """The state of a record, for `offer`; tens of milliseconds of work that changes nothing here, fit for a thread.
+    def decoded(self, record: CalibrationRecord) -> HeadStates:
+        """The states of a record, for `offer`; milliseconds of work that changes nothing here, fit for a thread.
 
         Raises ValueError for a state that is damaged or of other slices.
         """
-        return HeadCalibration.from_bytes(record.state, self.plan)
+        clicks = HeadCalibration.from_bytes(record.state, self.plan)
+        if not record.conversion_state:
+            return HeadStates(clicks, None)
+        conversions = HeadCalibration.from_bytes(
+            record.conversion_state, self.plan, prior=CONVERSION_PRIOR, pace=CONVERSION_PACE
+        )
+        return HeadStates(clicks, conversions)
 
-    def offer(self, record: CalibrationRecord, state: HeadCalibration | None = None) -> bool:
+    def offer(self, record: CalibrationRecord, states: HeadStates | None = None) -> bool:
         """Take a partition's state, decoded already or not; False when a newer one of that partition is held.
 
         Raises ValueError for a state that is damaged or of other slices; what was held stays.
@@ -72,7 +88,7 @@ class HotCalibrator:
         held = self._records.get(record.partition)
         if held is not None and (record.version, record.watermark_ms) <= (held.version, held.watermark_ms):
             return False
-        self._states[record.partition] = self.decoded(record) if state is None else state
+        self._states[record.partition] = self.decoded(record) if states is None else states
         self._records[record.partition] = record
         self._stale, self._figures = True, None
         self._refit_when_due()
@@ -85,28 +101,10 @@ class HotCalibrator:
         """
         if self._figures is None:
             states = list(self._states.values())
-            found = figures(
-                [(state.instruments, state.law) for state in states],
-                self.plan,
-                click_window_s=states[0].config.click_window_s,
-                windows_s=tuple(WINDOWS),
-                sliced=sliced,
-            )
+            conversions = [one.conversions for one in states if one.conversions is not None]
             self._figures = [
-                CohortFigures(
-                    head=CLICK_HEAD,
-                    maturity=one.period,
-                    window_s=one.window_s,
-                    slice=ALL if one.slice == "all" else f"{one.slice}={one.value}",
-                    variant=VARIANT,
-                    exposures=one.exposures,
-                    observed=one.clicks,
-                    expected=one.expected,
-                    log_loss=one.log_loss,
-                    normalized_entropy=one.normalised_entropy,
-                    auc=one.auc,
-                )
-                for one in found
+                *_figures(CLICK_HEAD, [one.clicks for one in states], self.plan),
+                *_figures(CONVERSION_HEAD, conversions, self.plan),
             ]
         return self._figures
 
@@ -119,6 +117,38 @@ class HotCalibrator:
         if not self._stale or (advance_ms < self._refit_interval_ms and not newcomers):
             return
         version = sum(record.version for record in self._records.values())
-        self.map = map_of([self._states[partition] for partition in sorted(self._states)], version)
+        states = [self._states[partition] for partition in sorted(self._states)]
+        self.map = map_of([one.clicks for one in states], version)
+        conversions = [one.conversions for one in states if one.conversions is not None]
+        self.conversion_map = map_of(conversions, version) if conversions else SliceMap(self.plan)
         self._fitted_at_ms, self._fitted_partitions, self._stale = reached, len(self._records), False
         self.refits += 1
+
+
+def _figures(head: str, states: Sequence[HeadCalibration], plan: SlicePlan) -> list[CohortFigures]:
+    """The figures of one head over all partitions."""
+    if not states:
+        return []
+    found = figures(
+        [(state.instruments, state.law) for state in states],
+        plan,
+        click_window_s=states[0].config.click_window_s,
+        windows_s=WINDOWS_OF[head],
+        sliced=partial(sliced, head),
+    )
+    return [
+        CohortFigures(
+            head=head,
+            maturity=one.period,
+            window_s=one.window_s,
+            slice=ALL if one.slice == "all" else f"{one.slice}={one.value}",
+            variant=VARIANT,
+            exposures=one.exposures,
+            observed=one.clicks,
+            expected=one.expected,
+            log_loss=one.log_loss,
+            normalized_entropy=one.normalised_entropy,
+            auc=one.auc,
+        )
+        for one in found
+    ]

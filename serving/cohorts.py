@@ -7,14 +7,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
+from learners.terms import CLICK_HEAD, CONVERSION_HEAD
 from serving.metrics import ServingMetrics
 
 ALL: Final = "all"
 """The slice of all traffic."""
 MOST_VALUES: Final = 12  # of a slice on /metrics and the page: those with the most exposures
-WINDOWS: Final[Mapping[int, str]] = {60: "1m", 600: "10m", 3600: "1h"}
-"""Display times that figures are of, in seconds → as the label says it. Slices are shown of the longest only."""
-_LONGEST_S: Final = max(WINDOWS)
+WINDOWS: Final[Mapping[int, str]] = {60: "1m", 600: "10m", 3600: "1h", 86_400: "1d"}
+"""Spans of display (conversions: click) times that figures are of, in seconds → as the label says it."""
+WINDOWS_OF: Final[Mapping[str, tuple[int, ...]]] = {CLICK_HEAD: (60, 600, 3600), CONVERSION_HEAD: (3600, 86_400)}
+"""Those of each head; conversions are few, and their cohorts an hour long when they are mature."""
 
 
 class CohortFigures(NamedTuple):
@@ -61,16 +63,16 @@ _GAUGES: Final[Mapping[str, str]] = {
 }
 
 
-def sliced(maturity: str, window_s: int) -> bool:
-    """Whether the slices of these figures are shown: in less than an hour a slice has too few clicks to tell much."""
-    return maturity == "mature" and window_s == _LONGEST_S
+def sliced(head: str, maturity: str, window_s: int) -> bool:
+    """Whether the slices of these figures are shown: in a shorter window a slice has too few events to tell much."""
+    return maturity == "mature" and window_s == max(WINDOWS_OF[head])
 
 
 def shown(figures: Iterable[CohortFigures]) -> list[CohortFigures]:
     """The figures of all traffic, and the mature ones of each slice's `MOST_VALUES` largest values."""
     by_slice: dict[tuple[str, str, int, str, str], list[CohortFigures]] = defaultdict(list)
     for one in figures:
-        if one.slice == ALL or sliced(one.maturity, one.window_s):
+        if one.slice == ALL or sliced(one.head, one.maturity, one.window_s):
             by_slice[one.head, one.maturity, one.window_s, one.variant, one.slice.partition("=")[0]].append(one)
     largest = (sorted(of, key=lambda one: (-one.exposures, one.slice))[:MOST_VALUES] for of in by_slice.values())
     return [one for of in largest for one in of]

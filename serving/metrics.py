@@ -27,7 +27,7 @@ HEADS = (CLICK_HEAD, CONVERSION_HEAD)
 _COHORTS = {
     "head": HEADS,
     "maturity": ("early", "mature"),
-    "window": ("1m", "10m", "1h"),
+    "window": ("1m", "10m", "1h", "1d"),
     "slice": (),  # "all", or "name=value" of those with the most exposures
     "variant": (VARIANT,),
 }

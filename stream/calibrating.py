@@ -1,4 +1,4 @@
-"""The calibration core of one examples partition: exposures and clicks as they were served, the state to publish."""
+"""The calibration core of one examples partition: examples as they were served, by head, and the state to publish."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.config import CalibratorConfig
-from calibration.head import HeadCalibration, HeadRows
+from calibration.delay_law import CONVERSION_PRIOR
+from calibration.head import CONVERSION_PACE, HeadCalibration, HeadRows
 from calibration.slices import SlicePlan
-from learners.kinds import CLICK, EXPOSURE
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from stream.examples import ExampleRows
 from stream.records import CalibrationRecord
 
+_REMEMBERED_CONVERSIONS = 2_048  # impressions, 16 kB of a state: a click's second conversion comes soon after its first
+
 
 class PartitionCalibrator:
-    """Counts exposures, and clicks with what was served of their exposure: logit before the map, p after it.
+    """Counts exposures, clicks and conversions with what was served: logit before the map, p after it.
 
+    The click head's exposures are displays, the conversion head's are clicks, at the time of the click; its events are
+    their first conversions. Rows that a model without a conversion head served are none of its exposures.
     The map is fitted to what it is applied to. Several model versions share it, each row under the version that scored
     it.
 
@@ -48,8 +53,14 @@ class PartitionCalibrator:
         self.rejected_rows = 0
         plan = plan or SlicePlan()
         self.clicks = HeadCalibration(plan, config)
+        conversions = (plan, config.of_conversions(), CONVERSION_PRIOR, CONVERSION_PACE)
+        self.conversions = HeadCalibration(*conversions)
+        self._converted: dict[int, None] = {}  # impressions, in the order of their first conversion
         if record:
             self.clicks = HeadCalibration.from_bytes(record.state, plan, config)
+        if record and record.conversion_state:
+            self.conversions = HeadCalibration.from_bytes(record.conversion_state, *conversions)
+            self._converted = dict.fromkeys(np.frombuffer(record.converted, "<u8").tolist())
         self._interval_ms = publish_interval_s * 1000.0
         self._published_ms = self.watermark_ms
         self._changed = False
@@ -68,11 +79,34 @@ class PartitionCalibrator:
         exposed, clicked = (np.flatnonzero(finite & (rows.kind == kind)) for kind in (EXPOSURE, CLICK))
         self.clicks.expose(self._served(rows, exposed))
         self.clicks.happen(self._served(rows, clicked), rows.delay_ms[clicked])
+        self._count_conversions(rows)
         self.rows += len(exposed) + len(clicked)
         self._changed |= bool(len(exposed) or len(clicked))
         if watermark_ms > self.watermark_ms:
             self.watermark_ms = watermark_ms
             self.clicks.advance(watermark_ms)
+            if self.conversions.exposures:
+                self.conversions.advance(watermark_ms)
+
+    def _count_conversions(self, rows: ExampleRows) -> None:
+        finite = np.isfinite(rows.conversion_logit) & np.isfinite(rows.conversion_p)
+        clicked = np.flatnonzero(finite & (rows.kind == CLICK))
+        converted = np.flatnonzero(finite & (rows.kind == CONVERSION))
+        converted = converted[self._first_of_click(rows.impression_id[converted])]
+        self.conversions.expose(self._clicked(rows, clicked, rows.known_ms[clicked]))
+        clicked_ms = rows.known_ms[converted] - rows.delay_ms[converted]
+        self.conversions.happen(self._clicked(rows, converted, clicked_ms), rows.delay_ms[converted])
+        self._changed |= bool(len(clicked) or len(converted))
+
+    def _first_of_click(self, impressions: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """(B,) which conversions are the first of their click, as far as is remembered."""
+        first = np.zeros(len(impressions), np.bool_)
+        for at, impression in enumerate(impressions.tolist()):
+            first[at] = impression not in self._converted
+            self._converted[impression] = None
+        for impression in list(self._converted)[:-_REMEMBERED_CONVERSIONS]:
+            del self._converted[impression]
+        return first
 
     def skip(self, offset: int) -> None:
         """Pass over a record that cannot be read."""
@@ -92,8 +126,14 @@ class PartitionCalibrator:
             watermark_ms=self.watermark_ms,
             state=self.clicks.to_bytes(),
             next_offset=self.next_offset,
+            conversion_state=self.conversions.to_bytes() if self.conversions.exposures else b"",
+            converted=np.array(list(self._converted), "<u8").tobytes(),
         )
 
     def _served(self, rows: ExampleRows, at: NDArray[np.intp]) -> HeadRows:
         paths = self.clicks.plan.paths(rows.ids[at], rows.dense[at])
         return HeadRows(rows.ts_ms[at], paths, rows.logit[at], rows.p[at])
+
+    def _clicked(self, rows: ExampleRows, at: NDArray[np.intp], clicked_ms: NDArray[np.int64]) -> HeadRows:
+        paths = self.conversions.plan.paths(rows.ids[at], rows.dense[at])
+        return HeadRows(clicked_ms, paths, rows.conversion_logit[at], rows.conversion_p[at])

@@ -250,7 +250,9 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="re
     """One examples partition's whole calibration state; the topic is compacted by partition, states add up.
 
     ``state`` holds the evidence of the click's map, the delay law, the gains and the instruments
-    (`calibration.head.HeadCalibration`). ``line`` is the version of the base that the model's line began with: rows
+    (`calibration.head.HeadCalibration`), ``conversion_state`` the same of P(conversion | click), empty while no model
+    with that head served; ``converted`` are the newest clicks that converted, u64, whose further conversions do not
+    count. ``line`` is the version of the base that the model's line began with: rows
     that another line served are not in it.
     """
 
@@ -261,6 +263,8 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="re
     state: bytes
     next_offset: int  # the first examples offset that the state does not hold
     line: int = 0
+    conversion_state: bytes = b""
+    converted: bytes = b""
 
 
 class OffsetRange(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

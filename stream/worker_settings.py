@@ -64,6 +64,7 @@ class WorkerSettings(BaseSettings):
 
     half_life_clicks: float | None = None
     gate_half_life_clicks: float | None = None
+    conversion_window_s: float | None = None
     calibrate_interval_s: float | None = None  # event time between two states of a partition, up to 150 kB each
 
     def join(self) -> JoinConfig:

@@ -8,8 +8,9 @@ const percent = (value) => value == null ? "–" : `${number(value * 100, 2)} %`
 const pair = (values) => `${seconds(values.p50)} / ${seconds(values.p99)}`;
 const last = (column) => column && column.length ? column[column.length - 1] : null;
 const NONE = {};
-// The figures of one head and maturity, of all traffic displayed in ten minutes.
-const of = (status, head, maturity) => status.quality.find((f) => f.head === head && f.maturity === maturity && f.slice === "all" && f.window_s === 600) || NONE;
+// The figures of one head and maturity, of all traffic: displays of ten minutes, clicks of a day.
+const WINDOW_S = { click: 600, conversion: 86400 };
+const of = (status, head, maturity) => status.quality.find((f) => f.head === head && f.maturity === maturity && f.slice === "all" && f.window_s === WINDOW_S[head]) || NONE;
 const both = (status, head, show) => `${show(of(status, head, "early"))} / ${show(of(status, head, "mature"))}`;
 
 const TILES = [
@@ -31,11 +32,12 @@ const CHARTS = [
   ["Latency", [["p50", "latency_p50_s"], ["p99", "latency_p99_s"]], seconds],
   ["Freshness", [["p50", "freshness_p50_s"], ["p99", "freshness_p99_s"]], seconds],
   ["Model version", [["version", "model_version"]], whole],
-  ["Mean p", [["click", "click_predicted_mean"], ["conversion of a click", "conversion_predicted_mean"]], percent],
+  ["Mean p", [["click", "click_predicted_mean"]], percent],
+  ["Mean p of a click's conversion", [["conversion", "conversion_predicted_mean"]], percent, true],
   ["Clicks: observed / expected", [["early", "click_early_observed_over_expected_10m"], ["mature", "click_mature_observed_over_expected_10m"]], (v) => number(v, 3), true],
   ["AUC of served p", [["early", "click_early_auc_10m"], ["mature", "click_mature_auc_10m"]], (v) => number(v, 4), true],
   ["Log loss of served p", [["early", "click_early_log_loss_10m"], ["mature", "click_mature_log_loss_10m"]], (v) => number(v, 4), true],
-  ["Conversions: observed / expected", [["early", "conversion_early_observed_over_expected_10m"], ["mature", "conversion_mature_observed_over_expected_10m"]], (v) => number(v, 3), true],
+  ["Conversions: observed / expected", [["early", "conversion_early_observed_over_expected_1d"], ["mature", "conversion_mature_observed_over_expected_1d"]], (v) => number(v, 3), true],
 ];
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.config import CalibratorConfig
-from calibration.head import HeadCalibration, HeadRows
+from calibration.delay_law import CONVERSION_PRIOR
+from calibration.head import CONVERSION_PACE, HeadCalibration, HeadRows
+from calibration.instruments import figures
 from calibration.logistic import sigmoid
 from calibration.slices import Slice, SlicePlan
 
+START_MS = 1_700_000_000_000
 PLAN = SlicePlan((Slice("placement", 0),))
 Delays = Callable[[np.random.Generator, int], NDArray[np.float64]]
 
@@ -108,3 +112,33 @@ class Teller:
     def _rows(self, at: NDArray[np.intp]) -> HeadRows:
         paths = self.all.paths(self.head.plan, at)
         return HeadRows(self.all.ts_ms[at], paths, self.all.logit[at], self.p[at])
+
+
+@cache
+def conversions(stretch: float = 1.0, hours: int = 30) -> tuple[HeadCalibration, Mapping[int, float]]:
+    """A conversion head after 4,000 clicks an hour; 10 % convert, in two hours at the median; early O/E by hour.
+
+    stretch : how much too far apart the model's log-odds lie.
+    """
+    random, config = np.random.default_rng(5), CalibratorConfig()
+    head = HeadCalibration(SlicePlan(), config.of_conversions(), CONVERSION_PRIOR, CONVERSION_PACE)
+    clicks = 4_000 * hours
+    ts_ms = START_MS + np.sort(random.integers(0, hours * 3_600_000, clicks))
+    true = random.normal(-2.3, 0.5, clicks)
+    logit = (-2.3 + stretch * (true + 2.3)).astype(np.float32)
+    delay_ms = (7_200_000.0 * np.exp(random.normal(0, 1.5, clicks))).astype(np.int64) + 1
+    converts = np.flatnonzero((random.random(clicks) < sigmoid(true)) & (delay_ms < 30 * 86_400_000))
+    served = HeadRows(ts_ms, np.zeros(clicks, np.int64), logit, sigmoid(logit).astype(np.float32))
+    comes, early = ts_ms + delay_ms, {}
+    for minute in range(0, hours * 60, 5):
+        since, until = (START_MS + at * 60_000 for at in (minute, minute + 5))
+        shown = np.flatnonzero((ts_ms >= since) & (ts_ms < until))
+        now = converts[(comes[converts] >= since) & (comes[converts] < until)]
+        head.expose(served.take(shown))
+        head.happen(served.take(now), delay_ms[now])
+        head.advance(until)
+        if (minute + 5) % 360 == 0:
+            parts, window_s = [(head.instruments, head.law)], config.conversion_window_s
+            told = figures(parts, head.plan, click_window_s=window_s, windows_s=[86_400])
+            early[(minute + 5) // 60] = told[0].observed_over_expected
+    return head, early

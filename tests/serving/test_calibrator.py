@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from calibration.merged import map_of
 from calibration.slices import Slice, SlicePlan
 from serving.calibrator import HotCalibrator
 from stream.records import CalibrationRecord
-from tests.calibration.world import Teller, displays
+from tests.calibration.world import Teller, conversions, displays
 
 GRID = np.linspace(-4, 4, 33, dtype=np.float32)
 NO_SLICES = SlicePlan()
@@ -116,3 +117,20 @@ def test_figures_are_those_of_served_p_over_all_partitions() -> None:
     promised = float(np.sum(1 / (1 + np.exp(-true.logit.astype(np.float64)))))
     assert early.observed_over_expected == pytest.approx(true.clicked.sum() / promised, abs=0.05)
     assert mature.exposures == 0
+
+
+def test_each_head_has_its_own_map_and_figures() -> None:
+    """Of the same record; a partition without a state of conversions adds nothing to theirs."""
+    hot = HotCalibrator(refit_interval_s=0)
+    converted, early = conversions(stretch=2.0)
+    hot.offer(msgspec.structs.replace(record(0, 1, state_of(1)), conversion_state=converted.to_bytes()))
+    hot.offer(record(1, 1, state_of(3)))
+    expected = map_of([converted])
+    assert not expected.is_identity
+    np.testing.assert_array_equal(hot.conversion_map.apply(GRID), expected.apply(GRID))
+    np.testing.assert_array_equal(hot.map.apply(GRID), map_of([state_of(1), state_of(3)]).apply(GRID))
+    windows = {(one.head, one.window_s) for one in hot.figures()}
+    assert windows == {("click", 60), ("click", 600), ("click", 3_600), ("conversion", 3_600), ("conversion", 86_400)}
+    shown = {(one.head, one.maturity, one.window_s): one for one in hot.figures()}
+    assert shown["conversion", "early", 3_600].exposures > 3_000
+    assert shown["conversion", "early", 86_400].observed_over_expected == pytest.approx(early[30])

@@ -66,6 +66,8 @@ def test_slices_are_shown_mature_and_of_the_longest_window_only() -> None:
     short, young = figures("place=1", window_s=60), figures("place=1", maturity="early")
     everything = [figures(window_s=window) for window in WINDOWS]
     assert shown([short, young, *everything]) == everything
+    clicked = [figures("place=1", head="conversion", window_s=window) for window in (3_600, 86_400)]
+    assert shown(clicked) == clicked[1:]
 
 
 def test_windows_have_the_names_of_the_label() -> None:
@@ -83,7 +85,8 @@ def test_without_expectation_there_is_no_ratio() -> None:
 
 def test_points_are_those_of_all_traffic() -> None:
     """By head, maturity and figure, so that the page's charts find them."""
-    found = points([figures(), figures("place=1", auc=0.1), figures(head="conversion", maturity="early")])
+    late = figures(head="conversion", maturity="early", window_s=86_400)
+    found = points([figures(), figures("place=1", auc=0.1), late])
     assert found["click_mature_auc_1h"] == 0.7
-    assert found["conversion_early_observed_over_expected_1h"] == 0.9
+    assert found["conversion_early_observed_over_expected_1d"] == 0.9
     assert len(found) == 8

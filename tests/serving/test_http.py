@@ -13,7 +13,7 @@ import pytest
 from aiokafka.errors import KafkaConnectionError  # type: ignore[import-untyped]
 
 from calibration.merged import map_of
-from serving.cohorts import WINDOWS, CohortFigures
+from serving.cohorts import WINDOWS_OF, CohortFigures
 from serving.metrics import ServingMetrics
 from serving.server import ServingServer, wall_ms
 from serving.settings import ServingSettings
@@ -384,7 +384,7 @@ async def test_the_page_finds_all_that_it_shows_in_the_status(start: Start, monk
         CohortFigures(head, maturity, window, "all", "main", 1_000.0, 95.0, 100.0, 0.3, 0.9, 0.7)  # type: ignore[arg-type]
         for head in heads
         for maturity in maturities
-        for window in WINDOWS
+        for window in WINDOWS_OF[head]
     ]
     monkeypatch.setattr(running.server.calibrator, "figures", lambda: found)
     await running.post("/v1/score", {"requests": [wire(request(1))]})
@@ -401,7 +401,7 @@ async def test_the_page_finds_all_that_it_shows_in_the_status(start: Start, monk
     assert 0 < status["series"]["click_predicted_mean"][-1] < 1
     assert 0 < status["series"]["conversion_predicted_mean"][-1] < 1
     metrics = await page(running, "/metrics")
-    labels = 'head="conversion",maturity="mature",slice="all",variant="main",window="10m"'
+    labels = 'head="conversion",maturity="mature",slice="all",variant="main",window="1d"'
     assert f"millstream_served_observed_over_expected_ratio{{{labels}}} 0.95" in metrics
 
 

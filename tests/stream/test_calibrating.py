@@ -10,10 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.config import CalibratorConfig
-from calibration.head import HeadCalibration, HeadRows
+from calibration.delay_law import CONVERSION_PRIOR
+from calibration.head import CONVERSION_PACE, HeadCalibration, HeadRows
+from calibration.merged import map_of
 from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from stream.calibrating import PartitionCalibrator
+from stream.examples import ExampleRows, concat
 from stream.records import CalibrationRecord
+from tests.calibration.world import conversions
 from tests.stream.rig import SPEC, START_MS, example_rows
 
 PLAN = SPEC.slice_plan
@@ -49,7 +53,7 @@ def test_counts_exposures_and_clicks_as_they_were_served() -> None:
     assert one.rows == 200
 
 
-def test_conversions_are_not_counted_and_bad_rows_are_rejected() -> None:
+def test_conversions_are_no_clicks_and_bad_rows_are_rejected() -> None:
     """A conversion says nothing about clicks; a logit or p that is not finite has no bin."""
     kind = np.array([EXPOSURE, CONVERSION, EXPOSURE, CLICK], np.uint8)
     rows = example_rows(
@@ -116,3 +120,79 @@ def test_an_interval_of_nothing_is_refused() -> None:
     """The message names the value and the variable."""
     with pytest.raises(ValueError, match=r"publish_interval_s=0 .*MILLSTREAM_PUBLISH_INTERVAL_S"):
         PartitionCalibrator(0, FORGETS, 0)
+
+
+def converting(count: int = 400, *, twice: bool = False) -> tuple[ExampleRows, ExampleRows]:
+    """Clicks, and the conversions of the first half of them, an hour after their click."""
+    clicks = example_rows(count, seed=7, kind=np.full(count, CLICK, np.uint8))
+    half = clicks.take(slice(0, count // 2))
+    hour = np.full(len(half), 3_600_000)
+    first = half.with_event(CONVERSION, known_ms=half.known_ms + hour, delay_ms=hour)
+    again = half.with_event(CONVERSION, known_ms=half.known_ms + 2 * hour, delay_ms=2 * hour)
+    return clicks, concat([first, again]) if twice else first
+
+
+def test_conversions_are_the_events_of_clicks_at_the_clicks_time() -> None:
+    """The second state is that of a head whose exposures are clicks, with what its own head served."""
+    clicks, converted = converting()
+    one = calibrator()
+    one.step(clicks, 0, START_MS + 90_000)
+    one.step(converted, 1, START_MS + 3_700_000)
+    expected = HeadCalibration(PLAN, FORGETS.of_conversions(), CONVERSION_PRIOR, CONVERSION_PACE)
+    paths = PLAN.paths(clicks.ids, clicks.dense)
+    of = HeadRows(clicks.known_ms, paths, clicks.conversion_logit, clicks.conversion_p)
+    half = slice(0, len(converted))
+    expected.expose(of)
+    expected.advance(START_MS + 90_000)
+    expected.happen(of.take(half), converted.delay_ms)
+    expected.advance(START_MS + 3_700_000)
+    assert published(one).conversion_state == expected.to_bytes()
+
+
+def test_a_clicks_further_conversions_do_not_count() -> None:
+    """What is told is P(at least one): with two each, a click would convert more often than it can."""
+    once, twice = calibrator(), calibrator()
+    for one, (clicks, converted) in ((once, converting()), (twice, converting(twice=True))):
+        one.step(clicks, 0, START_MS + 90_000)
+        one.step(converted, 1, START_MS + 8_000_000)
+    assert published(twice).conversion_state == published(once).conversion_state
+
+
+def test_after_a_restart_further_conversions_still_do_not_count() -> None:
+    """The record holds which clicks have converted."""
+    clicks, converted = converting()
+    through = calibrator()
+    through.step(clicks, 0, START_MS + 90_000)
+    through.step(converted, 1, START_MS + 3_700_000)
+    record = published(through)
+    again = PartitionCalibrator(3, FORGETS, 1.0, record, plan=PLAN)
+    for one in (through, again):
+        one.step(converted, 2, START_MS + 3_800_000)
+    assert published(again) == published(through)
+
+
+def test_a_model_without_a_conversion_head_leaves_no_state_of_one() -> None:
+    """Its clicks were not told a probability of conversion."""
+    clicks, _ = converting()
+    nothing = np.full(len(clicks), np.nan, np.float32)
+    one = calibrator()
+    one.step(clicks.with_event(CLICK, conversion_logit=nothing, conversion_p=nothing), 0, START_MS + 90_000)
+    assert published(one).conversion_state == b""
+    assert one.rejected_rows == 0
+
+
+def test_conversions_that_take_hours_are_expected_by_their_age() -> None:
+    """At a true rate of 10 % and delays of two hours at the median, early O/E is right long before they have come."""
+    head, early = conversions()
+    assert set(early) == {6, 12, 18, 24, 30}
+    assert all(abs(early[hour] - 1) < 0.1 for hour in (12, 18, 24, 30)), early
+    assert len(head.trials) <= 10
+    assert len(head.to_bytes()) < 150_000
+    assert map_of([head]).is_identity  # the model says the truth
+
+
+def test_the_map_of_conversions_proves_itself_within_hours() -> None:
+    """Log-odds twice too far apart are drawn together to half."""
+    head, _ = conversions(stretch=2.0)
+    low, high = map_of([head]).log_odds_of(np.array([-3.3, -1.3], np.float32))
+    assert 0.4 < (high - low) / 2 < 0.6
