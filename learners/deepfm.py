@@ -76,6 +76,7 @@ class DeepFM:
             admit_after=config.admit_after,
             expire_after_s=config.expire_after_s,
             max_rows=config.max_rows,
+            accumulator_half_life_s=config.accumulator_half_life_s,
             init_scale=config.init_scale,
             start_from_default=config.start_from_default,
             seed=config.seed,
@@ -124,8 +125,9 @@ class DeepFM:
     def learn_terms(self, rows: Rows, terms: Terms, *, rate_factor: float = 1.0) -> None:
         """One step on B rows; the gradient of a row's logit is exposure·σ(z) − event, for each head its own.
 
-        The table's gradient is the sum over the batch. The dense one is the mean, but in a batch of fewer than
-        ``config.full_batch_rows`` it is the sum over that number: what few rows say is said more quietly.
+        The table's gradient is the sum over the batch. The dense one is the mean, and a batch of fewer than
+        ``config.full_batch_rows`` takes a step shorter by its share of them: Adam divides the size of the gradient out,
+        so that otherwise a batch of 4 rows would move the dense weights as far as one of 128.
 
         Parameters
         ----------
@@ -208,12 +210,13 @@ class DeepFM:
         self._check_finite(gradients)
         learned, config = self.dense.learned_size, self.config
         flat = self.dense.flat.numpy()
-        scale = 1 / max(batch_rows, config.full_batch_rows)
-        self._adam.step(flat[:learned], gradients.dense[:learned], rate=config.dense_rate * rate_factor, scale=scale)
+        dense_rate = config.dense_rate * min(1.0, batch_rows / config.full_batch_rows) * rate_factor
+        self._adam.step(flat[:learned], gradients.dense[:learned], rate=dense_rate, scale=1 / batch_rows)
         statistics = flat[learned:]
         statistics += np.float32(_STATISTICS_RATE) * (gradients.dense[learned:] / np.float32(batch_rows) - statistics)
         rates = (config.vector_rate * rate_factor, config.weight_rate * rate_factor)
-        self.table.update(gradients.lookup.unique, gradients.table, rates=rates, epsilon=config.table_epsilon)
+        betas = (config.vector_beta, config.weight_beta)
+        self.table.update(gradients.lookup.unique, gradients.table, rates=rates, betas=betas)
 
     def _check_finite(self, gradients: Gradients) -> None:
         """The squared norms must be finite: then so is every square that the optimisers accumulate."""

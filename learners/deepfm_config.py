@@ -26,14 +26,16 @@ class DeepFMConfig:
     heads: tuple[Head, ...] = (Head("click"),)
     vector_rate: float = 0.005  # row-wise Adagrad; twice as fast a vector follows the day less than a slow one
     weight_rate: float = 0.05  # a first-order weight must answer to a few impressions: ten times the vectors' rate
-    table_epsilon: float = 1e-8
+    vector_beta: float = 1.0
+    weight_beta: float = 1.0
     dense_rate: float = 3e-4  # Adam; 1e-3 is as good online
-    full_batch_rows: int = 128  # a batch cut short by the clock moves the dense weights by its share of this many
+    full_batch_rows: int = 128  # with fewer the dense rate falls in proportion: Adam divides the size out
     init_scale: float = 0.01  # of the vectors: an unseen id must hardly move the logit
     seed: int = 0
     admit_after: int = 1  # sightings before an id has a row of its own
     expire_after_s: float | None = None  # event time unseen after which an id loses its row
-    max_rows: int | None = None  # at most so many ids; the longest unseen go first
+    max_rows: int | None = 20_000_000  # ids, 2 GB at dim 16; the longest unseen go first; None: no bound
+    accumulator_half_life_s: float | None = None  # event time in which a row forgets half of its gradients' size
     start_from_default: bool = False  # a new id starts where its column's default row stands
     precision: PrecisionSetting = "auto"  # of the GEMMs of learning; weights and predictions are always fp32
     threads: int = 1  # changes no bits
@@ -41,7 +43,7 @@ class DeepFMConfig:
     dropout: float = 0.0  # the share of each hidden layer's outputs left out while learning
 
     def __post_init__(self) -> None:
-        rates = ("vector_rate", "weight_rate", "table_epsilon", "dense_rate", "init_scale")
+        rates = ("vector_rate", "weight_rate", "vector_beta", "weight_beta", "dense_rate", "init_scale")
         for name in ("dim", *rates, "full_batch_rows", "threads"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):

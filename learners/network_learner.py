@@ -1,7 +1,7 @@
 """A network of `learners.networks` over an `EmbeddingTable`, learned online as DeepFM is.
 
 A step: admit the batch's keys, gather their rows, forward and backward by autograd, row-wise Adagrad on the rows (sum
-of the batch's gradients), Adam on the network (their mean by weight).
+of the batch's gradients), Adam on the network (their mean by weight, its rate by the share of a full batch).
 """
 
 from __future__ import annotations
@@ -113,11 +113,13 @@ class NetworkLearner:
         gradient = values.grad
         assert gradient is not None
         self._check_finite(gradient)
-        scale = 1 / float(batch.weight.sum(dtype=np.float64))
+        total = float(batch.weight.sum(dtype=np.float64))
+        dense_rate = self.config.dense_rate * min(1.0, total / self.config.full_batch_rows)
         dense, flat = self.dense.flat.numpy(), self._gradients.flat.numpy()
-        self._adam.step(dense, flat, rate=self.config.dense_rate, scale=scale)
+        self._adam.step(dense, flat, rate=dense_rate, scale=1 / total)
         rates = (self.config.vector_rate, self.config.weight_rate)
-        self.table.update(lookup.unique, gradient.numpy(), rates=rates, epsilon=self.config.table_epsilon)
+        betas = (self.config.vector_beta, self.config.weight_beta)
+        self.table.update(lookup.unique, gradient.numpy(), rates=rates, betas=betas)
         if self._adam.steps % _FORGET_STEPS == 0:
             self.table.take_changed()  # nobody publishes them, and removed keys would pile up
 

@@ -33,12 +33,15 @@ class NetworkConfig:
     attention: int = 16  # din: width of the network that weighs a recent ad
     vector_rate: float = 0.005  # row-wise Adagrad
     weight_rate: float = 0.05
-    table_epsilon: float = 1e-8
+    vector_beta: float = 1.0
+    weight_beta: float = 1.0
     dense_rate: float = 3e-4  # Adam
+    full_batch_rows: int = 128  # of weight 1; with fewer the dense rate falls in proportion
     table: TableConfig = field(default_factory=TableConfig)  # its seed is the network's too
 
     def __post_init__(self) -> None:
-        for name in ("dim", "attention", "vector_rate", "weight_rate", "table_epsilon", "dense_rate"):
+        rates = ("vector_rate", "weight_rate", "vector_beta", "weight_beta", "dense_rate")
+        for name in ("dim", "attention", "full_batch_rows", *rates):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}={value} must be positive and finite: the network could not learn. Raise it.")

@@ -31,6 +31,23 @@ def stamp(store: Store, unique: NDArray[np.int32], before: NDArray[np.uint64], e
 
 
 @kernel
+def decay(
+    store: Store, unique: NDArray[np.int32], before: NDArray[np.uint64], epoch: int, columns: int, halvings: float
+) -> None:
+    """Halve the accumulators of a batch's rows ``halvings`` times for each epoch since they were last seen.
+
+    Default rows have no last seen epoch, and rows seen before there was any time (epoch 0) no age.
+    """
+    numbers, first = store.numbers, store.numbers.shape[1] - 2
+    for u in range(len(unique)):
+        row, seen = np.int64(unique[u]), np.int64(before[u] >> _THIRTY_TWO)
+        if row > columns and 0 < seen < epoch:
+            kept = np.float32(0.5 ** ((epoch - seen) * halvings))
+            numbers[row, first] *= kept
+            numbers[row, first + 1] *= kept
+
+
+@kernel
 def expired(store: Store, first: int, last: int, horizon: int, rows: NDArray[np.int32]) -> int:
     """List the live rows in [first, last) last seen before ``horizon``; how many."""
     count = 0

@@ -70,7 +70,11 @@ class EmbeddingTable:
     those of the oldest last seen epoch first, within an epoch by ascending hash of the key.
 
     Updates are row-wise Adagrad: one accumulator for the vector (the mean square of its gradient) and one for the
-    weight (Duchi et al. 2011, averaged over a row as in Mudigere et al. 2022, arXiv:2104.05158).
+    weight (Duchi et al. 2011, averaged over a row as in Mudigere et al. 2022, arXiv:2104.05158). What they start from
+    is the beta of ``update``: a state holds sums of squares alone and may go on with another beta.
+
+    **Decay.** With ``accumulator_half_life_s`` a row's accumulators are halved for each half-life since it was last
+    seen, in whole epochs: a row that has had millions of sightings then still follows its last weeks.
 
     Parameters
     ----------
@@ -97,6 +101,7 @@ class EmbeddingTable:
             scale=config.init_scale,
             from_default=config.start_from_default,
         )
+        self._halvings = config.halvings_per_epoch
         self._capacity = most_rows(dim, columns, config.max_rows)
         self._clear()
 
@@ -168,6 +173,8 @@ class EmbeddingTable:
         if self._copy is not None:
             row_kernels.restore_heads(self._store, unique, before)
             self._copy.save(unique)
+        if self._halvings:
+            row_kernels.decay(self._store, unique, before, self._expiry.epoch, len(self.default_keys), self._halvings)
         row_kernels.stamp(self._store, unique, before, self._expiry.epoch, len(self.default_keys))
         self._growth.reach(self._store)
         return Lookup(unique, inverse)
@@ -222,11 +229,11 @@ class EmbeddingTable:
         gradients: NDArray[np.float32],
         *,
         rates: tuple[float, float],
-        epsilon: float,
+        betas: tuple[float, float],
     ) -> None:
-        """One Adagrad step on rows (U,), each at most once: a += mean(g²); w −= rate · g / (√a + epsilon).
+        """One Adagrad step on rows (U,), each at most once: a += mean(g²); w −= rate · g / √(beta + a).
 
-        ``rates`` are the vectors' and the weights', in this order. Row 0 is left alone.
+        ``rates`` and ``betas`` are the vectors' and the weights', in this order. Row 0 is left alone.
 
         Raises
         ------
@@ -235,8 +242,7 @@ class EmbeddingTable:
         """
         check_gradients(gradients, len(rows), self.dim)
         self._before_change(rows)
-        vector_rate, weight_rate, smallest = np.array((*rates, epsilon), np.float32)
-        kernels.update(self._store, rows, np.ascontiguousarray(gradients), vector_rate, weight_rate, smallest)
+        kernels.update(self._store, rows, np.ascontiguousarray(gradients), *np.array((*rates, *betas), np.float32))
 
     def advance(self, event_ms: int) -> None:
         """Event time has moved on to ``event_ms``; an earlier time than before changes nothing.
@@ -246,9 +252,18 @@ class EmbeddingTable:
         ValueError
             A time that is negative or beyond the year 2106.
         """
+        before = self._expiry.epoch
         self._expiry.advance(event_ms, self._store)
+        if self._halvings and 0 < before < self._expiry.epoch:
+            self._decay_default_rows(self._expiry.epoch - before)
         for rows in self._expiry.found(self._store, _SWEPT_ROWS):
             self._drop(rows, self._expired)
+
+    def _decay_default_rows(self, epochs: int) -> None:
+        """They have no last seen epoch: they decay as time passes."""
+        rows = np.arange(1, 1 + len(self.default_keys), dtype=np.int32)
+        self._before_change(rows)
+        self._store.numbers[rows, self.dim + 1 :] *= np.float32(0.5 ** (epochs * self._halvings))
 
     def _finish_sweep(self) -> None:
         for rows in self._expiry.found(self._store):

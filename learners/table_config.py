@@ -17,9 +17,10 @@ class TableConfig:
 
     admit_after: int = 1  # sightings, the admitting one included
     expire_after_s: float | None = None  # unseen in event time; None: never
-    max_rows: int | None = None  # besides the default rows; None: as many as fit into this machine's memory
+    max_rows: int | None = 20_000_000  # besides the default rows; None: as many as fit into this machine's memory
     init_scale: float = 0.01  # standard deviation of the start values: an unseen id must hardly move the logit
     start_from_default: bool = False  # start values around the column's default row instead of around 0
+    accumulator_half_life_s: float | None = None  # of what a row remembers of its gradients' size; None: forever
     seed: int = 0
     sketch_bytes: int = 1 << 24  # of which half a million to a million sightings are remembered
 
@@ -43,6 +44,12 @@ class TableConfig:
                 f"init_scale={self.init_scale} must be finite and not negative: every row would start as NaN or "
                 "mirrored. Use 0.01."
             )
+        half_life_s = self.accumulator_half_life_s
+        if half_life_s is not None and not half_life_s > 0:
+            raise ValueError(
+                f"accumulator_half_life_s={half_life_s} must be positive, or None for no decay: every row would learn "
+                "at the rate of a new one. Take some weeks."
+            )
         if not 0 <= self.seed < 1 << 63:
             raise ValueError(f"seed={self.seed} must be 0..2^63−1: it is mixed with 64-bit keys. Take a smaller one.")
         if self.sketch_bytes < 64 or self.sketch_bytes & (self.sketch_bytes - 1):
@@ -57,6 +64,11 @@ class TableConfig:
         if self.expire_after_s is None:
             return _IDLE_EPOCH_MS
         return max(1000, math.ceil(self.expire_after_s * 1000 / _EPOCHS))
+
+    @property
+    def halvings_per_epoch(self) -> float:
+        """Of accumulators; 0: they do not decay."""
+        return self.epoch_ms / 1000 / self.accumulator_half_life_s if self.accumulator_half_life_s else 0.0
 
     @property
     def epochs_kept(self) -> int | None:

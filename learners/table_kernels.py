@@ -401,7 +401,8 @@ def update(
     gradients: NDArray[np.float32],
     vector_rate: np.float32,
     weight_rate: np.float32,
-    epsilon: np.float32,
+    vector_beta: np.float32,
+    weight_beta: np.float32,
 ) -> None:
     """Row-wise Adagrad; see ``EmbeddingTable.update``. Row 0 learns nothing."""
     numbers, heads, noted, counters = store.numbers, store.heads, store.noted, store.counters
@@ -424,10 +425,10 @@ def update(
         square = numbers[row, dim + 1] + (even + odd) * share
         bias_square = numbers[row, dim + 2] + bias * bias
         numbers[row, dim + 1], numbers[row, dim + 2] = square, bias_square
-        step = vector_rate / (np.sqrt(square) + epsilon)
+        step = vector_rate / np.sqrt(vector_beta + square)
         for d in range(dim):
             numbers[row, d] -= step * gradients[i, d]
-        numbers[row, dim] -= weight_rate / (np.sqrt(bias_square) + epsilon) * bias
+        numbers[row, dim] -= weight_rate / np.sqrt(weight_beta + bias_square) * bias
         _note(heads, noted, counters, row)
 
 

@@ -86,11 +86,12 @@ class Reference:
         table = torch.tensor(np.stack([self._values[key] for key in keys.tolist()])).requires_grad_()
         looked = table[torch.from_numpy(np.searchsorted(keys, rows.ids[:, EMBEDDED]))]
         logits = logits_of(self._fm, looked, torch.tensor(rows.dense).double(), self._dense)
-        rows_counted = max(len(rows.ids), self._fm.config.full_batch_rows)
+        share = min(1.0, len(rows.ids) / self._fm.config.full_batch_rows)
+        self._adam.param_groups[0]["lr"] = self._fm.config.dense_rate * share
         self._adam.zero_grad()
         torch.autograd.backward(loss_of(logits, terms))
         for value in self._dense.values():
-            value.grad = torch.zeros_like(value) if value.grad is None else value.grad / rows_counted
+            value.grad = torch.zeros_like(value) if value.grad is None else value.grad / len(rows.ids)
         self._adam.step()
         assert table.grad is not None
         rates = (self._fm.config.vector_rate, self._fm.config.weight_rate)
@@ -101,7 +102,8 @@ class Reference:
     def _adagrad(self, key: int, gradient: NDArray[np.float64], rates: tuple[float, float]) -> None:
         accumulators = self._accumulators[key]
         accumulators += np.mean(gradient[:-1] ** 2), gradient[-1] ** 2
-        steps = np.array(rates) / (np.sqrt(accumulators) + self._fm.config.table_epsilon)
+        betas = np.array([self._fm.config.vector_beta, self._fm.config.weight_beta])
+        steps = np.array(rates) / np.sqrt(betas + accumulators)
         self._values[key][:-1] -= steps[0] * gradient[:-1]
         self._values[key][-1] -= steps[1] * gradient[-1]
 

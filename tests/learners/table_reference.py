@@ -55,10 +55,19 @@ class ReferenceTable:
 
     def advance(self, event_ms: int) -> None:
         """Remove what is too old."""
-        self.epoch = max(self.epoch, event_ms // self.config.epoch_ms)
+        before, self.epoch = self.epoch, max(self.epoch, event_ms // self.config.epoch_ms)
+        if 0 < before < self.epoch:
+            for key in self.default_keys:
+                self.decay(self.rows[key], self.epoch - before)
         kept = self.config.epochs_kept
         if kept is not None:
             self.drop([key for key, row in self.rows.items() if row.seen < self.epoch - kept], 1)
+
+    def decay(self, row: Row, epochs: int) -> None:
+        """Halve its accumulators for each half-life in so many epochs."""
+        if self.config.accumulator_half_life_s is not None:
+            half_lives = epochs * (self.config.epoch_ms / 1000 / self.config.accumulator_half_life_s)
+            row.accumulators *= np.float32(0.5**half_lives)
 
     def drop(self, keys: list[int], why: int) -> None:
         """Remove keys, counted as expired (1) or evicted (2)."""
@@ -101,10 +110,14 @@ class ReferenceTable:
             self.totals[0, column] += 1
             self.changed.add(key)
         row = self.rows[key]
+        if 0 < row.seen < self.epoch:
+            self.decay(row, int(self.epoch - row.seen))
         row.seen = row.seen if row.seen == np.inf else self.epoch
         return key
 
-    def update(self, key: int, gradient: NDArray[np.float32], rates: tuple[float, float], epsilon: float) -> None:
+    def update(
+        self, key: int, gradient: NDArray[np.float32], rates: tuple[float, float], betas: tuple[float, float]
+    ) -> None:
         """Adagrad on one row, in float32; the squares of even and of odd dimensions are added up apart."""
         row, dim, f = self.rows[key], self.dim, np.float32
         squares = [f(0), f(0)]
@@ -113,9 +126,9 @@ class ReferenceTable:
             squares[at] = f(squares[at] + f(gradient[d] * gradient[d]))
         row.accumulators[0] += f(f(squares[0] + squares[1]) * f(1 / dim))
         row.accumulators[1] += gradient[dim] * gradient[dim]
-        step = f(f(rates[0]) / f(np.sqrt(row.accumulators[0]) + f(epsilon)))
+        step = f(f(rates[0]) / np.sqrt(f(f(betas[0]) + row.accumulators[0])))
         row.values[:dim] -= step * gradient[:dim]
-        row.values[dim] -= f(f(f(rates[1]) / f(np.sqrt(row.accumulators[1]) + f(epsilon))) * gradient[dim])
+        row.values[dim] -= f(f(f(rates[1]) / np.sqrt(f(f(betas[1]) + row.accumulators[1]))) * gradient[dim])
         self.changed.add(key)
 
     def take_changed(self) -> tuple[list[int], list[NDArray[np.float32]], list[int]]:

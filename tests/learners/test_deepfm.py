@@ -71,7 +71,7 @@ def check_gradients(fm: DeepFM, x: Rows, terms: Terms) -> None:
 def test_full_steps_equal_the_reference(seed: int, steps: int, heads: tuple[Head, ...]) -> None:
     """Logits after whole steps, Adagrad and Adam included, agree with the slow model's."""
     generator = np.random.default_rng(seed)
-    fm = model(dataclasses.replace(CONFIG, table_epsilon=1e-2, heads=heads))  # no full step from a sum near 0
+    fm = model(dataclasses.replace(CONFIG, vector_beta=1e-2, weight_beta=0.1, heads=heads))
     reference = Reference(fm)
     for _ in range(steps):
         x, terms = with_terms(generator, 16, len(heads))
@@ -120,16 +120,31 @@ def test_learning_is_gradients_and_then_a_step() -> None:
     assert np.array_equal(whole.predict_many(x), before)
 
 
-@pytest.mark.parametrize(("full", "rows"), [(16, 20), (20, 20), (50, 50)])
-def test_the_dense_step_is_on_the_mean_over_a_full_batch(full: int, rows: int) -> None:
-    """Adam's moments are those of the mean gradient, but a batch that is not full counts for its share of one."""
+@pytest.mark.parametrize(("full", "share"), [(16, 1.0), (20, 1.0), (50, 0.4)])
+def test_a_batch_that_is_not_full_takes_its_share_of_a_dense_step(full: int, share: float) -> None:
+    """Adam's moments are those of the mean gradient; with 20 of 50 rows its first step is 0.4 of the rate."""
     fm = model(dataclasses.replace(CONFIG, full_batch_rows=full))
     x, terms = with_terms(np.random.default_rng(0), 20, 1)
     gradients = fm.gradients(x, terms)
-    mean = gradients.dense / rows
+    mean, before = gradients.dense / 20, fm.dense.flat.numpy().copy()
     fm.step(gradients, 20)
     np.testing.assert_allclose(fm.state()["adam.first"], 0.1 * mean, rtol=1e-4, atol=1e-9)
     np.testing.assert_allclose(fm.state()["adam.second"], 0.001 * mean**2, rtol=1e-3, atol=1e-12)
+    moved = (before - fm.dense.flat.numpy())[np.abs(mean) > 1e-4]
+    np.testing.assert_allclose(np.abs(moved), CONFIG.dense_rate * share, rtol=1e-3)
+
+
+def test_small_batches_move_the_dense_weights_no_further_than_full_ones() -> None:
+    """The same rows in batches of 4 and of 128: as Adam divides the size of a gradient out, the rate has to scale."""
+    way = {}
+    for rows in (4, 128):
+        fm, generator = model(dataclasses.replace(CONFIG, dense_rate=1e-3)), np.random.default_rng(0)
+        start = fm.dense.flat.numpy().copy()
+        x, labels = batch(generator, 1280)
+        for at in range(0, 1280, rows):
+            fm.learn_many(Rows(x.ids[at : at + rows], x.dense[at : at + rows]), labels[at : at + rows])
+        way[rows] = float(np.linalg.norm(fm.dense.flat.numpy() - start))
+    assert way[4] < 1.5 * way[128]
 
 
 def test_one_weight_a_row_is_that_of_every_head() -> None:
@@ -511,6 +526,8 @@ def test_a_conversion_head_learns_from_clicks_alone(known: str) -> None:
     [
         {"dim": 0},
         {"weight_rate": -1.0},
+        {"vector_beta": 0.0},
+        {"weight_beta": -1.0},
         {"dense_rate": float("nan")},
         {"hidden": (8, 0)},
         {"threads": 0},

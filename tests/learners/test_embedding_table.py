@@ -17,13 +17,14 @@ from tests.learners.table_reference import ReferenceTable, assert_same, start_ve
 
 DEFAULTS = [1001, 1002, 1003]
 EPOCH_MS = 1000
-RATES, EPSILON = (0.1, 0.2), 1e-8
+RATES, BETAS = (0.1, 0.2), (1e-3, 0.5)
 
 configs = st.builds(
     TableConfig,
     admit_after=st.integers(1, 3),
     expire_after_s=st.sampled_from([None, 64.0]),
     max_rows=st.sampled_from([None, 1, 7, 40]),
+    accumulator_half_life_s=st.sampled_from([None, 7.0]),
     seed=st.integers(0, 5),
     start_from_default=st.booleans(),
     sketch_bytes=st.just(1 << 16),
@@ -57,7 +58,7 @@ def gradients(seed: int, rows: int, dim: int) -> NDArray[np.float32]:
 def learn(t: EmbeddingTable, keys: NDArray[np.uint64], seed: int) -> None:
     """Admit and update."""
     rows = t.admit(keys).unique
-    t.update(rows, gradients(seed, len(rows), t.dim), rates=RATES, epsilon=EPSILON)
+    t.update(rows, gradients(seed, len(rows), t.dim), rates=RATES, betas=BETAS)
 
 
 def assert_equal(left: dict[str, NDArray[Any]], right: dict[str, NDArray[Any]]) -> None:
@@ -104,9 +105,9 @@ class Both:
         met = list(dict.fromkeys(key for line in named for key in line if key))
         assert keys_of(self.table, lookup.unique) == met
         drawn = gradients(seed, len(met), self.dim)
-        self.table.update(lookup.unique, drawn, rates=RATES, epsilon=EPSILON)
+        self.table.update(lookup.unique, drawn, rates=RATES, betas=BETAS)
         for key, gradient in zip(met, drawn, strict=True):
-            self.reference.update(key, gradient, RATES, EPSILON)
+            self.reference.update(key, gradient, RATES, BETAS)
 
     def look(self, seed: int) -> None:
         """Find a batch."""
@@ -273,7 +274,7 @@ def test_missing_keys_learn_nothing() -> None:
     t = table(TableConfig())
     assert not t.find(np.zeros((2, 3), np.uint64)).any()
     assert len(t.admit(np.zeros((2, 3), np.uint64)).unique) == 0
-    t.update(np.zeros(1, np.int32), np.ones((1, 6), np.float32), rates=RATES, epsilon=EPSILON)
+    t.update(np.zeros(1, np.int32), np.ones((1, 6), np.float32), rates=RATES, betas=BETAS)
     assert not t.gather(np.zeros(1, np.int32)).any()
     assert len(t.take_changed().keys) == 0
 
@@ -298,6 +299,7 @@ def test_a_second_snapshot_waits_for_the_first() -> None:
         ({"expire_after_s": 3.0}, r"expire_after_s=3\.0 must be at least 64"),
         ({"expire_after_s": float("nan")}, r"expire_after_s=nan"),
         ({"max_rows": 0}, r"max_rows=0 must be at least 1"),
+        ({"accumulator_half_life_s": 0.0}, r"accumulator_half_life_s=0.0 must be positive"),
         ({"init_scale": float("inf")}, r"init_scale=inf must be finite"),
         ({"seed": -1}, r"seed=-1 must be"),
         ({"sketch_bytes": 100}, r"sketch_bytes=100 must be a power of two.*Take 128"),
@@ -326,7 +328,7 @@ def test_wrong_arguments_are_refused_and_leave_the_table_alone() -> None:
     with pytest.raises(ValueError, match=r"of int64 must be"):
         t.find(np.ones((2, 3), np.int64))
     with pytest.raises(ValueError, match=r"gradients \(1, 4\) must be \(1, 6\)"):
-        t.update(np.ones(1, np.int32), np.ones((1, 4), np.float32), rates=RATES, epsilon=EPSILON)
+        t.update(np.ones(1, np.int32), np.ones((1, 4), np.float32), rates=RATES, betas=BETAS)
     with pytest.raises(ValueError, match="key 0"):
         t.assign(np.zeros(1, np.uint64), np.ones((1, 6), np.float32))
     for event_ms in (-1, 1 << 62):

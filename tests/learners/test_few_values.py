@@ -102,7 +102,7 @@ def test_learning_by_few_values_is_learning(monkeypatch: pytest.MonkeyPatch, hea
 
     def learned() -> DeepFM:
         generator = np.random.default_rng(0)
-        fm = model(dataclasses.replace(CONFIG, heads=heads, table_epsilon=1e-2))
+        fm = model(dataclasses.replace(CONFIG, heads=heads, vector_beta=1e-3))
         for rows in (LEAST_ROWS, 700, 30, 1300):
             fm.learn_terms(*mixed(generator, rows, len(heads)))
         return fm

@@ -29,7 +29,9 @@ CONFIG = NetworkConfig(
     vector_rate=0.05,
     weight_rate=0.08,
     dense_rate=0.01,
-    table_epsilon=1e-2,  # a sum near 0 must not become a step of full size
+    vector_beta=1e-2,
+    weight_beta=3e-2,
+    full_batch_rows=1,
     table=TableConfig(init_scale=0.5),
 )
 Arrays = dict[str, NDArray[Any]]
@@ -146,7 +148,8 @@ class Slow:
     def _adagrad(self, row: torch.Tensor, gradient: NDArray[Any], accumulators: NDArray[Any]) -> None:
         config = self.of.config
         accumulators += (gradient[:-1] ** 2).mean(), gradient[-1] ** 2
-        steps = np.array([config.vector_rate, config.weight_rate]) / (np.sqrt(accumulators) + config.table_epsilon)
+        betas = np.array([config.vector_beta, config.weight_beta])
+        steps = np.array([config.vector_rate, config.weight_rate]) / np.sqrt(betas + accumulators)
         with torch.no_grad():
             row[:-1] -= torch.from_numpy(steps[0] * gradient[:-1])
             row[-1] -= steps[1] * gradient[-1]
