@@ -19,7 +19,7 @@ learned where a stream goes on behind the archive, which will learn their clicks
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -29,11 +29,13 @@ from learners.checkpoints import Checkpoints
 from learners.deepfm import DeepFM, DeepFMConfig
 from learners.examples import Examples, Index
 from learners.fitting import Fit, FitConfig, score
+from learners.heads import Heads
 from learners.metrics import Quality, quality
 from learners.replaying import replay
 from learners.shape import ModelShape
 from learners.snapshot import Snapshot
 from learners.split import Split, arrived, split_by_time
+from learners.targets import outcomes
 from learners.terms import CONVERSION_HEAD
 from learners.workers import Alone, Workers
 
@@ -143,7 +145,7 @@ def train_base(
         click_window_ms=round(config.click_window_s * 1000),
         mature_until_ms=mature_until_ms,
     )
-    model = DeepFM(model_config or DeepFMConfig(), shape)
+    model = DeepFM(_at_known_rates(model_config or DeepFMConfig(), examples, split), shape)
     heads = tuple(head.name for head in model.config.heads)
     after = len(arrived(examples, (split.replay_from_ms, _EVER), conversions=CONVERSION_HEAD in heads).rows)
     fit = Fit(
@@ -197,3 +199,16 @@ def known_users(examples: Examples, split: Split) -> NDArray[np.uint64]:
     """The user keys of the rows before the holdout, ascending."""
     before: Index = np.concatenate((split.train, split.gap, split.validation))
     return np.unique(examples.columns["user_key"][before])
+
+
+def _at_known_rates(config: DeepFMConfig, examples: Examples, split: Split) -> DeepFMConfig:
+    """The config with heads that start at the rates of the train rows, where it leaves them open."""
+    names = tuple(head.name for head in config.heads)
+    labels, weight = outcomes(examples, split.train, names, before_ms=split.validation_from_ms)
+    terms = Heads(config.heads).terms_of_labels(labels.reshape(len(labels), -1).astype(np.float32), weight)
+    heads = []
+    for place, head in enumerate(config.heads):
+        rows, events = (float(part[:, place].sum(dtype=np.float64)) for part in terms)
+        known = head.start_p is None and 0 < events < rows
+        heads.append(replace(head, start_p=float(f"{events / rows:.4g}")) if known else head)
+    return replace(config, heads=tuple(heads))

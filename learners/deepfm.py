@@ -86,10 +86,18 @@ class DeepFM:
         self.network = Network(config, columns=len(self._columns), dense=shape.dense)
         self.dense = self.network.parameters
         self.heads = self.network.heads
-        self._adam = Adam(self.dense.learned_size)
+        self._start_at(config)
+        self._adam = Adam(self.dense.learned_size, config.full_batch_rows)
         widest = self.network.mlps[0].widths[:2]
         fp32 = config.regularised or len(widest) < 2
         self._precision = Precision("fp32" if fp32 else config.precision, (widest[0], widest[-1]))
+
+    def _start_at(self, config: DeepFMConfig) -> None:
+        """Biases at the heads' rates, so that the ids need not share out the mean among them: a new id has no share."""
+        for head, widths in zip(config.heads, config.tower_widths, strict=True):
+            if head.start_p is not None:
+                log_odds = math.log(head.start_p / (1 - head.start_p))
+                self.dense.value[f"mlp.{head.name}.{len(widths)}.bias"].fill_(log_odds)
 
     def predict_many(self, rows: Rows) -> NDArray[np.float32]:
         """Logits of the first head, (B,) float32. Changes nothing.
@@ -125,9 +133,7 @@ class DeepFM:
     def learn_terms(self, rows: Rows, terms: Terms, *, rate_factor: float = 1.0) -> None:
         """One step on B rows; the gradient of a row's logit is exposure·σ(z) − event, for each head its own.
 
-        The table's gradient is the sum over the batch. The dense one is the mean, and a batch of fewer than
-        ``config.full_batch_rows`` takes a step shorter by its share of them: Adam divides the size of the gradient out,
-        so that otherwise a batch of 4 rows would move the dense weights as far as one of 128.
+        The gradients are sums over the batch; the dense rate is lower where batches are small, `learners.dense.Adam`.
 
         Parameters
         ----------
@@ -210,11 +216,11 @@ class DeepFM:
         self._check_finite(gradients)
         learned, config = self.dense.learned_size, self.config
         flat = self.dense.flat.numpy()
-        dense_rate = config.dense_rate * min(1.0, batch_rows / config.full_batch_rows) * rate_factor
-        self._adam.step(flat[:learned], gradients.dense[:learned], rate=dense_rate, scale=1 / batch_rows)
+        dense_rate = config.dense_rate * rate_factor
+        self._adam.step(flat[:learned], gradients.dense[:learned], rows=batch_rows, rate=dense_rate)
         statistics = flat[learned:]
         statistics += np.float32(_STATISTICS_RATE) * (gradients.dense[learned:] / np.float32(batch_rows) - statistics)
-        rates = (config.vector_rate * rate_factor, config.weight_rate * rate_factor)
+        rates = (config.vector_rate * rate_factor, config.scaled_weight_rate * rate_factor)
         betas = (config.vector_beta, config.weight_beta)
         self.table.update(gradients.lookup.unique, gradients.table, rates=rates, betas=betas)
 
@@ -295,9 +301,7 @@ class DeepFM:
     def _dense_state(self) -> dict[str, NDArray[Any]]:
         return {
             **prefixed("dense.", self.dense.arrays()),
-            "adam.first": self._adam.first.copy(),
-            "adam.second": self._adam.second.copy(),
-            "adam.steps": np.array([self._adam.steps], np.int64),
+            **self._adam.state(),
             "precision.code": np.array([self._precision.code], np.int8),
         }
 
@@ -311,18 +315,15 @@ class DeepFM:
             A state of another config or shape, or one that lacks arrays.
         """
         model = cls(config, shape)
+        model.dense.load(under("dense.", state))
         try:
-            first, second, steps = state["adam.first"], state["adam.second"], state["adam.steps"]
+            model._adam.restore(state)
             code = int(state["precision.code"][0])
         except KeyError as error:
             raise ValueError(
                 f"a model state without {error} cannot be continued: take it from DeepFM.state()."
             ) from error
-        model.dense.load(under("dense.", state))
         model.table.restore(under("table.", state))
-        model._adam.first[...] = first
-        model._adam.second[...] = second
-        model._adam.steps = int(steps[0])
         model._precision.code = code
         return model
 

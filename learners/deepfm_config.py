@@ -25,11 +25,11 @@ class DeepFMConfig:
     hidden: tuple[int, ...] = (64, 32)  # as good as (256, 128) where every row is seen once, at a third of the time
     heads: tuple[Head, ...] = (Head("click"),)
     vector_rate: float = 0.005  # row-wise Adagrad; twice as fast a vector follows the day less than a slow one
-    weight_rate: float = 0.05  # a first-order weight must answer to a few impressions: ten times the vectors' rate
-    vector_beta: float = 1.0
-    weight_beta: float = 1.0
+    weight_rate: float = 0.05  # a first-order weight must answer to a few impressions; see scaled_weight_rate
+    vector_beta: float = 1e-4  # what the accumulators start from: a tenth of the usual root mean square of a gradient
+    weight_beta: float = 1.0  # a click's gradient: an exposure, of gradient p, must not move an id as far as a click
     dense_rate: float = 3e-4  # Adam; 1e-3 is as good online
-    full_batch_rows: int = 128  # with fewer the dense rate falls in proportion: Adam divides the size out
+    full_batch_rows: int = 128  # the dense rate is that of such batches; with fewer rows it falls by their root
     init_scale: float = 0.01  # of the vectors: an unseen id must hardly move the logit
     seed: int = 0
     admit_after: int = 1  # sightings before an id has a row of its own
@@ -60,6 +60,17 @@ class DeepFMConfig:
     def tower_widths(self) -> tuple[tuple[int, ...], ...]:
         """The hidden widths of each head's MLP."""
         return tuple(self.hidden if head.hidden is None else head.hidden for head in self.heads)
+
+    @property
+    def scaled_weight_rate(self) -> float:
+        """``weight_rate`` is for events as often as not; with rate p it is divided by twice √(p·(1 − p)).
+
+        A weight's Adagrad steps are rate·g / √(n·p·(1 − p)) after n rows, and the log-odds that a row is evidence for
+        g / (p·(1 − p)): the same share of them at every p needs a rate that grows as 1 / √(p·(1 − p)). Measured: best
+        are 0.2 at a CTR of 1 %, 0.1 at 6.5 %, 0.05 at 43 %.
+        """
+        p = self.heads[0].start_p or 0.5
+        return self.weight_rate * 0.5 / math.sqrt(p * (1 - p))
 
     @property
     def regularised(self) -> bool:

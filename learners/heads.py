@@ -27,11 +27,16 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """One output: P(name | given), or P(name) without ``given``. ``hidden`` are its MLP's widths, None the model's."""
+    """One output: P(name | given), or P(name) without ``given``.
+
+    hidden : widths of its MLP, None: the model's · start_p : what it predicts before it has learned anything, the rate
+    of the event where that is known; None: a half, and base training puts in the rate of its train rows.
+    """
 
     name: str
     given: str | None = None
     hidden: tuple[int, ...] | None = None
+    start_p: float | None = None
 
 
 class Heads:
@@ -55,6 +60,11 @@ class Heads:
             if head.name in earlier or not head.name:
                 raise ValueError(
                     f"head {head.name!r} needs a name of its own: heads {self.names} are told apart by it."
+                )
+            if head.start_p is not None and not 0 < head.start_p < 1:
+                raise ValueError(
+                    f"start_p={head.start_p} of head {head.name} must lie between 0 and 1: its log-odds would be "
+                    "infinite. Take the expected rate, or leave it out."
                 )
             if head.given is not None:
                 if head.given not in earlier:

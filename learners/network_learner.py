@@ -1,7 +1,7 @@
 """A network of `learners.networks` over an `EmbeddingTable`, learned online as DeepFM is.
 
 A step: admit the batch's keys, gather their rows, forward and backward by autograd, row-wise Adagrad on the rows (sum
-of the batch's gradients), Adam on the network (their mean by weight, its rate by the share of a full batch).
+of the batch's gradients), Adam on the network, `learners.dense.Adam`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class NetworkLearner:
         self.network.to_empty(device="cpu")
         self.dense = DenseParameters({name: tuple(p.shape) for name, p in self.network.named_parameters()})
         self._gradients = self.dense.like()
-        self._adam = Adam(self.dense.learned_size)
+        self._adam = Adam(self.dense.learned_size, config.full_batch_rows)
         for name, parameter in self.network.named_parameters():
             parameter.data, parameter.grad = self.dense.value[name], self._gradients.value[name]
         self._start()
@@ -113,10 +113,9 @@ class NetworkLearner:
         gradient = values.grad
         assert gradient is not None
         self._check_finite(gradient)
-        total = float(batch.weight.sum(dtype=np.float64))
-        dense_rate = self.config.dense_rate * min(1.0, total / self.config.full_batch_rows)
+        rows = float(batch.weight.sum(dtype=np.float64))
         dense, flat = self.dense.flat.numpy(), self._gradients.flat.numpy()
-        self._adam.step(dense, flat, rate=dense_rate, scale=1 / total)
+        self._adam.step(dense, flat, rows=rows, rate=self.config.dense_rate)
         rates = (self.config.vector_rate, self.config.weight_rate)
         betas = (self.config.vector_beta, self.config.weight_beta)
         self.table.update(lookup.unique, gradient.numpy(), rates=rates, betas=betas)
@@ -166,21 +165,17 @@ class NetworkLearner:
         return {
             **prefixed("table.", self.table.state()),
             **prefixed("dense.", self.dense.arrays()),
-            "adam.first": self._adam.first.copy(),
-            "adam.second": self._adam.second.copy(),
-            "adam.steps": np.array([self._adam.steps], np.int64),
+            **self._adam.state(),
         }
 
     @classmethod
     def from_state(cls, config: NetworkConfig, shape: ModelShape, state: Mapping[str, NDArray[Any]]) -> Self:
         """The learner that ``state`` was taken from. Raises ValueError for one of another config or without arrays."""
         learner = cls(config, shape)
+        learner.dense.load(under("dense.", state))
         try:
-            first, second, steps = state["adam.first"], state["adam.second"], state["adam.steps"]
+            learner._adam.restore(state)
         except KeyError as error:
             raise ValueError(f"a state without {error} is none of NetworkLearner: it cannot be continued.") from error
-        learner.dense.load(under("dense.", state))
         learner.table.restore(under("table.", state))
-        learner._adam.first[...], learner._adam.second[...] = first, second
-        learner._adam.steps = int(steps[0])
         return learner

@@ -33,10 +33,10 @@ class NetworkConfig:
     attention: int = 16  # din: width of the network that weighs a recent ad
     vector_rate: float = 0.005  # row-wise Adagrad
     weight_rate: float = 0.05
-    vector_beta: float = 1.0
+    vector_beta: float = 1e-4  # where the accumulators start
     weight_beta: float = 1.0
     dense_rate: float = 3e-4  # Adam
-    full_batch_rows: int = 128  # of weight 1; with fewer the dense rate falls in proportion
+    full_batch_rows: int = 128  # of weight 1; the dense rate is that of such batches, and falls with the root of fewer
     table: TableConfig = field(default_factory=TableConfig)  # its seed is the network's too
 
     def __post_init__(self) -> None:

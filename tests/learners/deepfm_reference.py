@@ -60,6 +60,13 @@ def torch_gradients(
     return of_table[:-1].numpy(), {name: g.numpy() for name, g in zip(dense, of_dense, strict=True)}
 
 
+def root_of_rows(before: list[float], rows: float, full: float) -> float:
+    """The factor of the dense rate at a step of so many rows, noted in ``before``: newer steps weigh more."""
+    before.append(rows)
+    weights = 0.999 ** np.arange(len(before))[::-1]
+    return float(np.sqrt(min(1.0, np.average(before, weights=weights) / full)))
+
+
 class Reference:
     """Learns beside ``fm``, from the same start values, by its own optimisers over its own rows."""
 
@@ -69,6 +76,7 @@ class Reference:
         self._accumulators: dict[int, NDArray[np.float64]] = {}
         self._dense = {name: value.double().requires_grad_() for name, value in fm.dense.value.items()}
         self._adam = torch.optim.Adam(list(self._dense.values()), lr=fm.config.dense_rate)
+        self._rows: list[float] = []  # of the steps so far
 
     def learn(self, rows: Rows, terms: Terms) -> None:
         """One step of both models."""
@@ -85,16 +93,16 @@ class Reference:
     def _step(self, keys: NDArray[np.uint64], rows: Rows, terms: Terms) -> None:
         table = torch.tensor(np.stack([self._values[key] for key in keys.tolist()])).requires_grad_()
         looked = table[torch.from_numpy(np.searchsorted(keys, rows.ids[:, EMBEDDED]))]
+        full = self._fm.config.full_batch_rows
         logits = logits_of(self._fm, looked, torch.tensor(rows.dense).double(), self._dense)
-        share = min(1.0, len(rows.ids) / self._fm.config.full_batch_rows)
-        self._adam.param_groups[0]["lr"] = self._fm.config.dense_rate * share
+        self._adam.param_groups[0]["lr"] = self._fm.config.dense_rate * root_of_rows(self._rows, len(rows.ids), full)
         self._adam.zero_grad()
         torch.autograd.backward(loss_of(logits, terms))
         for value in self._dense.values():
-            value.grad = torch.zeros_like(value) if value.grad is None else value.grad / len(rows.ids)
+            value.grad = torch.zeros_like(value) if value.grad is None else value.grad / full
         self._adam.step()
         assert table.grad is not None
-        rates = (self._fm.config.vector_rate, self._fm.config.weight_rate)
+        rates = (self._fm.config.vector_rate, self._fm.config.scaled_weight_rate)
         for key, gradient in zip(keys.tolist(), table.grad.numpy(), strict=True):
             if key:
                 self._adagrad(key, gradient, rates)

@@ -11,7 +11,8 @@ from learners.base import BaseConfig, known_users, train_base
 from learners.deepfm import DeepFM
 from learners.examples import Examples
 from learners.fitting import FitConfig, rows_at
-from learners.kinds import CLICK, EXPOSURE
+from learners.heads import Head
+from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.metrics import probability, quality
 from learners.sampling import NegativeSampling
 from learners.terms import Terms
@@ -28,13 +29,32 @@ def with_click(given: Examples, clicked: int, known_ms: int) -> Examples:
     return more
 
 
+def test_heads_start_at_the_rates_of_the_train_rows() -> None:
+    """Of clicks among displays and of conversions among clicks, unless the config says where; the stream goes on so."""
+    given = examples()
+    heads = (Head("click"), Head("conversion", given="click"))
+    config = dataclasses.replace(CONFIG, heads=heads)
+    converting = np.flatnonzero(given.clicked(given.exposures()))[::3]
+    more = given.take(np.concatenate((np.arange(len(given)), converting)))
+    more.columns["kind"][len(given) :] = CONVERSION
+    base = train_base(more, SHAPE, model_config=config, config=EVER)
+    train, known = base.split.train, {"before_ms": base.split.validation_from_ms}
+    clicked, converted = more.clicked(train, **known), more.converted(train, **known)
+    found = [head.start_p for head in base.model.config.heads]
+    assert found == pytest.approx([clicked.mean(), converted.sum() / clicked.sum()], rel=1e-3)
+    asked = dataclasses.replace(config, heads=(Head("click", start_p=0.01), heads[1]))
+    kept = train_base(more, SHAPE, model_config=asked, config=EVER).model.config.heads
+    assert [kept[0].start_p, kept[1].start_p] == [0.01, found[1]]
+    assert base.snapshot().config == base.model.config
+
+
 def test_train_rows_are_labelled_and_what_follows_is_learned_as_a_stream_would() -> None:
     """The model equals one that learned the same rows and events itself; the report is of before it learned them."""
     given = told(examples())
     clicked = given.clicked(given.exposures())
-    expected = DeepFM(CONFIG, SHAPE)
     config = BaseConfig(fit=FitConfig(batch_rows=200), replay_batch_rows=50, click_window_s=0)
     base = train_base(given, SHAPE, model_config=CONFIG, config=config, goes_on=True)
+    expected = DeepFM(base.model.config, SHAPE)
     split, columns = base.split, given.columns
     for start in (0, 200, 400):
         train = split.train[start : start + 200]

@@ -133,7 +133,7 @@ def test_probabilities_are_those_of_all_impressions_whatever_is_left_out(negativ
     given.rows.dense[:] = 0
     given.columns["label"][:] = np.arange(8000) % 10 == 0
     split = split_by_time(given, validation_share=0.2, holdout_share=0.1)
-    config = dataclasses.replace(CONFIG, hidden=(), dense_rate=0.02)
+    config = dataclasses.replace(CONFIG, hidden=(), dense_rate=0.02, full_batch_rows=64)
     schedule = RateSchedule(plateau_steps=150, half_life_steps=40)
     sampling = NegativeSampling(negative_rate=negative_rate)
     fit_config = FitConfig(batch_rows=64, epochs=20, patience=20, schedule=schedule, sampling=sampling)

@@ -16,6 +16,7 @@ CHAIN = (Head("click"), Head("cart", given="click"), Head("buy", given="cart"), 
     [
         ((), "begin with one"),
         ((Head("buy", given="click"), Head("click")), "begin with one"),
+        ((Head("click", start_p=1.0),), r"start_p=1\.0 of head click must lie between 0 and 1"),
         ((Head("click"), Head("click")), "'click' needs a name of its own"),
         ((Head("click"), Head("")), "'' needs a name"),
         ((Head("click"), Head("buy", given="cart")), r"buy is given cart.*\('click',\)"),

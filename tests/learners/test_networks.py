@@ -18,6 +18,7 @@ from learners.networks import NETWORKS, Kind, NetworkConfig
 from learners.rows import Rows
 from learners.table import TableConfig
 from learners.terms import Terms
+from tests.learners.deepfm_reference import root_of_rows
 from tests.learners.family_cases import SHAPE, batch
 
 KINDS: list[Kind] = list(NETWORKS)
@@ -31,7 +32,7 @@ CONFIG = NetworkConfig(
     dense_rate=0.01,
     vector_beta=1e-2,
     weight_beta=3e-2,
-    full_batch_rows=1,
+    full_batch_rows=20,
     table=TableConfig(init_scale=0.5),
 )
 Arrays = dict[str, NDArray[Any]]
@@ -113,6 +114,7 @@ class Slow:
         self.of = learner
         self.rows: dict[int, torch.Tensor] = {}
         self.accumulators: dict[int, NDArray[Any]] = {}
+        self.steps_rows: list[float] = []
         self.adam = torch.optim.Adam(learner.network.parameters(), lr=learner.config.dense_rate)
 
     def row(self, key: int, start: NDArray[np.float32]) -> torch.Tensor:
@@ -139,7 +141,9 @@ class Slow:
         (exposure * torch.nn.functional.softplus(logits) - event * logits).sum().backward()
         for parameter in self.of.network.parameters():
             assert parameter.grad is not None
-            parameter.grad /= float(np.maximum(*terms).sum())
+            parameter.grad /= self.of.config.full_batch_rows
+        factor = root_of_rows(self.steps_rows, float(np.maximum(*terms).sum()), self.of.config.full_batch_rows)
+        self.adam.param_groups[0]["lr"] = self.of.config.dense_rate * factor
         self.adam.step()
         for key, row in self.rows.items():
             if row.grad is not None:
