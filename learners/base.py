@@ -40,6 +40,7 @@ from learners.terms import CONVERSION_HEAD
 from learners.workers import Alone, Workers
 
 _EVER = 2**62
+_LEAST_P = 1e-4  # that a head starts at
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
@@ -210,5 +211,6 @@ def _at_known_rates(config: DeepFMConfig, examples: Examples, split: Split) -> D
     for place, head in enumerate(config.heads):
         rows, events = (float(part[:, place].sum(dtype=np.float64)) for part in terms)
         known = head.start_p is None and 0 < events < rows
-        heads.append(replace(head, start_p=float(f"{events / rows:.4g}")) if known else head)
+        p = min(max(events / rows, _LEAST_P), 1 - _LEAST_P) if known else head.start_p
+        heads.append(replace(head, start_p=p))
     return replace(config, heads=tuple(heads))
