@@ -36,6 +36,7 @@ from stream.child_server import ServerStartError
 from stream.click_store import RedisClickStore
 from stream.embedded_broker import EmbeddedBroker
 from stream.embedded_redis import EmbeddedRedis, answers_ping
+from stream.examples_log import SettledLogError
 from stream.health import HealthServer
 from stream.inbox import Runner
 from stream.join_runner import JoinRunner
@@ -95,7 +96,7 @@ async def run_worker(options: WorkerOptions, settings: StreamSettings, intervals
         asyncio.get_running_loop().add_signal_handler(number, begin_stop)
 
     def failed(error: BaseException) -> None:
-        _log.error("an agent failed; the worker stops without committing", exc_info=error)
+        _say(error, failures)
         failures.append(error)
         begin_stop()
 
@@ -120,6 +121,14 @@ async def run_worker(options: WorkerOptions, settings: StreamSettings, intervals
     if not in_order:
         os._exit(status)  # threads would be waited for: of the Kafka clients, or one that still imports the learner
     return status
+
+
+def _say(error: BaseException, before: Sequence[BaseException]) -> None:
+    """Log why the worker stops; a log that is refused once, although every agent that reads it meets it."""
+    if not isinstance(error, SettledLogError):
+        _log.error("an agent failed; the worker stops without committing", exc_info=error)
+    elif not any(isinstance(one, SettledLogError) for one in before):
+        _log.error("the log of examples is refused; the worker stops", reason=str(error))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from calibration.head import HeadCalibration
 from learners.archive import read_examples
 from learners.deepfm import DeepFM
-from learners.kinds import CORRECTION, SETTLED
+from learners.kinds import CLICK, EXPOSURE
 from learners.session_state import COUNTER, USER
 from learners.shape import ModelShape
 from learners.snapshot import newest_snapshot
@@ -49,6 +49,7 @@ from tests.stream.rig import (
     Shown,
     Worker,
     base_snapshot,
+    example_rows,
     front,
     said,
     serve,
@@ -64,10 +65,11 @@ USERS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
 
 
 def environment(topics: TestTopics, redis_url: str) -> dict[str, str]:
-    """A minute's click window, small batches."""
+    """Horizons of a minute, small batches."""
     return {
         **topics.environment(redis_url),
         "MILLSTREAM_CLICK_WINDOW_S": "60",
+        "MILLSTREAM_DISPLAY_HORIZON_S": "60",
         "MILLSTREAM_LEARN_INTERVAL_S": "10",
         "MILLSTREAM_LEARN_BATCH_ROWS": "8",
         "MILLSTREAM_ARCHIVE_ROWS": "5",
@@ -96,7 +98,7 @@ async def letters_of(broker: Broker) -> list[DeadLetter]:
     return [msgspec.msgpack.decode(value, type=DeadLetter) for value in await values(broker, DEADLETTER)]
 
 
-async def settled(at: Front, running: Worker, rows: int, watermark_ms: int) -> None:
+async def joined(at: Front, running: Worker, rows: int, watermark_ms: int) -> None:
     """Pass time; return when the examples are there and the learner and the calibrator have seen that time."""
     await at.pass_time(watermark_ms)
 
@@ -109,11 +111,12 @@ async def settled(at: Front, running: Worker, rows: int, watermark_ms: int) -> N
     await until(caught_up, f"{rows} examples were learned and calibrated")
 
 
-async def check_the_whole(broker: Broker, snapshots: Path, rows: int) -> None:
-    """Every impression has one example; every example is in one step, in the weights and in the calibration."""
-    examples = await examples_of(broker)
-    assert len(examples) == rows
-    assert len(set(examples.impression_id[examples.kind == SETTLED].tolist())) == rows
+async def check_the_whole(broker: Broker, snapshots: Path, impressions: int, clicks: int) -> None:
+    """Every impression is one exposure, every click one; each is in one step, in the weights and the calibration."""
+    examples, rows = await examples_of(broker), impressions + clicks
+    kinds = Counter(zip(examples.kind.tolist(), examples.impression_id.tolist(), strict=True))
+    assert max(kinds.values()) == 1
+    assert Counter(kind for kind, _ in kinds) == {EXPOSURE: impressions, CLICK: clicks}
     journal = [msgspec.msgpack.decode(value, type=JournalRecord) for value in await values(broker, JOURNAL)]
     assert [step.version for step in journal] == list(range(1, len(journal) + 1))
     assert sum(step.rows for step in journal) == rows
@@ -141,20 +144,21 @@ async def test_a_click_goes_all_the_way(kafka_topics: TestTopics, redis_url: str
     ):
         shown = serve(USERS, [START_MS + 1000 * i for i in range(len(USERS))], at.broker.partitions, first_id=1)
         await at.show(shown, clicked=shown.impression_id[::3])
-        await settled(at, running, len(USERS), START_MS + 3 * MINUTE_MS)
+        await joined(at, running, len(USERS) + 4, START_MS + 3 * MINUTE_MS)
         assert await running.stop() == 0, said(running.log)
 
         examples = await examples_of(at.broker)
-        clicked = dict(zip(examples.impression_id.tolist(), examples.label.tolist(), strict=True))
-        assert clicked == {key: int(key in shown.impression_id[::3]) for key in shown.impression_id}
-        assert (examples.click_produced_ms > 0).tolist() == examples.label.astype(bool).tolist()
+        clicks = examples.take(examples.kind == CLICK)
+        assert sorted(clicks.impression_id.tolist()) == shown.impression_id[::3]
+        assert clicks.delay_ms.tolist() == [1000] * 4
+        assert ((examples.click_produced_ms > 0) == (examples.kind == CLICK)).all()
         for record in shown.record.values():
             served = record.arrays()
             of = {key: i for i, key in enumerate(examples.impression_id.tolist())}
             rows = [of[key] for key in served["impression_id"].tolist()]
             assert np.array_equal(examples.ids[rows, : record.request_fields], served["request_ids"])
             assert np.array_equal(examples.logit[rows], served["logit"])
-        await check_the_whole(at.broker, tmp_path / "snapshots", len(USERS))
+        await check_the_whole(at.broker, tmp_path / "snapshots", len(USERS), 4)
         assert await letters_of(at.broker) == []
         await check_sessions(at.broker, redis_url, examples)
 
@@ -183,7 +187,7 @@ async def check_sessions(broker: Broker, redis_url: str, examples: ExampleRows) 
     found = await users_of(broker, redis_url, examples.user_key)
     assert len(found) == len(USERS)
     assert found["session_impressions"].tolist() == [1] * len(USERS)
-    assert int(found["session_clicks"].sum()) == int(examples.label.sum())
+    assert int(found["session_clicks"].sum()) == int((examples.kind == CLICK).sum())
     assert found["outcome_count"].tolist() == [1] * len(USERS)
 
 
@@ -191,7 +195,7 @@ async def check_sessions(broker: Broker, redis_url: str, examples: ExampleRows) 
 async def test_a_restarted_worker_goes_on_where_the_last_one_was(
     end: str, kafka_topics: TestTopics, redis_url: str, tmp_path: Path
 ) -> None:
-    """Stopped or killed with rows unsettled, batches and part files open: nothing is lost, nothing doubled.
+    """Stopped or killed with displays that wait, batches and part files open: nothing is lost, nothing doubled.
 
     The versions go on, and the last can be made again from the log.
     """
@@ -205,28 +209,28 @@ async def test_a_restarted_worker_goes_on_where_the_last_one_was(
         where = (archived, tmp_path / "snapshots", tmp_path / "log")
         async with worker(*where) as running:
             await at.show(first, clicked=first.impression_id[::3])
-            await settled(at, running, len(USERS), START_MS + 3 * MINUTE_MS)
+            await joined(at, running, len(USERS) + 4, START_MS + 3 * MINUTE_MS)
             await at.show(pending, clicked=pending.impression_id[::2])
-            await until(lambda: clicks_joined(at.broker, 18), "the clicks of pending rows were joined")
+            await until(lambda: clicks_joined(at.broker, 10), "the clicks on rows that waited were joined")
             if end == "SIGTERM":
                 assert await running.stop() == 0, said(running.log)
         async with worker(*where) as running:
             await at.show(last, clicked=last.impression_id[1::2])
-            await settled(at, running, 36, START_MS + 12 * MINUTE_MS)
+            await joined(at, running, 36 + 16, START_MS + 12 * MINUTE_MS)
             assert await running.stop() == 0, said(running.log)
-        await check_the_whole(at.broker, tmp_path / "snapshots", 36)
+        await check_the_whole(at.broker, tmp_path / "snapshots", 36, 16)
         rebuilt = await rebuild(at.broker, str(tmp_path / "snapshots"), lambda _: SPEC, start_version=0)
-        assert rebuilt.rows == 36
+        assert rebuilt.rows == 36 + 16
         assert rebuilt.sha256 == rebuilt.published_sha256 == rebuilt.snapshot_sha256
         examples, found = await examples_of(at.broker), read_examples(tmp_path / "archive")
         assert sorted(found.columns["impression_id"].tolist()) == sorted(examples.impression_id.tolist())
         parts = [read_examples(path) for path in (tmp_path / "archive").rglob("*.parquet")]
-        assert sum(map(len, parts)) == 36, "no row is in two part files"
+        assert sum(map(len, parts)) == 36 + 16, "no row is in two part files"
 
 
-async def clicks_joined(broker: Broker, rows: int) -> bool:
-    """Whether so many examples are in the topic."""
-    return len(await examples_of(broker)) >= rows
+async def clicks_joined(broker: Broker, clicks: int) -> bool:
+    """Whether so many clicks are in the topic."""
+    return int(((await examples_of(broker)).kind == CLICK).sum()) >= clicks
 
 
 async def test_live_a_lone_click_is_learned_without_waiting_for_event_time(
@@ -276,7 +280,7 @@ async def test_bad_input_goes_to_the_dead_letters_and_stops_nothing(
         await at.send(SERVED, foreign.encode(), partition=0)
         late = b'{"impression_id": "%d", "user_key": "%d", "ts_ms": %d}' % (*other(shown), START_MS + 90_000)
         await at.send(CLICKS, late, key=other(shown)[1])
-        await settled(at, running, 3, START_MS + 5 * MINUTE_MS)
+        await joined(at, running, 4, START_MS + 5 * MINUTE_MS)
         seen = await running.metrics()
         assert await running.stop() == 0, said(running.log)
 
@@ -301,8 +305,8 @@ async def test_bad_input_goes_to_the_dead_letters_and_stops_nothing(
         states = await users_of(at.broker, redis_url, shown.user_key)
         assert states["session_impressions"].tolist() == states["outcome_count"].tolist() == [1, 1]
         assert states["session_clicks"].tolist() == [1, 1]
-        assert sorted(examples.kind.tolist()) == [SETTLED, SETTLED, CORRECTION]
-        assert examples.impression_id[examples.kind == CORRECTION].tolist() == [other(shown)[0]]
+        assert Counter(examples.kind.tolist()) == {EXPOSURE: 2, CLICK: 2}
+        assert sorted(examples.impression_id[examples.kind == CLICK].tolist()) == shown.impression_id
 
 
 def other(shown: Shown) -> tuple[int, int]:
@@ -318,6 +322,23 @@ async def run(environment: dict[str, str], *arguments: str) -> tuple[int | None,
     )  # fmt: skip
     output, _ = await process.communicate()
     return process.returncode, " ".join(output.decode().replace("│", " ").split())
+
+
+async def test_a_worker_refuses_a_log_of_labelled_examples(
+    kafka_topics: TestTopics, redis_url: str, tmp_path: Path
+) -> None:
+    """Whichever agent meets it first: the worker ends with status 1, and says once what it is and what to do."""
+    base_snapshot(tmp_path / "snapshots")
+    async with front(kafka_topics.settings(redis_url)) as at:
+        old = msgspec.msgpack.decode(example_rows(2, seed=0).to_record(SPEC.hash, START_MS).encode())
+        await at.send(EXAMPLES, msgspec.msgpack.encode({**old, "label": b"\0\1"}), partition=1)
+    where = kafka_topics.environment(redis_url)
+    status, text = await run(where, "--snapshots", str(tmp_path / "snapshots"), "--spec", SPEC.name)
+    assert status == 1
+    assert text.count("a record of labelled examples") == 1
+    assert f"{EXAMPLES}[1] 0 is" in text
+    assert "delete the topic" in text
+    assert "Traceback" not in text
 
 
 async def test_a_worker_without_a_usable_snapshot_says_the_remedy(
