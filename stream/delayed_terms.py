@@ -108,7 +108,7 @@ class DelayedTerms:
         due = int(np.count_nonzero(self._due_ms() <= watermark_ms))
         if paid is None:
             paid = max(min(due, most_paid), self._rows - self._most_rows)
-        payers = self._take(paid, watermark_ms)
+        payers = self._take(paid, watermark_ms) if self._rows else rows.take(slice(0, 0)).rows()
         head = list(heads).index(CONVERSION_HEAD)
         exposure, event = (column.reshape(len(rows), len(heads)).copy() for column in terms)
         exposure[:, head] = 0.0
@@ -174,8 +174,6 @@ class DelayedTerms:
 
     def _take(self, count: int, watermark_ms: int) -> Rows:
         """Remove the ``count`` clicks that are due first; the last rows move into their places."""
-        if not self._held:
-            return Rows(np.empty((0, 0), np.uint64), np.empty((0, 0), np.float32))
         due_ms = self._due_ms()
         candidates = np.flatnonzero(due_ms <= watermark_ms)
         if count > len(candidates):

@@ -67,6 +67,15 @@ def test_each_click_pays_once_when_the_law_says_and_teaches_the_conversion_head_
     assert sorted(map(tuple, np.concatenate(ids).tolist())) == sorted(map(tuple, rows.ids.tolist()))
 
 
+def test_exposures_before_the_first_click_pay_nothing_of_conversions() -> None:
+    """A stream begins so: no click waits yet, and the rows are learned as they are."""
+    shown = example_rows(5, seed=1, kind=np.full(5, EXPOSURE))
+    step = DelayedTerms(DELAYS, most_rows=300).step(shown, terms_of(shown), HEADS, START_MS, most_paid=50)
+    assert np.array_equal(step.rows.ids, shown.ids)
+    assert (step.terms.exposure == [1, 0]).all()
+    assert step.paid == 0
+
+
 def test_beyond_the_bound_those_due_next_pay_early() -> None:
     """Counted, and no more than must."""
     delayed = DelayedTerms(DELAYS, most_rows=300)
