@@ -216,7 +216,7 @@ class DeepFM:
         self._check_finite(gradients)
         learned, config = self.dense.learned_size, self.config
         flat = self.dense.flat.numpy()
-        dense_rate = config.dense_rate * rate_factor
+        dense_rate = config.scaled_dense_rate * rate_factor
         self._adam.step(flat[:learned], gradients.dense[:learned], rows=batch_rows, rate=dense_rate)
         statistics = flat[learned:]
         statistics += np.float32(_STATISTICS_RATE) * (gradients.dense[learned:] / np.float32(batch_rows) - statistics)
