@@ -237,6 +237,18 @@ def test_weights_learn_at_a_rate_that_suits_the_click_rate(start_p: float | None
     np.testing.assert_allclose(moved, rate / 1e3 * gradient, rtol=1e-3)
 
 
+def test_dense_weights_learn_at_a_rate_that_suits_the_click_rate() -> None:
+    """The rarer a click, the less a batch tells of the level, and the less it moves the dense weights."""
+
+    def moved(start_p: float) -> float:
+        fm = model(dataclasses.replace(CONFIG, heads=(Head("click", start_p=start_p),)))
+        before = fm.dense.flat.numpy().copy()
+        fm.learn_many(*batch(np.random.default_rng(0), CONFIG.full_batch_rows))
+        return float(np.abs(fm.dense.flat.numpy() - before).max())
+
+    np.testing.assert_allclose(moved(0.01) / moved(0.5), 2 * np.sqrt(0.01 * 0.99), rtol=1e-3)
+
+
 def test_an_id_without_a_row_counts_as_its_columns_default() -> None:
     """Ids not yet admitted share, and teach, the default row of their column; predicting never admits."""
     fm = model(dataclasses.replace(CONFIG, admit_after=3))
