@@ -77,6 +77,11 @@ class ExampleRows:
         """Return the rows at `index` (integers, a mask or a slice), in its order."""
         return ExampleRows(**{name: column[index] for name, column in self.columns().items()})
 
+    def put(self, first: int, rows: ExampleRows) -> None:
+        """Write rows in place of those at ``first`` and on."""
+        for name, column in self.columns().items():
+            column[first : first + len(rows)] = getattr(rows, name)
+
     def with_event(self, kind: int, **columns: NDArray[Any]) -> ExampleRows:
         """Return the same impressions with another event: a kind for all, ``columns`` by row."""
         return replace(self, kind=np.full(len(self), kind, np.uint8), **columns)

@@ -212,13 +212,15 @@ class JoinCore:
         `now_ms`, the wall clock, is given in live mode only: idle inputs then stop holding the watermark back.
         """
         watermark_ms = self._inputs.poll(now_ms)
-        examples = self._take_examples(-int(NEVER) if watermark_ms is None else watermark_ms + self._lead_ms)
+        until_ms = -int(NEVER) if watermark_ms is None else watermark_ms + self._lead_ms
+        examples, spare = self._take_examples(until_ms)
         if watermark_ms is not None:
             self._pass_time(watermark_ms)
         counts = {name: count for name, count in self._counts.items() if count}
         self._counts.clear()
         return JoinOutput(
             examples=examples,
+            spare=spare,
             late=self._events.clicks.take_late(),
             rejects=self._events.rejects.take(),
             counts=counts,
@@ -250,21 +252,28 @@ class JoinCore:
             self._counts["early_rows"] += rows
             self._inputs.advance_to(due_ms + 1)
 
-    def _take_examples(self, until_ms: int) -> ExampleRows | None:
-        """The exposures of displays up to ``until_ms`` and of clicked rows, the latter's clicks, and conversions."""
-        parts, self._converted, self._last_exposures = self._converted, [], 0
-        opened = (self._inputs.unfinished(topic) for topic in (SERVED, IMPRESSIONS))
-        exposed = self._state.expose(until_ms, self._events.clicks.places, *opened)
-        if exposed is not None:
-            exposures, _ = exposed
-            self._last_exposures = len(exposures)
-            self._counts["exposures"] += len(exposures)
-            clicks = self._events.clicks.take(*exposed)
-            if clicks is not None:
-                self._counts["clicks"] += len(clicks)
-                parts.insert(0, clicks)
-            parts.insert(0, exposures)
-        return concat(parts) if parts else None
+    def _take_examples(self, until_ms: int) -> tuple[ExampleRows | None, int]:
+        """The exposures of displays up to ``until_ms`` and of clicked rows, the latter's clicks, and conversions.
+
+        Behind them is room for the late clicks, if there are exposures: how many rows that is comes second.
+        """
+        new, converted = self._events.clicks, self._converted
+        self._converted, self._last_exposures = [], 0
+        places, late = new.places, new.late
+        spare = len(places) + sum(map(len, converted)) + late
+        served, displayed = self._inputs.unfinished(SERVED), self._inputs.unfinished(IMPRESSIONS)
+        exposed = self._state.expose(until_ms, places, served, displayed, spare)
+        if exposed is None:
+            return (concat(converted) if converted else None), 0
+        rows, of_clicked = exposed
+        end = self._last_exposures = len(rows) - spare
+        clicks = new.take(rows, of_clicked)
+        self._counts["exposures"] += end
+        self._counts["clicks"] += len(clicks)
+        for part in (clicks, *converted):
+            rows.put(end, part)
+            end += len(part)
+        return rows, late
 
     def _pass_time(self, watermark_ms: int) -> None:
         """Do what is due: an event may still come *at* the watermark, so a time is passed only when it is before."""

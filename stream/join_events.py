@@ -49,13 +49,16 @@ class JoinEvents:
             return
         apply = self._state.display if topic == IMPRESSIONS else self._state.click
         outcomes, references = apply(events, self._inputs.unfinished(topic))
-        for outcome in np.unique(outcomes).tolist():
+        counts = np.bincount(outcomes, minlength=DISPLAY + 1)
+        counts[DISPLAY] = 0  # it waits in the state until it may be exposed
+        for outcome in np.flatnonzero(counts).tolist():
             which = np.flatnonzero(outcomes == outcome)
             self._follow(topic, outcome, events.take(which), references[which])
-        self.release(events.impression_id[(outcomes == DISPLAY) | (outcomes == CLICK)])
+        if len(self.waiting):
+            self.release(events.impression_id[(outcomes == DISPLAY) | (outcomes == CLICK)])
 
     def _follow(self, topic: str, outcome: int, events: Events, references: NDArray[np.int64]) -> None:
-        """Do what follows from what became of events. A display waits in the state until it may be exposed."""
+        """Do what follows from what became of events."""
         if outcome == DUPLICATE:
             self._counts[f"duplicate_{short(topic)}"] += len(events)
         elif outcome == WAIT:

@@ -16,6 +16,7 @@ from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, INPUTS, SERVED
 from stream.watermarks import Watermarks
 
 _HOLDING = (SERVED, IMPRESSIONS, CLICKS)  # inputs that hold the watermark back
+_SAMPLE = 15  # of a step's events, for how far they have come together
 
 
 class Arrived(NamedTuple):
@@ -73,11 +74,11 @@ class JoinInputs:
         """Tell the watermark of the newest event and promise; the place of the record that moved it most, if any."""
         moved = None
         if len(ts_ms):
-            newest, middle = int(np.argmax(ts_ms)), len(ts_ms) // 2
-            newest_ms, median_ms = int(ts_ms[newest]), int(np.partition(ts_ms, middle)[middle])
+            newest = int(np.argmax(ts_ms))
+            newest_ms = int(ts_ms[newest])
             if topic == CONVERSIONS:
                 self._newest_conversion_ms = max(self._newest_conversion_ms, newest_ms)
-            if self._watermarks.seen(topic, newest_ms, median_ms):
+            if self._watermarks.seen(topic, newest_ms, _typical_ms(ts_ms)):
                 moved = int(np.searchsorted(np.cumsum(records.rows), newest, side="right"))
         furthest = int(np.argmax(records.promise_ms))
         if records.promise_ms[furthest] and self.promise(topic, int(records.promise_ms[furthest])):
@@ -119,3 +120,9 @@ class JoinInputs:
     def to_commit(self) -> dict[str, int]:
         """The first offset to read again, by input; none where nothing came yet."""
         return {topic: at for topic, one in self._commits.items() if (at := one.to_commit()) is not None}
+
+
+def _typical_ms(ts_ms: NDArray[np.int64]) -> int:
+    """The median of some of the times."""
+    some = np.sort(ts_ms[:: max(1, len(ts_ms) // _SAMPLE)])
+    return int(some[len(some) // 2])

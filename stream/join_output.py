@@ -46,11 +46,12 @@ class JoinOutput:
 
     `counts` are increments. `watermark_ms` is 0 before there is one. `offsets` gives per topic the offset to commit
     together with `examples` and `rejects`: everything before it is finished. The examples are exposures in the order of
-    display, then clicks, then conversions. `late` are clicks whose examples must be stored in the same go, see
-    `stream.late_clicks.with_late_clicks`.
+    display, then clicks, then conversions, and at the end `spare` rows that are not filled yet: `late` are clicks whose
+    examples must be stored in the same go, see `stream.late_clicks.with_late_clicks`.
     """
 
     examples: ExampleRows | None
+    spare: int = 0
     late: LateClicks | None = None
     rejects: list[Reject] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)

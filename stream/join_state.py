@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,15 +11,11 @@ from stream.examples import ExampleRows
 from stream.exposure_index import ExposureIndex
 from stream.inputs import ServedRows
 from stream.join_config import JoinConfig
-from stream.join_kernels import COUNT, HEAD, NEVER, TAIL, Open, Rows, Rules
+from stream.join_kernels import COUNT, HEAD, NEVER, TAIL, Open, Rules
+from stream.join_rows import FIRST_EXPOSED, FIRST_SLOTS, FULL_AT, longer, no_rows, with_blocks, with_exposed, with_slots
 from stream.pending_rows import PendingRows
 from stream.waiting_displays import WaitingDisplays
 from stream.waiting_events import Events
-
-_BY_PLACE = ("keys", "times", "states", "served", "displayed")  # columns of `Rows`
-_BY_NUMBER = ("exposed_keys", "exposed_times", "exposed_clicked")
-_FIRST_SLOTS = _FIRST_EXPOSED = 1024  # of the index, of the ring; powers of two, as all their sizes
-_FULL_AT = 0.75  # load of the index
 
 
 class JoinState:
@@ -37,7 +31,7 @@ class JoinState:
         self._lateness_ms = config.ms("allowed_lateness_s")
         self._salt = np.uint64(salt)
         self._columns = PendingRows()
-        self._rows = _no_rows()
+        self._rows = no_rows()
         self._displays = WaitingDisplays()
         self._records = ExposureIndex()
         self.forgotten_ms = -int(NEVER)  # display time of the newest row that was forgotten
@@ -77,7 +71,7 @@ class JoinState:
     def exposed_row_bytes(self) -> int:
         """What forgetting one exposed row gives back."""
         rows = (self._rows.exposed_keys, self._rows.exposed_times, self._rows.exposed_clicked)
-        return sum(column.itemsize for column in rows) + int(8 / _FULL_AT)
+        return sum(column.itemsize for column in rows) + int(8 / FULL_AT)
 
     # ----------------------------------------------------------------------------------------------- what events do
 
@@ -101,8 +95,7 @@ class JoinState:
 
     def click(self, clicks: Events, clicked: Open) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Click rows: what became of each click, and the reference that it named."""
-        columns = clicks.impression_id, clicks.ts_ms, clicks.record
-        return kernels.apply_clicks(self._rows, self._rules(), clicked, *columns)
+        return kernels.apply_clicks(self._rows, self._rules(), clicked, *clicks[:2], clicks.record)
 
     def drop_undisplayed(self, watermark_ms: int, served: Open) -> int:
         """Forget served rows whose horizon the watermark has passed: how many."""
@@ -113,11 +106,12 @@ class JoinState:
         return len(places)
 
     def expose(
-        self, until_ms: int, clicked: NDArray[np.int64], served: Open, displayed: Open
+        self, until_ms: int, clicked: NDArray[np.int64], served: Open, displayed: Open, spare: int
     ) -> tuple[ExampleRows, NDArray[np.int64]] | None:
         """Expose what was displayed up to ``until_ms``, and the clicked rows at these places, in the order of display.
 
-        Returns the exposures, and where among them the clicked ones are; None for none. The places are given up.
+        Returns the exposures, with ``spare`` rows more, not filled, and where among them the clicked ones are; None for
+        none. The places are given up.
         """
         parts = [clicked]
         for part in self._displays.take(until_ms):
@@ -130,23 +124,23 @@ class JoinState:
         places = places[np.argsort(self._rows.times[places], kind="stable")]
         self._make_room(exposed=len(places))
         kernels.expose(self._rows, self._rules(), served, displayed, places)
-        exposures, of_clicked = self._examples(places), self._rows.displayed[clicked].astype(np.int64)
+        exposures, of_clicked = self._examples(places, spare), self._rows.displayed[clicked].astype(np.int64)
         kernels.release(self._rows, places)
         self._columns.free(self._rows.live, places)
         return exposures, of_clicked
 
-    def _examples(self, places: NDArray[np.int64]) -> ExampleRows:
+    def _examples(self, places: NDArray[np.int64], spare: int) -> ExampleRows:
         """The rows at these places as exposures."""
-        count, display_ms = len(places), self._rows.times[places]
+        size, display_ms = len(places) + spare, longer(self._rows.times[places], spare)
         return ExampleRows(
-            kind=np.full(count, EXPOSURE, np.uint8),
-            impression_id=self._rows.keys[places],
+            kind=np.full(size, EXPOSURE, np.uint8),
+            impression_id=longer(self._rows.keys[places], spare),
             ts_ms=display_ms,
-            known_ms=display_ms,
-            delay_ms=np.zeros(count, np.int64),
-            value=np.zeros(count, np.float32),
-            click_produced_ms=np.zeros(count, np.int64),
-            **self._columns.columns(places),
+            known_ms=display_ms.copy(),
+            delay_ms=np.zeros(size, np.int64),
+            value=np.zeros(size, np.float32),
+            click_produced_ms=np.zeros(size, np.int64),
+            **self._columns.columns(places, spare),
         )
 
     # ------------------------------------------------------------------------------------------------- what is known
@@ -191,7 +185,7 @@ class JoinState:
     # -------------------------------------------------------------------------------------------------------- memory
 
     def shed(self, watermark_ms: int, most: int) -> int:
-        """Forget exposed rows of which no first display can come any more, oldest first, at most so many: how many."""
+        """Forget exposed rows of which no first display can come now, oldest first, at most so many: how many."""
         return self._forget(watermark_ms - self._display_horizon_ms - self._lateness_ms, most)
 
     def _forget(self, before_ms: int, most: int = int(NEVER)) -> int:
@@ -225,12 +219,12 @@ class JoinState:
         places = self._columns.next_places(pending)
         blocks = int(places.max(initial=-1)) // kernels.BLOCK + 1
         if blocks > len(rows.live):
-            rows = _with_blocks(rows, max(blocks, len(rows.live) + len(rows.live) // 8))
+            rows = with_blocks(rows, max(blocks, len(rows.live) + len(rows.live) // 8))
         if self.exposed + exposed > len(rows.exposed_keys):
-            rows = _with_exposed(rows, self.exposed + exposed)
+            rows = with_exposed(rows, self.exposed + exposed)
         references = int(rows.counters[COUNT]) + pending + exposed
-        if references > len(rows.slots) * _FULL_AT:
-            rows = rows._replace(slots=_spread(rows.slots, references))
+        if references > len(rows.slots) * FULL_AT:
+            rows = rows._replace(slots=with_slots(rows.slots, references))
         self._rows = rows
         return places
 
@@ -239,63 +233,10 @@ class JoinState:
         rows = self._rows
         self._columns.trim()
         if 2 * self._columns.block_count < len(rows.live):
-            rows = _with_blocks(rows, self._columns.block_count)
-        if 4 * self.exposed < len(rows.exposed_keys) and len(rows.exposed_keys) > _FIRST_EXPOSED:
-            rows = _with_exposed(rows, self.exposed + 1)
+            rows = with_blocks(rows, self._columns.block_count)
+        if 4 * self.exposed < len(rows.exposed_keys) and len(rows.exposed_keys) > FIRST_EXPOSED:
+            rows = with_exposed(rows, self.exposed + 1)
         references = int(rows.counters[COUNT])
-        if 4 * references < len(rows.slots) * _FULL_AT and len(rows.slots) > _FIRST_SLOTS:
-            rows = rows._replace(slots=_spread(rows.slots, references))
+        if 4 * references < len(rows.slots) * FULL_AT and len(rows.slots) > FIRST_SLOTS:
+            rows = rows._replace(slots=with_slots(rows.slots, references))
         self._rows = rows
-
-
-def _no_rows() -> Rows:
-    return Rows(
-        slots=np.zeros(_FIRST_SLOTS, np.uint64),
-        counters=np.zeros(3, np.int64),
-        keys=np.zeros(0, np.uint64),
-        times=np.zeros(0, np.int64),
-        states=np.zeros(0, np.uint8),
-        served=np.zeros(0, np.uint32),
-        displayed=np.zeros(0, np.uint32),
-        live=np.zeros(0, np.int32),
-        due=np.zeros(0, np.int64),
-        exposed_keys=np.zeros(_FIRST_EXPOSED, np.uint64),
-        exposed_times=np.zeros(_FIRST_EXPOSED, np.int64),
-        exposed_clicked=np.zeros(_FIRST_EXPOSED, np.bool_),
-    )
-
-
-def _with_blocks(rows: Rows, blocks: int) -> Rows:
-    """Room for so many blocks of pending rows, more or fewer than before."""
-    changed = {name: _resized(getattr(rows, name), blocks * kernels.BLOCK) for name in _BY_PLACE}
-    due = _resized(rows.due, blocks, NEVER)
-    return rows._replace(**changed, live=_resized(rows.live, blocks), due=due)
-
-
-def _resized(column: NDArray[Any], size: int, fill: int | np.int64 = 0) -> NDArray[Any]:
-    kept = column[:size].copy() if size < len(column) else column
-    return np.concatenate((kept, np.full(size - len(kept), fill, column.dtype)))
-
-
-def _with_exposed(rows: Rows, count: int) -> Rows:
-    """A ring for at least so many exposed rows."""
-    size = _FIRST_EXPOSED
-    while size < count:
-        size *= 2
-    numbers = np.arange(int(rows.counters[HEAD]), int(rows.counters[TAIL]))
-    moved = {}
-    for name in _BY_NUMBER:
-        old = getattr(rows, name)
-        moved[name] = np.zeros(size, old.dtype)
-        moved[name][numbers & (size - 1)] = old[numbers & (len(old) - 1)]
-    return rows._replace(**moved)
-
-
-def _spread(index: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
-    """The index with room for so many references."""
-    size = _FIRST_SLOTS
-    while count > size * _FULL_AT:
-        size *= 2
-    spread = np.zeros(size, np.uint64)
-    kernels.spread(index, spread)
-    return spread

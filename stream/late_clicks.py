@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from learners.kinds import CLICK, EXPOSURE
 from stream.examples import ExampleRows, concat
 from stream.join_rejects import Reject, event_payload
+from stream.records import SCORES
 from stream.topics import CLICKS, EXAMPLES
 from stream.waiting_events import Events
 
 if TYPE_CHECKING:
     from stream.join_output import JoinOutput
+
+_SERVED = ("user_key", "ts_ms", *SCORES, "model_version", "ids", "dense")  # what a click shares with its exposure
 
 
 class LateClicks(NamedTuple):
@@ -52,43 +55,53 @@ def with_late_clicks(output: JoinOutput, records: Mapping[int, ExampleRows], par
 
     Clicks on what is missing there are rejected as late.
     """
-    late = output.late
+    late, rows, counts = output.late, output.examples, dict(output.counts)
     if late is None:
         return output
-    exposures, found = _exposures(late, records)
+    first = (0 if rows is None else len(rows)) - output.spare
+    room = rows.take(slice(first, None)) if rows is not None and output.spare else _room(late, records)
+    found = np.zeros(len(late.clicks), np.bool_) if room is None else _fill(room, late, records)
     rejects = [_missing(late, at, partition) for at in np.flatnonzero(~found).tolist()]
-    parts = [] if output.examples is None else [output.examples]
-    if exposures is not None:
-        parts.append(click_rows(exposures, late.clicks.take(found)))
-    counts = dict(output.counts)
-    if found.any():
-        counts["clicks"] = counts.get("clicks", 0) + int(found.sum())
-    examples = concat(parts) if parts else None
-    return replace(output, late=None, examples=examples, rejects=[*output.rejects, *rejects], counts=counts)
+    if room is not None and not (output.spare and found.all()):
+        before = [] if rows is None or not first else [rows.take(slice(first))]
+        rows = concat([*before, room.take(found)]) if first or found.any() else None
+    counts["clicks"] = counts.get("clicks", 0) + int(np.count_nonzero(found))
+    return replace(
+        output, late=None, spare=0, examples=rows, rejects=[*output.rejects, *rejects],
+        counts={name: count for name, count in counts.items() if count},
+    )  # fmt: skip
 
 
-def _exposures(late: LateClicks, records: Mapping[int, ExampleRows]) -> tuple[ExampleRows | None, NDArray[np.bool_]]:
-    """The exposures that are there, in the order of their clicks, and which clicks have one, (B,)."""
-    count = len(late.clicks)
-    found = np.zeros(count, np.bool_)
-    out: dict[str, NDArray[Any]] = {}
+def _room(late: LateClicks, records: Mapping[int, ExampleRows]) -> ExampleRows | None:
+    """As many rows as there are clicks, not filled; None where no record tells how wide they are."""
+    like = next((records[offset] for offset in late.wanted() if offset in records), None)
+    if like is None:
+        return None
+    columns: dict[str, Any] = {
+        name: np.zeros((len(late.clicks), *column.shape[1:]), column.dtype) for name, column in like.columns().items()
+    }
+    return ExampleRows(**columns)
+
+
+def _fill(room: ExampleRows, late: LateClicks, records: Mapping[int, ExampleRows]) -> NDArray[np.bool_]:
+    """Write the clicks' examples in their order; which have an exposure, (B,): the rows of the others mean nothing."""
+    clicks, columns = late.clicks, room.columns()
+    found = np.zeros(len(clicks), np.bool_)
     order = np.argsort(late.example_offsets, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(late.example_offsets[order])) + 1, count)
-    for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
-        of = order[start:end]
-        record = records.get(int(late.example_offsets[of[0]]))
+    offsets, starts = np.unique(late.example_offsets[order], return_index=True)
+    for offset, of in zip(offsets.tolist(), np.split(order, starts[1:]), strict=True):
+        record = records.get(offset)
         if record is None or not len(record):
             continue
-        rows, there = _rows_in(record, late.rows[of], late.clicks.impression_id[of])
-        columns = record.columns()
-        out = out or {name: np.empty((count, *column.shape[1:]), column.dtype) for name, column in columns.items()}
-        found[of[there]] = True
-        for name, column in columns.items():
-            out[name][of[there]] = column[rows[there]]
-    if not found.any():
-        return None, found
-    exposures = ExampleRows(**out)
-    return exposures if found.all() else exposures.take(found), found
+        at, there = _rows_in(record, late.rows[of], clicks.impression_id[of])
+        found[of] = there
+        for name in _SERVED:
+            columns[name][of] = getattr(record, name)[at]
+    room.kind[:], room.value[:], room.impression_id[:] = CLICK, 0, clicks.impression_id
+    room.known_ms[:] = np.maximum(clicks.ts_ms, room.ts_ms)
+    room.delay_ms[:] = room.known_ms - room.ts_ms
+    room.click_produced_ms[:] = clicks.produced_ms
+    return found
 
 
 def _rows_in(

@@ -40,12 +40,18 @@ class NewClicks:
             self._clicks.append(clicks.take(~exposed))
             self._places.append(references[~exposed])
 
-    def take(self, exposures: ExampleRows, of_clicked: NDArray[np.int64]) -> ExampleRows | None:
-        """The clicks on rows at `places`, which are ``of_clicked`` among the exposures; None for none."""
+    @property
+    def late(self) -> int:
+        """How many clicks there are on rows that were exposed earlier."""
+        return sum(len(part.clicks) for part in self._late)
+
+    def take(self, exposures: ExampleRows, of_clicked: NDArray[np.int64]) -> ExampleRows:
+        """The clicks on rows at `places`, which are ``of_clicked`` among the exposures."""
+        rows = exposures.take(of_clicked)
         if not self._clicks:
-            return None
+            return rows
         clicks, self._clicks, self._places = Events.joined(self._clicks), [], []
-        return click_rows(exposures.take(of_clicked), clicks)
+        return click_rows(rows, clicks)
 
     def take_late(self) -> LateClicks | None:
         """The clicks on rows that were exposed earlier."""

@@ -150,8 +150,11 @@ class PendingRows:
             self._used += len(part)
             at += len(part)
 
-    def columns(self, places: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """What was served at these places, in their order: ids and dense inputs of request and ad side by side."""
+    def columns(self, places: NDArray[np.int64], spare: int = 0) -> dict[str, NDArray[Any]]:
+        """What was served at these places, in their order: ids and dense inputs of request and ad side by side.
+
+        The columns have ``spare`` rows more, not filled.
+        """
         numbers = places // BLOCK
         order = np.argsort(numbers, kind="stable")
         cuts = np.flatnonzero(np.diff(numbers[order])) + 1
@@ -159,7 +162,7 @@ class PendingRows:
         for part in np.split(order, cuts):
             block = self._blocks[int(numbers[part[0]])]
             assert block is not None
-            out = out or block.empty_columns(len(places))
+            out = out or block.empty_columns(len(places) + spare)
             block.copy(places[part] % BLOCK, out, part)
         return out
 

@@ -24,7 +24,7 @@ from tests.bench.join_log import HORIZON_MS, SPEC, JoinLog, digest, join_log
 from tests.bench.peers.dict_join import DictJoin, rows_of
 from tests.bench.turns import serve
 
-CONFIG = JoinConfig(click_horizon_s=HORIZON_MS / 1000, display_horizon_s=HORIZON_MS / 1000)
+CONFIG = JoinConfig(display_horizon_s=HORIZON_MS / 1000)
 _RECORDS_A_STEP = 200
 _AHEAD_MS = CONFIG.ms("max_ahead_s")
 _PENDING_STEP = 10_000

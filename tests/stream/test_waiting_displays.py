@@ -1,0 +1,31 @@
+"""Displays that wait come out when time has come to them, against a plain list."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream.waiting_displays import WaitingDisplays
+
+TIMES = st.lists(st.lists(st.integers(0, 50), max_size=5), max_size=10)
+
+
+@given(parts=TIMES, until_ms=st.lists(st.integers(0, 60), max_size=5))
+def test_parts_come_out_that_begin_by_then(parts: list[list[int]], until_ms: list[int]) -> None:
+    """None of what is due stays; what comes out with it and is later is added again."""
+    waiting, left = WaitingDisplays(), set[int]()
+    times: list[int] = []
+    for part in parts:
+        places = np.arange(len(times), len(times) + len(part))
+        waiting.add(places, np.array(part, np.int64))
+        times += part
+        left |= set(places.tolist())
+    for until in sorted(until_ms):
+        for found in list(waiting.take(until)):
+            assert min(times[place] for place in found) <= until
+            later = np.array([place for place in found.tolist() if times[place] > until], np.uint32)
+            waiting.add(later, np.array([times[place] for place in later.tolist()], np.int64))
+            left -= set(found.tolist()) - set(later.tolist())
+        assert left == {place for place, at in enumerate(times) if at > until}
+        assert len(waiting) == len(left)
