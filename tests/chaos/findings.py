@@ -140,7 +140,7 @@ def of_calibration(outcome: Outcome) -> Check:
 
 
 def _calibrated(partition: int, records: Iterable[ExamplesRecord]) -> CalibrationRecord | None:
-    config = CalibratorConfig(click_horizon_s=JOIN.click_horizon_s, click_window_s=JOIN.click_window_s)
+    config = CalibratorConfig(click_horizon_s=float(JOIN.click_horizon_s), click_window_s=float(JOIN.click_window_s))
     calibrator = PartitionCalibrator(partition, config, CALIBRATE_INTERVAL_S, plan=SPEC.slice_plan)
     for record in records:
         calibrator.step(record.rows, record.offset, record.watermark_ms)
