@@ -187,7 +187,9 @@ class LearnRunner:
         if self._writer is None:
             self._writer = await self._open_writer(self._broker, self._broker.group("learn"))
         async with LogReader(self._broker) as log:
-            if await take_base(log, self._snapshots, self._spec, new_log=self._fresh_log):
+            if await take_base(
+                log, self._snapshots, self._spec, self._config, self._broker.partitions, new_log=self._fresh_log
+            ):
                 self._metrics.counter("learn_bases_total").inc()
             snapshot = await asyncio.to_thread(first_snapshot, self._snapshots, self._spec)
             self._loop = loop = self._loop_of(snapshot)

@@ -22,6 +22,8 @@ class LearningConfig:
     diverged_loss_batches: int = 20  # over which the loss is taken
     most_skipped_batches: int = 10  # in a row whose gradients are not finite, before nothing is learned any more
     silence_probability: float = 1e-6  # of no click by chance, below which displays are left out until clicks come
+    force_base: bool = False  # take a new base although it is worse than the line that serves
+    click_window_s: float = 600.0  # the join's: from that age on a display that has no click counts as not clicked
     conversion_horizon_s: float = 30 * 86_400.0  # the join's: a later conversion of a click does not count
     conversion_delay_median_s: float = 7_200.0  # what is believed before conversions were seen: log-normal,
     conversion_delay_sigma: float = 2.0  # 36 % within an hour, 89 % within a day; shops measure about that

@@ -9,6 +9,9 @@
 
 The old line's weights are served until the new line knows all that it did: its first publication is a snapshot of all
 that came since the base's offsets. Deltas do not lead from the old line there, so that serving loads that snapshot.
+
+Before it gets its number the base learns that tail on trial (`stream.base_gate`): one that is worse than the serving
+line waits on, and the old line goes on.
 """
 
 from __future__ import annotations
@@ -27,9 +30,15 @@ from learners.next_base import forget_waiting_base, take_waiting_base, waiting_b
 from learners.snapshot import Snapshot, SnapshotError, read_manifest, versions
 from learners.spec import FeatureSpec
 from learners.store import store_of
-from stream.log_reader import LogReader
+from stream.base_gate import Scored, Tail, verdict
+from stream.examples_log import decode_examples
+from stream.learn_outcomes import Diverged, Learned
+from stream.learning import LearningLoop
+from stream.learning_config import LearningConfig
+from stream.log_reader import LogEndsEarlierError, LogReader
 from stream.published import last_published
-from stream.records import JournalRecord
+from stream.records import JournalRecord, RecordError
+from stream.relearning import loop_state
 from stream.topics import EXAMPLES, JOURNAL
 
 _AHEAD_RECORDS = 32  # of each partition: what is read at once and held
@@ -38,15 +47,19 @@ _LAST_RECORDS = 64  # among which the last journal record is looked for first
 _log = structlog.get_logger(__name__)
 
 
-async def take_base(log: LogReader, root: str, spec: FeatureSpec, *, new_log: bool) -> bool:
-    """Give the base that waits in the store the number after all others; False when none waits.
+async def take_base(
+    log: LogReader, root: str, spec: FeatureSpec, config: LearningConfig, partitions: int, *, new_log: bool
+) -> bool:
+    """Give the base that waits in the store the number after all others; False when none waits, or it is refused.
 
     Killed in the midst of it, the next start does it again, or finds it done.
 
     Parameters
     ----------
+    config
+        How its line will learn; with ``force_base`` it is taken without a trial.
     new_log
-        The log is another one than the base's examples came from: its offsets mean nothing.
+        The log is another one than the base's examples came from: its offsets mean nothing, and there is no tail.
 
     Raises
     ------
@@ -61,10 +74,53 @@ async def take_base(log: LogReader, root: str, spec: FeatureSpec, *, new_log: bo
     if newest in held and await asyncio.to_thread(_is_version, root, newest, base):
         await asyncio.to_thread(forget_waiting_base, root)
         return False
+    if not new_log and not config.force_base and not await _passes(log, base, spec, config, partitions):
+        return False
     taken = replace(base, version=newest + 1, offsets={} if new_log else base.offsets)
     written = await asyncio.to_thread(take_waiting_base, root, taken)
     _log.info("going over to a new base", version=taken.version, url=written.url, offsets=dict(taken.offsets))
     return True
+
+
+async def _passes(log: LogReader, base: Snapshot, spec: FeatureSpec, config: LearningConfig, partitions: int) -> bool:
+    """Whether the base is no worse than the line that serves; the log says why not."""
+    try:
+        worse, figures = await _tried(log, base, spec, config, partitions)
+    except LogEndsEarlierError as error:
+        worse, figures = str(error), {}
+    if worse:
+        _log.error(
+            "the new base is refused, the old line goes on",
+            reason=worse,
+            **figures,
+            remedy="train another one (python -m learners base): it takes the place of this one, which is tried again "
+            "at the next start. MILLSTREAM_FORCE_BASE=1 takes it as it is",
+        )
+    else:
+        _log.info("the new base is no worse than the serving line", **figures)
+    return not worse
+
+
+async def _tried(
+    log: LogReader, base: Snapshot, spec: FeatureSpec, config: LearningConfig, partitions: int
+) -> tuple[str, dict[str, float]]:
+    """Why it is worse, and the figures, after learning what came since its offsets; nothing of it is kept."""
+    loop = LearningLoop(base.model(), config, partitions, state=loop_state(base), version=base.version)
+    tail = Tail()
+    starts = {partition: loop.next_offset(partition) for partition in range(partitions)}
+    async for record in as_they_came(log, starts):
+        try:
+            rows, watermark_ms = decode_examples(record.value, spec)
+        except RecordError:  # put aside when it is learned
+            continue
+        for outcome in [*loop.step(rows, record.partition, record.offset, watermark_ms)]:
+            if isinstance(outcome, Learned):
+                of = outcome.rows
+                tail.add(Scored(of.kind, of.impression_id, of.ts_ms, of.logit, outcome.logits))
+            elif isinstance(outcome, Diverged):
+                return f"it diverges on what came since its archive: {outcome.detail}", {}
+    found = verdict(tail.rows(), loop.watermark_ms - round(config.click_window_s * 1000))
+    return ("", {}) if found is None else (found.worse, found.figures())
 
 
 def _is_version(root: str, version: int, base: Snapshot) -> bool:

@@ -55,6 +55,7 @@ class WorkerSettings(BaseSettings):
     most_skipped_batches: int | None = None
     silence_probability: float | None = None
     exposure_rate: float | None = None
+    force_base: bool | None = None
     conversion_delay_median_s: float | None = None
     conversion_delay_sigma: float | None = None
     most_delayed_clicks: int | None = None

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from prometheus_client import CollectorRegistry
 
+from learners.kinds import CLICK
 from learners.snapshot import newest_snapshot
 from stream.broker import Broker, find_broker
 from stream.examples import ExampleRows, concat
@@ -87,7 +88,10 @@ class World:
 
     @classmethod
     async def make(cls, settings: StreamSettings, root: Path, count: int = 60) -> World:
-        """``count`` records of up to 24 rows, each bringing its partition 4 s further; time passes at the end."""
+        """``count`` records of up to 24 displays, every third of them clicked a second later.
+
+        Each brings its partition 4 s further; time passes at the end.
+        """
         base_snapshot(root, config=FORGETFUL, watermark_ms=START_MS)
         broker = await find_broker(settings)
         world = cls(broker, root, [], {})
@@ -98,7 +102,15 @@ class World:
             for at, (partition, rows) in enumerate(parts):
                 mark = START_MS + 4_000 * at + (3_600_000 if at >= count else 0)
                 ids = rng.integers(1, 100, (rows, SPEC.id_columns)) + 1000 * (at // 12)  # they come and go
-                await world._put(producer, partition, example_rows(rows, seed=at, ids=ids.astype(np.uint64)), mark)
+                shown = example_rows(
+                    rows,
+                    seed=at,
+                    ids=ids.astype(np.uint64),
+                    kind=np.zeros(rows, np.uint8),
+                    ts_ms=np.full(rows, START_MS + 4_000 * at - 2_000),
+                    logit=np.full(rows, np.log(0.5), np.float32),  # served with what is true, one third
+                )
+                await world._put(producer, partition, with_clicks(shown), mark)
         return world
 
     async def _put(self, producer: RecordProducer, partition: int, rows: ExampleRows, watermark_ms: int) -> None:
@@ -187,6 +199,13 @@ class World:
         different = [name for name in expected if not np.array_equal(continued[name], expected[name])]
         assert set(different) <= {"table.pending", "table.removed"}, "the optimiser, too, is that of a run never killed"
         assert expected["table.expired"].any(), "ids must have been forgotten on the way"
+
+
+def with_clicks(shown: ExampleRows) -> ExampleRows:
+    """Every third of these exposures clicked a second later, the clicks behind them."""
+    clicked = shown.take(slice(None, None, 3))
+    after_ms = np.full(len(clicked), 1_000)
+    return concat([shown, clicked.with_event(CLICK, known_ms=clicked.ts_ms + 1_000, delay_ms=after_ms)])
 
 
 async def _written(runner: LearnRunner) -> None:

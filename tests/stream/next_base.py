@@ -38,7 +38,7 @@ def train(archive: Path, snapshots: Path, **options: Any) -> Snapshot:
     job = BaseJob(
         examples=str(archive),
         out=str(snapshots),
-        config=BaseConfig(fit=FitConfig(batch_rows=64), click_window_s=0.0),  # the world lasts a minute
+        config=BaseConfig(fit=FitConfig(batch_rows=64), click_window_s=2.0),
         model_config=FORGETFUL,
         **options,
     )

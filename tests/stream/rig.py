@@ -60,7 +60,7 @@ def example_rows(count: int, seed: int, spec: FeatureSpec = SPEC, **columns: Any
     """Exposures and clicks (one row in four) of random columns, a click 1 s after its display; ``columns`` replace some."""
     rng = np.random.default_rng(seed)
     kind = np.asarray(columns.get("kind", np.where(rng.integers(0, 4, count) == 0, CLICK, EXPOSURE)), np.uint8)
-    ts_ms = START_MS + np.sort(rng.integers(0, 60_000, count))
+    ts_ms = np.asarray(columns.get("ts_ms", START_MS + np.sort(rng.integers(0, 60_000, count))))
     rows = {
         "kind": kind,
         "impression_id": rng.integers(1, 2**63, count, dtype=np.uint64),

@@ -18,7 +18,7 @@ from tests.brokers import TestTopics
 from tests.stream.rig import START_MS, Front, Worker, base_snapshot, front, said, serve, until, values, worker
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
-ROWS = 60
+ROWS, CLICKS = 60, 20
 MINUTE_MS = 60_000
 
 
@@ -34,7 +34,7 @@ async def program(environment: Mapping[str, str], *arguments: str) -> str:
 
 
 async def shown(at: Front, running: Worker, round_: int) -> None:
-    """Show ads to users, let their labels become known and learned."""
+    """Show ads to users, a third of which are clicked, until all of it is learned."""
     start = START_MS + 5 * MINUTE_MS * round_
     batch = serve([1 + i % 12 for i in range(ROWS)], [start + 500 * i for i in range(ROWS)], at.broker.partitions,
                   first_id=1 + ROWS * round_)  # fmt: skip
@@ -65,9 +65,9 @@ async def test_a_base_trained_beside_a_stream_is_its_next_version(
         async with worker(environment, root, tmp_path / "log") as running:
             await shown(at, running, 0)
             assert await running.stop() == 0, said(running.log)
-        train = ["learners", "base", "--examples", str(archive), "--out", str(root), "--json"]
+        train = ["learners", "base", "--examples", str(archive), "--out", str(root), "--json", "--click-window-s", "5"]
         trained = json.loads(await program(environment, *train))
-        assert (trained["rows"], trained["waits"]) == (ROWS, True)
+        assert (trained["rows"], trained["waits"]) == (ROWS - 10, True), "those of the last 5 s are not mature"
         async with worker(environment, root, tmp_path / "log") as running:
             await shown(at, running, 1)
             assert (await running.metrics())["millstream_learn_bases_total"] == 1
@@ -78,8 +78,8 @@ async def test_a_base_trained_beside_a_stream_is_its_next_version(
         assert [one.version for one in journal] == [
             version for version in range(1, journal[-1].version + 1) if version != base.version
         ]
-        assert sum(one.rows for one in journal if one.version < base.version) == ROWS
-        assert sum(one.rows for one in journal if one.version > base.version) == ROWS
+        assert sum(one.rows for one in journal if one.version < base.version) == ROWS + CLICKS
+        assert sum(one.rows for one in journal if one.version > base.version) == ROWS + CLICKS
         assert set(base.offsets) <= set(range(at.broker.partitions))
         told = json.loads(await program(environment, "stream", "rebuild", "--snapshots", str(root), "--json"))
         assert (told["version"], told["start_version"], told["equal"]) == (journal[-1].version, base.version, True)

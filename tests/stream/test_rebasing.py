@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
+import structlog
 
-from learners.next_base import waiting_base
+from learners.next_base import waiting_base, write_base
 from learners.snapshot import Snapshot, load_snapshot, newest_snapshot, versions, write_snapshot
 from stream.learning import LearningLoop
 from stream.log_reader import LogEndsEarlierError, LogReader
@@ -173,10 +175,14 @@ async def test_a_new_base_ends_a_divergence(
 async def test_a_line_that_goes_astray_on_its_way_is_not_published(
     kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Serving keeps the old one, whose version the heartbeats repeat; another base is the way out."""
+    """Forced on, it is tried in earnest; serving keeps the old one, whose version the heartbeats repeat.
+
+    Another base is the way out.
+    """
     world, committed = await lived(kafka_topics, tmp_path)
     old, parts = await world.journal(), len(await values(world.broker, WEIGHTS))
     with monkeypatch.context() as patch:
+        patch.setattr("tests.stream.learn_world.CONFIG", replace(CONFIG, force_base=True))
         patch.setattr(LossWatch, "update", lambda watch, batch: "beyond all bounds")
         for _ in range(2):  # a restart finds it so
             await world.learn(committed=committed)
@@ -191,6 +197,51 @@ async def test_a_line_that_goes_astray_on_its_way_is_not_published(
     base = await taken_base(world)
     assert base.version == astray[-1].version + 1
     await check_line(world, base, astray)
+
+
+async def test_a_base_that_is_worse_is_refused_until_it_is_forced(
+    kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has the figures of both lines; the old one goes on, published as before; the base waits."""
+    monkeypatch.setattr("stream.base_gate._LEAST_CLICKS", 10)
+    world, committed = await lived(kafka_topics, tmp_path)
+    old = await world.journal()
+    base = waiting_base(str(world.root))
+    assert base is not None
+    state = dict(base.state)
+    state["dense.mlp.click.1.bias"] = state["dense.mlp.click.1.bias"] + np.float32(8)
+    write_base(str(world.root), replace(base, state=state))
+    newest = versions(str(world.root))[0]
+    with structlog.testing.capture_logs() as logs:
+        await world.learn(committed=committed)
+    (refused,) = [one for one in logs if one["event"] == "the new base is refused, the old line goes on"]
+    assert refused["reason"].startswith("O/E 0.")
+    assert refused["base_observed_over_expected"] < 0.9 < refused["serving_observed_over_expected"]
+    assert refused["impressions"] > 100
+    assert "MILLSTREAM_FORCE_BASE=1" in refused["remedy"]
+    assert waiting_base(str(world.root)) is not None
+    assert versions(str(world.root))[0] == newest
+    assert await world.journal() == old
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.stream.learn_world.CONFIG", replace(CONFIG, force_base=True))
+        await world.learn(committed=committed)
+    taken = await taken_base(world)
+    assert taken.version == old[-1].version + 1
+    await check_line(world, taken, old)
+
+
+async def test_a_base_beyond_the_log_is_refused_and_the_old_line_goes_on(
+    kafka_topics: TestTopics, tmp_path: Path
+) -> None:
+    """It was trained on the archive of another log."""
+    world, committed = await lived(kafka_topics, tmp_path)
+    base = waiting_base(str(world.root))
+    assert base is not None
+    write_base(str(world.root), replace(base, offsets=dict.fromkeys(base.offsets, 10**6)))
+    with structlog.testing.capture_logs() as logs:
+        await world.learn(committed=committed)
+    (refused,) = [one for one in logs if one["event"] == "the new base is refused, the old line goes on"]
+    assert "ends before offset 1000000" in refused["reason"]
 
 
 async def test_a_stream_that_begins_with_a_base_goes_on_behind_its_offsets(

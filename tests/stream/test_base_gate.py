@@ -1,0 +1,79 @@
+"""A new base against the line that serves, on the same impressions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from learners.kinds import CLICK, EXPOSURE
+from stream.base_gate import Scored, Tail, Verdict, verdict
+
+COUNT = 40_000
+
+
+def tail(new_bias: float = 0.0, new_noise: float = 0.0, first_half: float = 0.0, count: int = COUNT) -> Scored:
+    """Displays at CTR 5 % in the order of their times, then their clicks; the serving line is right.
+
+    The new line is so far off in level, in its order of the rows, and in the level of the first half.
+    """
+    rng = np.random.default_rng(0)
+    z = rng.normal(-3.4, 1.0, count).astype(np.float32)
+    clicked = rng.random(count) < 1 / (1 + np.exp(-z))
+    new = z + np.float32(new_bias) + rng.normal(0, new_noise, count).astype(np.float32)
+    new[: count // 2] += np.float32(first_half)
+    kind = np.concatenate([np.full(count, EXPOSURE), np.full(clicked.sum(), CLICK)]).astype(np.uint8)
+    every = np.concatenate([np.arange(count), np.flatnonzero(clicked)])
+    return Scored(kind, every.astype(np.uint64), every * 10, z[every], new[every])
+
+
+def judged(rows: Scored, until_ms: int = 10 * COUNT) -> Verdict:
+    """The verdict, which there is."""
+    found = verdict(rows, until_ms)
+    assert found is not None
+    return found
+
+
+def test_a_base_that_is_as_good_is_taken() -> None:
+    """Also one that differs by noise, and one that was far off only at first, before it had learned what was new."""
+    assert judged(tail()).worse == ""
+    assert judged(tail(new_bias=0.02, new_noise=0.05)).worse == ""
+    assert judged(tail(first_half=2.0)).worse == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"new_bias": 0.5}, "O/E 0."),
+        ({"new_bias": -0.5}, "O/E 1."),
+        ({"new_noise": 1.0}, "normalised entropy"),
+        ({"new_noise": 1.0}, "AUC 0."),
+    ],
+)
+def test_a_base_that_is_worse_in_a_figure_is_refused_with_it(options: dict[str, float], said: str) -> None:
+    """Level, entropy or order; both lines' figures are told."""
+    found = judged(tail(**options))
+    assert said in found.worse
+    assert found.figures()["serving_observed_over_expected"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_what_is_not_mature_does_not_count() -> None:
+    """The newest displays lack clicks in both lines' eyes."""
+    assert judged(tail(), until_ms=5 * COUNT).base.rows == COUNT // 4
+
+
+def test_of_few_clicks_nothing_is_said() -> None:
+    """A tail of seconds, or none."""
+    assert verdict(None, 10) is None
+    assert verdict(tail(count=500), 10 * COUNT) is None
+
+
+def test_a_tail_keeps_its_newest_rows_in_bounded_memory() -> None:
+    """Whole parts go, oldest first."""
+    kept = Tail(most_rows=1_000)
+    assert kept.rows() is None
+    rows = tail(count=3_000)
+    for start in range(0, 3_000, 150):
+        kept.add(Scored(*(column[start : start + 150] for column in rows)))
+    found = kept.rows()
+    assert found is not None
+    assert found.impression_id.tolist() == list(range(1_950, 3_000))
