@@ -104,9 +104,19 @@ async def _make_base(
         base = collect_base(scenario, spec, span_ms, advance)
     archive, _ = write_base(base, spec, work_dir)
     progress.say(f"base model from {len(base.examples):,} examples")
-    files = ["--examples", str(archive), "--out", str(snapshots)]
+    model = work_dir / "model.toml"
+    model.write_text(_model_settings(scenario))
+    files = ["--examples", str(archive), "--out", str(snapshots), "--model", str(model)]
     window = ["--click-window-s", str(scenario.click_window_s)]
     await _finish(["learners", "base", "--spec", scenario.spec_name, *files, *window], {})
+
+
+def _model_settings(scenario: Scenario) -> str:
+    """The TOML of a model with the scenario's heads, each but the first given the one before it."""
+    first, *others = scenario.head_names
+    given = zip(others, scenario.head_names, strict=False)
+    heads = [f'{{ name = "{first}" }}', *(f'{{ name = "{name}", given = "{before}" }}' for name, before in given)]
+    return f"heads = [{', '.join(heads)}]\n"
 
 
 async def _servers(stack: AsyncExitStack, options: DemoOptions, progress: Progress) -> StreamSettings:

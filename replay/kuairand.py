@@ -20,6 +20,7 @@ import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from learners.encode import Request
+from learners.terms import CLICK_HEAD
 from replay.errors import DataError
 from replay.scenario import Days, Display, calendar
 
@@ -56,6 +57,7 @@ class KuaiRand:
     name = "kuairand"
     spec_name = "kuairand"
     utc_offset_h = UTC_OFFSET_H
+    head_names: tuple[str, ...] = (CLICK_HEAD,)  # a long view is no purchase: nobody bids for it
     click_window_s = 60.0  # the log's clicks come 7 s after display; every outcome is known long before a minute
     top_k: int | None = None
 

@@ -25,6 +25,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from learners.encode import Request
+from learners.terms import CLICK_HEAD, CONVERSION_HEAD
 from replay.scenario import DAY_MS, Days, Display, calendar
 
 HOUR_MS = 3_600_000
@@ -75,6 +76,7 @@ class Marketplace:
     spec_name = "marketplace"
     utc_offset_h = 0.0
     click_window_s = 300.0
+    head_names: tuple[str, ...] = (CLICK_HEAD, CONVERSION_HEAD)
 
     def __init__(self, config: MarketplaceConfig | None = None) -> None:
         self.config = config = config or MarketplaceConfig()

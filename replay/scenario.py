@@ -47,6 +47,7 @@ class Scenario(Protocol):
     spec_name: str
     utc_offset_h: float
     click_window_s: float
+    head_names: tuple[str, ...]  # of a model of it: what is worth predicting
     top_k: int | None  # how many of the ranked ads are shown; None: all of them, in the order of the request
 
     def days(self) -> Days:

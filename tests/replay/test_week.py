@@ -32,6 +32,7 @@ class Week:
     spec_name = "marketplace"
     utc_offset_h = 0.0
     click_window_s = WINDOW_S
+    head_names: tuple[str, ...] = ("click",)
     top_k: int | None = None
 
     def __init__(self, seed: int) -> None:
