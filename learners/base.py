@@ -25,7 +25,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from calibration.delay_law import CONVERSION_PRIOR, DelayPrior
 from learners.checkpoints import Checkpoints
+from learners.conversion_shares import conversion_shares
 from learners.deepfm import DeepFM, DeepFMConfig
 from learners.examples import Examples, Index
 from learners.fitting import Fit, FitConfig, score
@@ -53,6 +55,9 @@ class BaseConfig:
     holdout_share: float = 0.1  # the newest rows, of which the report is made
     fit: FitConfig = field(default_factory=FitConfig)
     replay_batch_rows: int = 128  # as the stream's batches
+    conversion_horizon_s: float = 2_592_000.0  # no click converts later; the stream's, as the next two
+    conversion_delay_median_s: float = CONVERSION_PRIOR.median_s  # what is believed of delays that are not measured
+    conversion_delay_sigma: float = CONVERSION_PRIOR.sigma
     click_window_s: float = 600.0  # a display of that age counts as one whose click would have come; the stream's
 
     def __post_init__(self) -> None:
@@ -66,11 +71,22 @@ class BaseConfig:
             raise ValueError(
                 f"replay_batch_rows={self.replay_batch_rows} must be at least 1: nothing would be learned."
             )
+        self.conversion_prior  # noqa: B018  # raises for what is no prior
+        if not self.conversion_horizon_s > 1:
+            raise ValueError(
+                f"conversion_horizon_s={self.conversion_horizon_s} must be longer than a second: no click could "
+                "convert. Use the stream's MILLSTREAM_CONVERSION_HORIZON_S (2592000)."
+            )
         if not self.click_window_s >= 0:
             raise ValueError(
                 f"click_window_s={self.click_window_s} must not be negative: displays would be mature before they are. "
                 "Use the stream's MILLSTREAM_CLICK_WINDOW_S (600)."
             )
+
+    @property
+    def conversion_prior(self) -> DelayPrior:
+        """Log-normal. Raises ValueError for numbers that are no prior's."""
+        return DelayPrior(median_s=self.conversion_delay_median_s, sigma=self.conversion_delay_sigma)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -146,20 +162,27 @@ def train_base(
         click_window_ms=round(config.click_window_s * 1000),
         mature_until_ms=mature_until_ms,
     )
-    model = DeepFM(_at_known_rates(model_config or DeepFMConfig(), examples, split), shape)
-    heads = tuple(head.name for head in model.config.heads)
+    model_config = model_config or DeepFMConfig()
+    heads = tuple(head.name for head in model_config.heads)
+    shares = None
+    if CONVERSION_HEAD in heads:
+        shares = conversion_shares(examples, watermark_ms, config.conversion_horizon_s, config.conversion_prior)
+    model = DeepFM(_at_known_rates(model_config, examples, split, shares), shape)
     after = len(arrived(examples, (split.replay_from_ms, _EVER), conversions=CONVERSION_HEAD in heads).rows)
     fit = Fit(
         examples,
         split,
         config.fit,
         heads=heads,
+        shares=shares,
         workers=workers,
         checkpoints=checkpoints,
         device=device,
         report=lambda done, total: progress(done, total + after),
     )
     model, epochs = fit.run(model, resume=resume)
+    in_label = examples.clicked(split.train, before_ms=split.validation_from_ms)
+    labelled = examples.columns["impression_id"][split.train[in_label]]
     fitted, total, replayed_rows = fit.rows * len(epochs), fit.rows * len(epochs) + after, 0
 
     def report(rows: int) -> None:
@@ -176,6 +199,8 @@ def train_base(
             heads=heads,
             batch_rows=config.replay_batch_rows,
             mature_until_ms=mature_until_ms,
+            shares=shares,
+            labelled=labelled,
             report=report,
         )
 
@@ -202,11 +227,14 @@ def known_users(examples: Examples, split: Split) -> NDArray[np.uint64]:
     return np.unique(examples.columns["user_key"][before])
 
 
-def _at_known_rates(config: DeepFMConfig, examples: Examples, split: Split) -> DeepFMConfig:
+def _at_known_rates(
+    config: DeepFMConfig, examples: Examples, split: Split, shares: NDArray[np.float32] | None
+) -> DeepFMConfig:
     """The config with heads that start at the rates of the train rows, where it leaves them open."""
     names = tuple(head.name for head in config.heads)
-    labels, weight = outcomes(examples, split.train, names, before_ms=split.validation_from_ms)
-    terms = Heads(config.heads).terms_of_labels(labels.reshape(len(labels), -1).astype(np.float32), weight)
+    targets = outcomes(examples, split.train, names, before_ms=split.validation_from_ms, shares=shares)
+    labels = targets.labels.reshape(len(targets.labels), -1).astype(np.float32)
+    terms = targets.terms(Heads(config.heads).terms_of_labels(labels, targets.weight))
     heads = []
     for place, head in enumerate(config.heads):
         rows, events = (float(part[:, place].sum(dtype=np.float64)) for part in terms)

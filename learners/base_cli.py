@@ -50,6 +50,19 @@ def base(
             envvar="MILLSTREAM_CLICK_WINDOW_S",
         ),
     ] = _BASE.click_window_s,
+    conversion_horizon_s: Annotated[
+        float, typer.Option(help="No click converts later.", envvar="MILLSTREAM_CONVERSION_HORIZON_S")
+    ] = _BASE.conversion_horizon_s,
+    conversion_delay_median_s: Annotated[
+        float,
+        typer.Option(
+            help="Believed of conversions that come later than the archive.",
+            envvar="MILLSTREAM_CONVERSION_DELAY_MEDIAN_S",
+        ),
+    ] = _BASE.conversion_delay_median_s,
+    conversion_delay_sigma: Annotated[
+        float, typer.Option(help="Of its logarithm, log-normal.", envvar="MILLSTREAM_CONVERSION_DELAY_SIGMA")
+    ] = _BASE.conversion_delay_sigma,
     checkpoints: Annotated[str, typer.Option(help="Directory or URL for checkpoints; the last three stay.")] = "",
     checkpoint_steps: Annotated[int, typer.Option(help="Steps from one to the next.")] = _FIT.checkpoint_steps,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
@@ -101,6 +114,9 @@ def base(
                 holdout_share=holdout_share,
                 fit=fit,
                 click_window_s=click_window_s,
+                conversion_horizon_s=conversion_horizon_s,
+                conversion_delay_median_s=conversion_delay_median_s,
+                conversion_delay_sigma=conversion_delay_sigma,
             ),
             model_config=model_config,
             checkpoints=checkpoints,

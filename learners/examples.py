@@ -94,6 +94,16 @@ class Examples:
         """Whether they are known to be converted, likewise."""
         return self._followed(index, CONVERSION, before_ms)
 
+    def click_ms(self) -> NDArray[np.int64]:
+        """When the impression of each row was clicked, (N,); −1 where that is not known."""
+        kind, known_ms, impression = (self.columns[name] for name in ("kind", "known_ms", "impression_id"))
+        clicks = np.flatnonzero((kind == CLICK) | ((kind == EXPOSURE) & (self.columns["label"] == 1)))
+        clicks = clicks[np.lexsort((known_ms[clicks], impression[clicks]))]
+        if not len(clicks):
+            return np.full(len(self), -1, np.int64)
+        at = np.minimum(np.searchsorted(impression[clicks], impression), len(clicks) - 1)
+        return np.where(impression[clicks[at]] == impression, known_ms[clicks[at]], -1)
+
     def displayed_before(self, stop_ms: int) -> Examples:
         """Without the impressions that were displayed at ``stop_ms`` or later, their clicks and conversions."""
         kept = self.columns["ts_ms"] < stop_ms

@@ -21,7 +21,7 @@ from learners.rows import Rows
 from learners.sampling import NegativeSampling
 from learners.schedule import RateSchedule
 from learners.split import Split
-from learners.targets import Targets, outcomes
+from learners.targets import outcomes
 from learners.terms import CLICK_HEAD
 from learners.workers import Alone, Workers, share_of
 
@@ -69,6 +69,7 @@ class Fit:
         config: FitConfig,
         *,
         heads: tuple[str, ...] = (CLICK_HEAD,),
+        shares: NDArray[np.float32] | None = None,
         workers: Workers | None = None,
         checkpoints: Checkpoints | None = None,
         device: torch.device | None = None,
@@ -81,8 +82,8 @@ class Fit:
         clicked = examples.clicked(split.train, **known)
         kept = config.sampling.kept(examples.columns["impression_id"][split.train], clicked, config.seed)
         self._train = split.train[kept]
-        targets = outcomes(examples, self._train, heads, **known)
-        self._targets = Targets(targets.labels, config.sampling.weight(clicked[kept], targets.weight))
+        targets = outcomes(examples, self._train, heads, shares=shares, **known)
+        self._targets = targets._replace(weight=config.sampling.weight(clicked[kept], targets.weight))
         self._validated = examples.clicked(split.validation)
 
     @property
@@ -166,11 +167,11 @@ class Fit:
 
     def _step(self, model: DeepFM, places: Index, rate_factor: float) -> None:
         index = self._train[places]
-        rows, (labels, weight) = rows_at(self._examples, index), self._targets.at(places)
+        rows, targets = rows_at(self._examples, index), self._targets.at(places)
+        terms = targets.terms(model.terms_of_labels(rows, targets.labels, targets.weight))
         if len(index) < self._workers.count or self._workers.count == 1:  # too few to share: all do the same
-            model.learn_many(rows, labels, weight, rate_factor=rate_factor)
+            model.learn_terms(rows, terms, rate_factor=rate_factor)
             return
-        terms = model.terms_of_labels(rows, labels, weight)
         gradients = model.gradients(rows, terms, share_of(self._workers, len(index)))
         self._workers.add(gradients.table)
         self._workers.add(gradients.dense)

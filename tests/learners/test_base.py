@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from learners.base import BaseConfig, known_users, train_base
+from learners.conversion_shares import conversion_shares
 from learners.deepfm import DeepFM
 from learners.examples import Examples
 from learners.fitting import FitConfig, rows_at
@@ -37,13 +38,19 @@ def test_heads_start_at_the_rates_of_the_train_rows() -> None:
     converting = np.flatnonzero(given.clicked(given.exposures()))[::3]
     more = given.take(np.concatenate((np.arange(len(given)), converting)))
     more.columns["kind"][len(given) :] = CONVERSION
-    base = train_base(more, SHAPE, model_config=config, config=EVER)
-    train, known = base.split.train, {"before_ms": base.split.validation_from_ms}
-    clicked, converted = more.clicked(train, **known), more.converted(train, **known)
+    at_once = dataclasses.replace(EVER, conversion_delay_median_s=1.0)  # the archive is of ten minutes
+    base = train_base(more, SHAPE, model_config=config, config=at_once)
+    train = base.split.train
+    clicked = more.clicked(train, before_ms=base.split.validation_from_ms)
+    converted = more.converted(train[clicked]).sum()
+    due = conversion_shares(more, more.end_ms, at_once.conversion_horizon_s, at_once.conversion_prior)[
+        train[clicked]
+    ].sum()
+    assert 0.9 * clicked.sum() < due < clicked.sum()  # they come at once, but there may be late ones
     found = [head.start_p for head in base.model.config.heads]
-    assert found == pytest.approx([clicked.mean(), converted.sum() / clicked.sum()], rel=1e-3)
+    assert found == pytest.approx([clicked.mean(), converted / due], rel=1e-3)
     asked = dataclasses.replace(config, heads=(Head("click", start_p=0.01), heads[1]))
-    kept = train_base(more, SHAPE, model_config=asked, config=EVER).model.config.heads
+    kept = train_base(more, SHAPE, model_config=asked, config=at_once).model.config.heads
     assert [kept[0].start_p, kept[1].start_p] == [0.01, found[1]]
     assert base.snapshot().config == base.model.config
 
@@ -216,7 +223,14 @@ def test_too_few_examples_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"validation_share": 0.0}, {"holdout_share": 1.0}, {"replay_batch_rows": 0}, {"click_window_s": -1.0}]
+    "wrong",
+    [
+        {"validation_share": 0.0},
+        {"holdout_share": 1.0},
+        {"replay_batch_rows": 0},
+        {"click_window_s": -1.0},
+        {"conversion_horizon_s": 0.0},
+    ],
 )
 def test_a_config_that_cannot_train_is_refused(wrong: dict[str, float]) -> None:
     """The message names the field and the value."""
