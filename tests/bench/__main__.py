@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tests.bench import join, learner, table
+from tests.bench import join, learner, losses, table
 from tests.bench.harness import Measure, all_hold, as_json, as_table, machine, progress
 
 
@@ -21,13 +21,14 @@ BENCHMARKS: dict[str, tuple[str, Callable[..., list[Measure]]]] = {
         "the join, beside bytewax, Quix Streams and Faust; session features, recovery; ten minutes",
         join.measures,
     ),
+    "losses": ("losses of delayed clicks, in a world of known probabilities; five minutes", losses.measures),
     "table": ("the embedding table alone: look-ups, memory, growth, snapshots", table.measures),
     "churn": ("100 million distinct ids through admission and expiry", table.churn),
 }
 
 
 def main(
-    name: Annotated[str, typer.Argument(help="join, learner, table or churn; none lists them.")] = "",
+    name: Annotated[str, typer.Argument(help="join, learner, losses, table or churn; none lists them.")] = "",
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rows and rounds, for a first look.")] = False,
 ) -> None:

@@ -60,7 +60,7 @@ def by_display(loss: Loss, seen: Seen, logit: NDArray[np.float64]) -> NDArray[np
     at = logit[seen.display]
     exposure, event = loss.terms(seen.positive, at)
     gradient = exposure * probability(at) - event
-    return np.bincount(seen.display, gradient, len(logit))
+    return np.bincount(seen.display, gradient, len(logit)).astype(np.float64)
 
 
 def z_score(values: NDArray[np.float64]) -> float:
@@ -215,7 +215,7 @@ def test_sampled_exposures_need_no_correction(rate: float) -> None:
     exposure, event = Terms.of_kinds(kind, ("click",), weight)
     for off, sign in ((0.0, 0), (-0.2, -1), (0.2, 1)):
         f = probability(log_odds(p) + off)
-        gradient = np.bincount(display, exposure * f[display] - event, len(p))
+        gradient = np.bincount(display, exposure * f[display] - event, len(p)).astype(np.float64)
         if sign:
             assert sign * z_score(gradient) > 10
             assert gradient.mean() == pytest.approx((f - p).mean(), rel=0.15)
