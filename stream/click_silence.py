@@ -33,6 +33,7 @@ OPEN_MS = 2**62
 """End of a silence that has none yet."""
 
 _BUCKET_MS = 1_000
+_MEASURED_MS = 10_000  # event time after which the law takes in what came: for every batch it would cost a tenth of it
 _MOST_BUCKETS = 1_024  # of display seconds since the last click; the oldest are added up
 _MOST_SILENCES = 64  # that are remembered: clicks of displays in older ones are learned again
 _MOST_AHEAD_MS = 60_000  # by which a click may end a silence later than the newest display: a wrong clock may not
@@ -67,6 +68,7 @@ class ClickSilence:
         self.silences = list(state.silences)
         self._most_expected = -math.log(least_probability) if least_probability > 0 else math.inf
         self._law = DelayLaw.from_state(law) if law else DelayLaw()
+        self._came: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # displays and delays of clicks, for the law
         self._expected = dict(state.expected)
         self._learned_until_ms, self._left_out_until_ms = state.learned_until_ms, state.left_out_until_ms
 
@@ -116,10 +118,11 @@ class ClickSilence:
         clicks, displays = np.flatnonzero(rows.kind == CLICK), np.flatnonzero(rows.kind == EXPOSURE)
         self._learned_until_ms = max(self._learned_until_ms, int(rows.ts_ms[displays].max(initial=-1)) + 1)
         if len(clicks):
-            self._law.add(rows.ts_ms[clicks], rows.delay_ms[clicks])
+            self._came.append((rows.ts_ms[clicks], rows.delay_ms[clicks]))
             self._expected = {}
             displays = displays[displays > clicks[-1]]
-        self._law.advance(watermark_ms)
+        if watermark_ms // _MEASURED_MS > self._law.now_ms // _MEASURED_MS:
+            self._measure(watermark_ms)
         self._expect(rows.ts_ms[displays], probability(logits[displays]) * terms.exposure[displays])
         missing = self._missing(watermark_ms)
         if self.silent or missing <= self._most_expected:
@@ -141,7 +144,18 @@ class ClickSilence:
 
     def law_state(self) -> dict[str, NDArray[Any]]:
         """The law of the clicks' delays, as arrays."""
+        self._take_in()
         return self._law.state()
+
+    def _measure(self, watermark_ms: int) -> None:
+        self._take_in()
+        self._law.advance(watermark_ms)
+
+    def _take_in(self) -> None:
+        """Add what came; when does not matter, only what the law had before it advances."""
+        if self._came:
+            self._law.add(*(np.concatenate(column) for column in zip(*self._came, strict=True)))
+            self._came = []
 
     def _expect(self, ts_ms: NDArray[np.int64], p: NDArray[np.float64]) -> None:
         seconds, where = np.unique(ts_ms // _BUCKET_MS, return_inverse=True)
@@ -156,6 +170,7 @@ class ClickSilence:
         """Clicks of the displays since the last one that should have come by now."""
         if math.fsum(self._expected.values()) <= self._most_expected:  # by far the usual case, and cheap
             return 0.0
+        self._measure(watermark_ms)
         ends_ms = (np.array(list(self._expected), np.int64) + 1) * _BUCKET_MS
         share = self._law.share(np.maximum(watermark_ms - ends_ms, 0))
         return float(share @ np.array(list(self._expected.values())))

@@ -108,7 +108,7 @@ class DelayedTerms:
         due = int(np.count_nonzero(self._due_ms() <= watermark_ms))
         if paid is None:
             paid = max(min(due, most_paid), self._rows - self._most_rows)
-        payers = self._take(paid, watermark_ms) if self._rows else rows.take(slice(0, 0)).rows()
+        payers = self._take(paid, watermark_ms) if paid else rows.take(slice(0, 0)).rows()
         head = list(heads).index(CONVERSION_HEAD)
         exposure, event = (column.reshape(len(rows), len(heads)).copy() for column in terms)
         exposure[:, head] = 0.0
