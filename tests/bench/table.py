@@ -57,7 +57,7 @@ def _measured(turn: str, **arguments: int) -> dict[str, float]:
 
 
 def _table(config: TableConfig | None = None) -> EmbeddingTable:
-    return EmbeddingTable(DIM, np.arange(1, COLUMNS + 1), config)
+    return EmbeddingTable(DIM, np.arange(1, COLUMNS + 1), config or TableConfig(max_rows=None))
 
 
 def _new_keys(generator: np.random.Generator, rows: int = BATCH_ROWS) -> NDArray[np.uint64]:
@@ -147,7 +147,7 @@ def resident_bytes() -> int:
 def churn_figures(ids: int = 100_000_000, *, live: int = 2_000_000) -> dict[str, float]:
     """Distinct ids sighted twice each, admitted, expired and taken out: resident memory at a tenth and the largest."""
     batch = BATCH_ROWS * COLUMNS
-    table = _table(TableConfig(admit_after=2, expire_after_s=64.0))
+    table = _table(TableConfig(admit_after=2, expire_after_s=64.0, max_rows=None))
     first, largest, done, began = 0, 0, 0, time.perf_counter()
     step_ms = 66_000 * batch // live  # so many ids are alive at a time
     for step in range(ids // batch + 1):
