@@ -90,8 +90,16 @@ class HeadCalibration:
         self._fitted_at_events = 0
         self.events = 0
 
-    def expose(self, rows: HeadRows) -> None:
-        """Exposures, in any order."""
+    def begin_line(self) -> None:
+        """Another model line serves: what its map is fitted to begins anew, delays and instruments go on."""
+        since_ms, now_ms = self.evidence.table.since_ms, self.evidence.table.now_ms
+        self.evidence, self.gains, self.trials = MapEvidence(), CohortTable(2), []
+        self.evidence.table.since_ms, self.evidence.table.now_ms = since_ms, now_ms
+        self.gains.now_ms = now_ms
+        self._fitted_at_events = self.events
+
+    def expose(self, rows: HeadRows, of_line: NDArray[np.bool_] | None = None) -> None:
+        """Exposures, in any order; only those ``of_line``, (B,), are evidence for the map."""
         if not len(rows.ts_ms):
             return
         if not self.exposures:  # clicks of earlier displays, which this state never saw, must not count
@@ -99,10 +107,11 @@ class HeadCalibration:
             for table in (self.evidence.table, self.instruments.table):
                 table.since_ms = max(table.since_ms, first)
         self.exposures += len(rows.ts_ms)
-        self.evidence.add_exposures(rows.ts_ms, rows.paths, rows.logit)
+        mine = slice(None) if of_line is None else of_line
+        self.evidence.add_exposures(rows.ts_ms[mine], rows.paths[mine], rows.logit[mine])
         self.instruments.add_exposures(rows.ts_ms, rows.paths, rows.p)
 
-    def happen(self, rows: HeadRows, delay_ms: NDArray[np.int64]) -> None:
+    def happen(self, rows: HeadRows, delay_ms: NDArray[np.int64], of_line: NDArray[np.bool_] | None = None) -> None:
         """Their events, each ``delay_ms`` after its exposure. Those of exposures that are forgotten are left out."""
         if not len(rows.ts_ms):
             return
@@ -110,7 +119,8 @@ class HeadCalibration:
         if not self.exposures:
             return
         self.events += len(rows.ts_ms)
-        self.evidence.add_clicks(rows.ts_ms, rows.paths, rows.logit)
+        mine = slice(None) if of_line is None else of_line
+        self.evidence.add_clicks(rows.ts_ms[mine], rows.paths[mine], rows.logit[mine])
         self.instruments.add_clicks(rows.ts_ms, rows.paths, rows.p)
 
     def advance(self, now_ms: int) -> None:

@@ -69,7 +69,8 @@ class Snapshot:
     config: DeepFMConfig
     state: Mapping[str, NDArray[Any]]
     offsets: Mapping[int, int] = field(default_factory=dict)  # examples partition → first offset not learned
-    calibration: bytes | None = None
+    line: int = 0  # the version of the base that it comes from; 0: unknown. Of a base it is the version itself
+    calibration: bytes | None = None  # of the head of clicks, counted on the rows that its base was replayed on
 
     def model(self) -> DeepFM:
         """The model itself, ready to continue."""
@@ -94,6 +95,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     watermark_ms: int
     newest_event_ms: int
     offsets: dict[int, int]
+    line: int = 0
     shape: ModelShape
     config: DeepFMConfig
     weights_sha256: str
@@ -152,6 +154,7 @@ def _manifest_of(snapshot: Snapshot, weights_sha256: str, files: Mapping[str, _H
         watermark_ms=snapshot.watermark_ms,
         newest_event_ms=snapshot.newest_event_ms,
         offsets=dict(snapshot.offsets),
+        line=snapshot.version if snapshot.created_from == "base" else snapshot.line,
         shape=snapshot.shape,
         config=snapshot.config,
         weights_sha256=weights_sha256,
@@ -227,8 +230,19 @@ def load_snapshot(url: str, *, spec_hash: str | None = None) -> Snapshot:
         config=manifest.config,
         state=state,
         offsets=manifest.offsets,
+        line=manifest.version if manifest.created_from == "base" else manifest.line,
         calibration=files.get(_CALIBRATION),
     )
+
+
+def newest_line(root: str) -> int:
+    """The line of the newest snapshot under ``root`` whose manifest can be read; 0 where there is none."""
+    store = store_of(root)
+    manifests = (_manifest_or_none(store, version) for version in _versions(store))
+    newest = next((one for one in manifests if one is not None), None)
+    if newest is None:
+        return 0
+    return newest.version if newest.created_from == "base" else newest.line
 
 
 def newest_snapshot(root: str, *, spec_hash: str | None = None) -> tuple[str, Snapshot] | None:

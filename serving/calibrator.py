@@ -31,7 +31,8 @@ class HotCalibrator:
     """Holds the newest state of each examples partition and the maps fitted to their sum, one of each head.
 
     The version of a map is the sum of the versions of the states in it: every serving process that holds the same
-    states answers with the same map under the same version. Single-threaded, as `HotModel`.
+    states answers with the same map under the same version. A state belongs to a model line, and only those of the
+    line that is served make the maps: a new base swaps both with `serve_line`. Single-threaded, as `HotModel`.
 
     Parameters
     ----------
@@ -49,8 +50,11 @@ class HotCalibrator:
         self.map = SliceMap(self.plan)
         self.conversion_map = SliceMap(self.plan)  # of P(conversion | click)
         self._refit_interval_ms = refit_interval_s * 1000.0
+        self.line = 0  # of the model that is served; 0: unknown, every state fits
+        self._brought: HeadCalibration | None = None
         self._records: dict[int, CalibrationRecord] = {}
         self._states: dict[int, HeadStates] = {}
+        self._of_line: dict[tuple[int, int], tuple[int, HeadStates]] = {}  # line, partition → version, states
         self._fitted_at_ms: tuple[float, float] = (-np.inf, -np.inf)
         self._fitted_partitions = 0
         self._stale = False
@@ -66,6 +70,21 @@ class HotCalibrator:
     def rows(self) -> int:
         """Examples that the states were made of."""
         return sum(record.rows for record in self._records.values())
+
+    def serve_line(self, line: int, brought: bytes | None = None) -> None:
+        """The model of another line is served from now on, with the map that it brought and what is known of it since.
+
+        brought : the state of the click head that its base's replay has counted, of
+            `learners.snapshot.Snapshot.calibration`. Raises ValueError for one that is damaged or of other slices; the
+            line is served without it then.
+        """
+        self.line, self._brought = line, None
+        self._of_line = {key: held for key, held in self._of_line.items() if key[0] == 0 or key[0] >= line}
+        try:
+            if brought is not None:
+                self._brought = HeadCalibration.from_bytes(brought, self.plan)
+        finally:
+            self._refit()
 
     def decoded(self, record: CalibrationRecord) -> HeadStates:
         """The states of a record, for `offer`; milliseconds of work that changes nothing here, fit for a thread.
@@ -90,6 +109,7 @@ class HotCalibrator:
             return False
         self._states[record.partition] = self.decoded(record) if states is None else states
         self._records[record.partition] = record
+        self._of_line[record.line, record.partition] = (record.version, self._states[record.partition])
         self._stale, self._figures = True, None
         self._refit_when_due()
         return True
@@ -116,12 +136,19 @@ class HotCalibrator:
         newcomers = len(self._records) > self._fitted_partitions
         if not self._stale or (advance_ms < self._refit_interval_ms and not newcomers):
             return
-        version = sum(record.version for record in self._records.values())
-        states = [self._states[partition] for partition in sorted(self._states)]
-        self.map = map_of([one.clicks for one in states], version)
-        conversions = [one.conversions for one in states if one.conversions is not None]
+        self._fitted_at_ms, self._fitted_partitions = reached, len(self._records)
+        self._refit()
+
+    def _refit(self) -> None:
+        served = sorted(key for key in self._of_line if self.line == 0 or key[0] in (0, self.line))
+        newest = {partition: (line, partition) for line, partition in served}  # a line that is known goes before 0
+        held = [self._of_line[newest[partition]] for partition in sorted(newest)]
+        version = sum(of_state for of_state, _ in held)
+        brought = [] if self._brought is None else [self._brought]
+        self.map = map_of([*brought, *(states.clicks for _, states in held)], version)
+        conversions = [states.conversions for _, states in held if states.conversions is not None]
         self.conversion_map = map_of(conversions, version) if conversions else SliceMap(self.plan)
-        self._fitted_at_ms, self._fitted_partitions, self._stale = reached, len(self._records), False
+        self._stale = False
         self.refits += 1
 
 

@@ -143,6 +143,7 @@ class WeightsFollower(TopicFollower):
     ----------
     load : reads the newest snapshot; runs in a thread, so that requests are answered meanwhile.
     on_swap : called after every change of the model.
+    on_install : called with a snapshot that is served from now on, before any request is scored with it.
     """
 
     NAME = WEIGHTS
@@ -155,12 +156,14 @@ class WeightsFollower(TopicFollower):
         hot: HotModel,
         load: Callable[[], LoadedModel],
         on_swap: Callable[[], None] = lambda: None,
+        on_install: Callable[[LoadedModel], None] = lambda _: None,
         **options: Any,
     ) -> None:
         super().__init__(bootstrap, topic, metrics, **options)
         self._hot = hot
         self._load = load
         self._on_swap = on_swap
+        self._on_install = on_install
         self._tried: tuple[int, int] | None = None  # snapshot, offset of the gap
 
     async def position(self, consumer: AIOKafkaConsumer) -> int:
@@ -214,6 +217,7 @@ class WeightsFollower(TopicFollower):
         self._tried = (loaded.version, record.offset)
         log.warning("gap in the weights, snapshot installed", held=self._hot.version, snapshot=loaded.version)
         self._hot.install(loaded.model, version=loaded.version, watermark_ms=loaded.watermark_ms)
+        self._on_install(loaded)
         self.metrics.reloads.inc()
         self._consumer.seek(self._tp, await self.position(self._consumer))
         self._on_swap()

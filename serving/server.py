@@ -30,7 +30,7 @@ from serving.ranking import Ranker
 from serving.served_log import ServedLog
 from serving.service import ScoringService
 from serving.settings import ServingSettings
-from serving.snapshots import load_newest
+from serving.snapshots import LoadedModel, load_newest
 from serving.status import quantiles_of
 from serving.tasks import begin, end
 from stream.broker import Broker
@@ -75,6 +75,7 @@ class ServingServer:
         )
         log.info("snapshot loaded", url=loaded.url, version=loaded.version)
         self.calibrator = HotCalibrator(settings.map_refit_interval_s, plan=spec.slice_plan)
+        self._serve_line(loaded)
         encoder = Encoder(spec)
         impressions = ImpressionIds(wall_ms(), random.SystemRandom().getrandbits(64))
         self.ranker = Ranker(encoder, self.model, self.calibrator, impressions)
@@ -103,7 +104,7 @@ class ServingServer:
         }
         self.weights = WeightsFollower(
             broker.bootstrap, broker.topic(WEIGHTS), metrics, self.model,
-            lambda: load_newest(options.snapshots, spec), **follow,
+            lambda: load_newest(options.snapshots, spec), on_install=self._serve_line, **follow,
         )  # fmt: skip
         self.calibration = CalibrationFollower(
             broker.bootstrap, broker.topic(CALIBRATION), metrics, self.calibrator, **follow
@@ -206,6 +207,15 @@ class ServingServer:
             "quality": [one.as_json() for one in self.figures],
             "series": activity.series(),
         }
+
+    def _serve_line(self, loaded: LoadedModel) -> None:
+        """Map and model of a line are swapped together."""
+        if loaded.line and loaded.line == self.calibrator.line:
+            return
+        try:
+            self.calibrator.serve_line(loaded.line, loaded.calibration)
+        except ValueError as error:
+            log.warning("the line's calibration cannot be used", line=loaded.line, reason=str(error))
 
     def _show_versions(self) -> None:
         self.metrics.model_version.set(self.model.version)

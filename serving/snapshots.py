@@ -21,6 +21,8 @@ class LoadedModel:
     version: int
     watermark_ms: int
     url: str
+    line: int = 0  # the version of the base that it comes from; 0: unknown
+    calibration: bytes | None = None  # that the line brought
 
 
 def load_newest(root: str, spec: FeatureSpec) -> LoadedModel:
@@ -35,4 +37,6 @@ def load_newest(root: str, spec: FeatureSpec) -> LoadedModel:
             f"--examples FILE.parquet --out {root}', or give the folder of one with --snapshots."
         )
     url, snapshot = found
-    return LoadedModel(snapshot.model(), snapshot.version, snapshot.watermark_ms, url)
+    return LoadedModel(
+        snapshot.model(), snapshot.version, snapshot.watermark_ms, url, snapshot.line, snapshot.calibration
+    )

@@ -6,8 +6,9 @@ restart reads the newest record of its partitions and goes on there. Commits onl
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -25,12 +26,19 @@ from stream.producer import RecordProducer, stored
 from stream.records import CalibrationRecord, RecordError
 from stream.topics import CALIBRATION, EXAMPLES
 
+_LOOK_EVERY_S = 5.0
+
 _encode = msgspec.msgpack.Encoder().encode
 _log = structlog.get_logger(__name__)
 
 
 class CalibrateRunner:
-    """Runs a `PartitionCalibrator` for every assigned partition."""
+    """Runs a `PartitionCalibrator` for every assigned partition.
+
+    Parameters
+    ----------
+    newest_line : the newest model line in the store of snapshots, see `learners.snapshot.newest_line`; 0: unknown.
+    """
 
     topics = (EXAMPLES,)
 
@@ -42,8 +50,12 @@ class CalibrateRunner:
         config: CalibratorConfig,
         publish_interval_s: float,
         metrics: WorkerMetrics,
+        newest_line: Callable[[], int] = lambda: 0,
     ) -> None:
         self.inbox = Inbox()
+        self._newest_line = newest_line
+        self._line = 0
+        self._looked_s = -_LOOK_EVERY_S
         self._broker = broker
         self._producer = producer
         self._spec = spec
@@ -58,6 +70,7 @@ class CalibrateRunner:
     async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
         """Count the records' labels, then publish the states that are due."""
         started = time.perf_counter()
+        await self._look_for_line(started)
         for item in items:
             if isinstance(item, Assigned):
                 for partition in self._calibrators.keys() - item.partitions:
@@ -86,6 +99,18 @@ class CalibrateRunner:
         """For each partition the first offset that its published state does not hold."""
         return self._committable
 
+    async def _look_for_line(self, now_s: float) -> None:
+        """A new base stands in the store well before a row that its line served can come."""
+        if now_s - self._looked_s < _LOOK_EVERY_S:
+            return
+        self._looked_s = now_s
+        try:
+            self._line = max(self._line, await asyncio.to_thread(self._newest_line))
+        except (OSError, ValueError) as error:
+            _log.warning("the store of snapshots does not answer; lines go on as they are", error=str(error))
+        for calibrator in self._calibrators.values():
+            calibrator.newest_line = max(calibrator.newest_line, self._line)
+
     async def _restore(self, partitions: frozenset[int] | set[int]) -> None:
         fresh = set(partitions) - self._calibrators.keys()
         decoder = msgspec.msgpack.Decoder(CalibrationRecord)
@@ -96,6 +121,7 @@ class CalibrateRunner:
                 newest[record.partition] = record
         for partition in sorted(fresh):
             self._calibrators[partition] = self._calibrator(partition, newest.get(partition))
+            self._calibrators[partition].newest_line = max(self._calibrators[partition].newest_line, self._line)
             self._gaps.assigned((partition,))
             next_offset = self._calibrators[partition].next_offset
             _log.info("calibrator restored", partition=partition, next_offset=next_offset)

@@ -21,8 +21,9 @@ class PartitionCalibrator:
 
     The click head's exposures are displays, the conversion head's are clicks, at the time of the click; its events are
     their first conversions. Rows that a model without a conversion head served are none of its exposures.
-    The map is fitted to what it is applied to. Several model versions share it, each row under the version that scored
-    it.
+    A map is fitted to what it is applied to. Versions of one line share it, each row under the version that scored it.
+    When the first row of a newer line comes, the maps' evidence begins anew; what the old line still has to tell counts
+    for the delays and the instruments only.
 
     Parameters
     ----------
@@ -50,6 +51,8 @@ class PartitionCalibrator:
         self.watermark_ms = record.watermark_ms if record else 0
         self.version = record.version if record else 0
         self.rows = record.rows if record else 0
+        self.line = record.line if record else 0
+        self.newest_line = self.line  # that has begun to learn, as far as is known; set from outside
         self.rejected_rows = 0
         plan = plan or SlicePlan()
         self.clicks = HeadCalibration(plan, config)
@@ -77,9 +80,14 @@ class PartitionCalibrator:
         finite = np.isfinite(rows.logit) & np.isfinite(rows.p)
         self.rejected_rows += int(np.count_nonzero(counted & ~finite))
         exposed, clicked = (np.flatnonzero(finite & (rows.kind == kind)) for kind in (EXPOSURE, CLICK))
-        self.clicks.expose(self._served(rows, exposed))
-        self.clicks.happen(self._served(rows, clicked), rows.delay_ms[clicked])
-        self._count_conversions(rows)
+        if self.newest_line > self.line and (rows.model_version[exposed] >= self.newest_line).any():
+            self.line = self.newest_line
+            self.clicks.begin_line()
+            self.conversions.begin_line()
+        of_line = rows.model_version >= self.line
+        self.clicks.expose(self._served(rows, exposed), of_line[exposed])
+        self.clicks.happen(self._served(rows, clicked), rows.delay_ms[clicked], of_line[clicked])
+        self._count_conversions(rows, of_line)
         self.rows += len(exposed) + len(clicked)
         self._changed |= bool(len(exposed) or len(clicked))
         if watermark_ms > self.watermark_ms:
@@ -88,14 +96,15 @@ class PartitionCalibrator:
             if self.conversions.exposures:
                 self.conversions.advance(watermark_ms)
 
-    def _count_conversions(self, rows: ExampleRows) -> None:
+    def _count_conversions(self, rows: ExampleRows, of_line: NDArray[np.bool_]) -> None:
         finite = np.isfinite(rows.conversion_logit) & np.isfinite(rows.conversion_p)
         clicked = np.flatnonzero(finite & (rows.kind == CLICK))
         converted = np.flatnonzero(finite & (rows.kind == CONVERSION))
         converted = converted[self._first_of_click(rows.impression_id[converted])]
-        self.conversions.expose(self._clicked(rows, clicked, rows.known_ms[clicked]))
+        self.conversions.expose(self._clicked(rows, clicked, rows.known_ms[clicked]), of_line[clicked])
         clicked_ms = rows.known_ms[converted] - rows.delay_ms[converted]
-        self.conversions.happen(self._clicked(rows, converted, clicked_ms), rows.delay_ms[converted])
+        happened = self._clicked(rows, converted, clicked_ms)
+        self.conversions.happen(happened, rows.delay_ms[converted], of_line[converted])
         self._changed |= bool(len(clicked) or len(converted))
 
     def _first_of_click(self, impressions: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -126,6 +135,7 @@ class PartitionCalibrator:
             watermark_ms=self.watermark_ms,
             state=self.clicks.to_bytes(),
             next_offset=self.next_offset,
+            line=self.line,
             conversion_state=self.conversions.to_bytes() if self.conversions.exposures else b"",
             converted=np.array(list(self._converted), "<u8").tobytes(),
         )

@@ -28,6 +28,7 @@ from stream.inbox import Assigned, Inbox, InputRecord, Place
 from stream.learn_reports import LearnReports
 from stream.learning import LearningLoop, LearnOutcome, LoopState
 from stream.learning_config import LearningConfig
+from stream.line_calibration import LineCalibration
 from stream.log_gaps import LogGaps
 from stream.log_reader import LogReader
 from stream.log_writer import LogWriter, Outgoing, open_writer
@@ -61,8 +62,8 @@ def first_snapshot(root: str, spec: FeatureSpec) -> Snapshot:
     return found[1]
 
 
-def _snapshot(model: DeepFM, at: LoopState, held: State) -> Snapshot:
-    """The model's state as it was, with that of the loop."""
+def _snapshot(model: DeepFM, at: LoopState, held: State, line: int, calibration: bytes | None) -> Snapshot:
+    """The model's state as it was, with that of the loop, and what its line brought."""
     return Snapshot(
         version=at.version,
         created_from="stream",
@@ -72,6 +73,8 @@ def _snapshot(model: DeepFM, at: LoopState, held: State) -> Snapshot:
         config=model.config,
         state={**held, **at.to_arrays()},
         offsets={partition: place[0] for partition, place in at.positions.items()},
+        line=line,
+        calibration=calibration,
     )
 
 
@@ -121,6 +124,8 @@ class LearnRunner:
         self._committable: dict[Place, int] = {}
         self._snapshot_task: asyncio.Task[None] | None = None
         self._snapshot_version = -1
+        self._line = 0
+        self._calibration: bytes | None = None  # that the line brought
         self._drift = asyncio.create_task(asyncio.to_thread(DriftWatch))  # made while the group is joined
         self._reports = LearnReports(spec, metrics)
 
@@ -218,6 +223,7 @@ class LearnRunner:
         if self._fresh_log:  # of a second assignment the log is the one that was written to
             self._foreign_version, self._fresh_log = snapshot.version, False
         self._snapshot_version = snapshot.version
+        self._line, self._calibration = snapshot.line, snapshot.calibration
         return LearningLoop(
             snapshot.model(),
             self._config,
@@ -229,10 +235,12 @@ class LearnRunner:
     async def _begin_line(self, log: LogReader, loop: LearningLoop, base_version: int) -> None:
         """Learn all that came since a new base, then publish: a snapshot first, so that serving loads that one."""
         outcomes: list[LearnOutcome] = []
+        tail = LineCalibration(self._spec.slice_plan)
         starts = {partition: loop.next_offset(partition) for partition in range(self._broker.partitions)}
         for partition, start in starts.items():
             self._gaps.begins(partition, start, await log.oldest(EXAMPLES, partition))
         async for record in as_they_came(log, starts):
+            tail.tell(record.value, self._spec, loop.model)
             outcomes += await self._learn_record(loop, record.partition, record.offset, record.value)
             if len(outcomes) >= _JOURNALED_AT_ONCE:
                 await self._write(self._reports.records(loop, outcomes))
@@ -241,6 +249,7 @@ class LearnRunner:
         if loop.diverged:
             return
         if loop.version > base_version:
+            self._calibration = tail.to_bytes()
             state = loop.state()
             self._snapshot_version = state.version
             await self._write_snapshot(loop.model, loop.model.begin_snapshot(), state)
@@ -315,7 +324,10 @@ class LearnRunner:
 
     async def _write_snapshot(self, model: DeepFM, copy: ModelCopy, state: LoopState) -> None:
         """Copy and write beside the learning; then say so, commit, and have the next one's memory at hand."""
-        written = await write_beside(copy, self._snapshots, lambda held: _snapshot(model, state, held))
+        line, calibration = self._line, self._calibration
+        written = await write_beside(
+            copy, self._snapshots, lambda held: _snapshot(model, state, held, line, calibration)
+        )
         del copy  # its memory is the next one's
         notice = SnapshotNotice(
             spec_hash=self._spec.hash,

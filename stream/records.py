@@ -252,8 +252,8 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="re
     ``state`` holds the evidence of the click's map, the delay law, the gains and the instruments
     (`calibration.head.HeadCalibration`), ``conversion_state`` the same of P(conversion | click), empty while no model
     with that head served; ``converted`` are the newest clicks that converted, u64, whose further conversions do not
-    count. ``line`` is the version of the base that the model's line began with: rows
-    that another line served are not in it.
+    count. ``line`` is the version of the base that the model's line began with, 0 where it is not known: rows that
+    another line served are no evidence for the maps.
     """
 
     partition: int

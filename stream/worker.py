@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -25,6 +26,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from learners.snapshot import newest_line
 from learners.spec import FeatureSpec
 from stream.admin import BrokerUnreachableError, TopicMismatchError, ensure_topics
 from stream.agent import Agent
@@ -270,6 +272,7 @@ class _Parts:
             self._intervals.calibrator(),
             interval_s,
             self._metrics,
+            partial(newest_line, self._options.snapshots),
         )
 
     def archive(self) -> Runner:

@@ -19,6 +19,7 @@ from learners.snapshot import (
     TornSnapshotError,
     describe,
     load_snapshot,
+    newest_line,
     newest_snapshot,
     read_manifest,
     versions,
@@ -219,3 +220,12 @@ def test_another_format_is_refused_with_both_numbers(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 9}))
     with pytest.raises(SnapshotError, match="format 9, this program reads 2"):
         read_manifest(written.url)
+
+
+def test_a_line_is_named_by_the_base_that_it_comes_from(root: str) -> None:
+    """Of a base it is its own version, whatever it was called before it got that; of its snapshots the base's."""
+    assert newest_line(root) == 0
+    base = dataclasses.replace(snapshot(44), created_from="base", line=1)
+    assert load_snapshot(write_snapshot(root, base).url).line == newest_line(root) == 44
+    of_stream = dataclasses.replace(snapshot(61), created_from="stream", line=44)
+    assert load_snapshot(write_snapshot(root, of_stream).url).line == newest_line(root) == 44

@@ -29,7 +29,9 @@ def state_of(seed: int, plan: SlicePlan = NO_SLICES, *, seconds: int = 120) -> H
     return Teller(shown, HeadCalibration(plan, CalibratorConfig())).until(seconds)
 
 
-def record(partition: int, version: int, state: HeadCalibration, watermark_ms: int = 0) -> CalibrationRecord:
+def record(
+    partition: int, version: int, state: HeadCalibration, watermark_ms: int = 0, line: int = 0
+) -> CalibrationRecord:
     """A calibration record."""
     return CalibrationRecord(
         partition=partition,
@@ -38,6 +40,7 @@ def record(partition: int, version: int, state: HeadCalibration, watermark_ms: i
         watermark_ms=watermark_ms,
         state=state.to_bytes(),
         next_offset=0,
+        line=line,
     )
 
 
@@ -134,3 +137,29 @@ def test_each_head_has_its_own_map_and_figures() -> None:
     shown = {(one.head, one.maturity, one.window_s): one for one in hot.figures()}
     assert shown["conversion", "early", 3_600].exposures > 3_000
     assert shown["conversion", "early", 86_400].observed_over_expected == pytest.approx(early[30])
+
+
+def test_the_map_is_that_of_the_line_that_is_served() -> None:
+    """A state of another line waits; a new line brings its own, and what is counted since adds to it."""
+    hot = HotCalibrator(refit_interval_s=0)
+    hot.serve_line(1)
+    hot.offer(record(0, 1, state_of(1), watermark_ms=1, line=1))
+    old = hot.map
+    np.testing.assert_array_equal(old.apply(GRID), map_of([state_of(1)]).apply(GRID))
+    hot.offer(record(0, 2, state_of(2), watermark_ms=2, line=9))  # of the line that is not served yet
+    np.testing.assert_array_equal(hot.map.apply(GRID), old.apply(GRID))
+    hot.serve_line(9, state_of(3).to_bytes())
+    np.testing.assert_array_equal(hot.map.apply(GRID), map_of([state_of(3), state_of(2)]).apply(GRID))
+    hot.serve_line(12)
+    assert hot.map.is_identity
+    with pytest.raises(ValueError, match="drop it"):
+        hot.serve_line(13, b"damaged")
+    assert (hot.line, hot.map.is_identity) == (13, True)
+
+
+def test_states_whose_line_is_not_known_fit_any() -> None:
+    """A calibrator without a store of snapshots cannot tell; its map is served as ever."""
+    hot = HotCalibrator(refit_interval_s=0)
+    hot.serve_line(4)
+    hot.offer(record(0, 1, state_of(1)))
+    assert not hot.map.is_identity

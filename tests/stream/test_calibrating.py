@@ -101,6 +101,30 @@ def test_restarted_from_its_record_it_goes_on_bit_equal(cut: int) -> None:
     assert other.version == one.version + 1
 
 
+def test_rows_of_another_line_are_no_evidence_for_the_map() -> None:
+    """From the first row of a new line on its map begins anew; delays and instruments go on with all rows."""
+    records = [example_rows(200, seed=at, model_version=np.full(200, 5)) for at in range(2)]
+    version = np.where(np.arange(200) % 2, 7, 12).astype(np.int64)
+    kind = np.where(np.arange(200) % 5 == 3, CLICK, EXPOSURE).astype(np.uint8)  # the earliest is an exposure
+    mixed = example_rows(200, seed=2, model_version=version, kind=kind)
+    mixed = replace(mixed, ts_ms=mixed.ts_ms + 60_000)
+    one, every = calibrator(), calibrator()
+    one.newest_line = 10
+    for offset, rows in enumerate([*records, mixed]):
+        for each in (one, every):
+            each.step(rows, offset, START_MS + 61_000 * (1 + offset))
+        assert one.line == (10 if offset == 2 else 0)
+    new = calibrator()
+    new.step(mixed.take(mixed.model_version >= 10), 2, START_MS + 183_000)
+    counted, wanted = (each.clicks.evidence.table.sums().sum(axis=0).tolist() for each in (one, new))
+    assert counted == wanted
+    assert one.clicks.instruments.table.to_bytes() == every.clicks.instruments.table.to_bytes()
+    assert one.clicks.law.events == every.clicks.law.events
+    record = published(one)
+    again = PartitionCalibrator(3, FORGETS, 1.0, record, plan=PLAN)
+    assert (record.line, again.line) == (10, 10)
+
+
 def test_publishes_by_event_time_and_only_then() -> None:
     """One record an interval of the watermark; without new rows the version stays."""
     one = calibrator(interval_s=10.0)
