@@ -82,8 +82,9 @@ class PartitionCalibrator:
         exposed, clicked = (np.flatnonzero(finite & (rows.kind == kind)) for kind in (EXPOSURE, CLICK))
         if self.newest_line > self.line and (rows.model_version[exposed] >= self.newest_line).any():
             self.line = self.newest_line
-            self.clicks.begin_line()
-            self.conversions.begin_line()
+            for head in (self.clicks, self.conversions):
+                if head.exposures:  # else there is nothing of another line
+                    head.begin_line()
         of_line = rows.model_version >= self.line
         self.clicks.expose(self._served(rows, exposed), of_line[exposed])
         self.clicks.happen(self._served(rows, clicked), rows.delay_ms[clicked], of_line[clicked])

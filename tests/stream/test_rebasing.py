@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import structlog
 
+from calibration.head import HeadCalibration
 from learners.next_base import waiting_base, write_base
 from learners.snapshot import Snapshot, load_snapshot, newest_snapshot, versions, write_snapshot
 from stream.learning import LearningLoop
@@ -77,6 +78,9 @@ async def test_a_learner_goes_over_to_the_base_that_waits(kafka_topics: TestTopi
     assert isinstance(news[0], SnapshotNotice), "serving that cannot follow must find the whole line in the store"
     assert next(one.parent for one in news if isinstance(one, DeltaPart)) == base.version
     assert min(one.version for one in news) == news[0].version > base.version
+    brought = load_snapshot(news[0].url)
+    assert brought.line == base.line == base.version
+    assert HeadCalibration.from_bytes(brought.calibration or b"", SPEC.slice_plan).exposures > 0
 
 
 async def test_versions_of_the_new_line_are_made_again(kafka_topics: TestTopics, tmp_path: Path) -> None:
