@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -18,6 +18,7 @@ from rich.console import Console
 from learners.archive import ArchiveError
 from learners.deepfm import DivergenceError
 from learners.family import FAMILY, Member
+from learners.losses import LOSSES
 from learners.snapshot import SnapshotError, newest_snapshot
 from learners.spec import FeatureSpec, load_spec
 from replay import backtest as in_process
@@ -98,6 +99,13 @@ def compare(
     learners: Annotated[
         str | None, typer.Option(help=f"Comma-separated, of {', '.join(FAMILY)}; default: all that are installed.")
     ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            "--losses",
+            help=f"Comma-separated, of {', '.join(LOSSES)}: each learner by each way to learn from late clicks.",
+        ),
+    ] = None,
     tick_s: TickS = BACKTEST_DEFAULTS.tick_s,
     learn_interval_s: LearnIntervalS = BACKTEST_DEFAULTS.learn_interval_s,
     as_json: AsJson = False,
@@ -106,11 +114,13 @@ def compare(
     """Drive every learner over the same stream; each impression is predicted before its outcome is learned."""
     progress = Progress(quiet=quiet)
     try:
-        named = chosen(learners.split(",") if learners is not None else None)
+        names = learners.split(",") if learners is not None else ["deepfm"] if loss is not None else None
+        named = chosen(names)
+        loss_names = [name.strip() for name in loss.split(",")] if loss is not None else []
         scenario = open_dataset(dataset, data)
         base, online = _days(scenario, base_days, online_days)
         options = in_process.BacktestOptions(tick_s=tick_s, learn_interval_s=learn_interval_s)
-        lines = _compare(scenario, base, online, options, named, learners is None, progress)
+        lines = _compare(scenario, base, online, options, named, loss_names, names is None, progress)
     except (ReplayError, ValueError) as error:
         _stop(error, _BAD_USAGE)
     except (ImportError, DivergenceError) as error:
@@ -233,6 +243,7 @@ def _compare(
     online_days: int,
     options: in_process.BacktestOptions,
     named: Mapping[str, Member],
+    loss_names: Sequence[str],
     skip_missing: bool,
     progress: Progress,
 ) -> list[Compared]:
@@ -247,6 +258,7 @@ def _compare(
         utc_offset_h=scenario.utc_offset_h,
         click_window_s=scenario.click_window_s,
         learning=LearningConfig(learn_interval_s=options.learn_interval_s),
+        loss_names=loss_names,
         skip_missing=skip_missing,
     )
 

@@ -7,10 +7,11 @@ since the last one, and only then learns the step's rows, which became known in 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +19,14 @@ from rich.table import Table
 
 from learners.family import FAMILY, Member, member
 from learners.metrics import probability
-from learners.protocol import AdditiveLearner, Learner
+from learners.protocol import Learner
 from learners.rows import Rows
 from learners.shape import ModelShape
 from learners.spec import FeatureSpec
-from learners.terms import CLICK_HEAD, Terms
 from replay.example_stream import ExampleStream, Span, Step, base_steps, online_steps
+from replay.feeds import Feed, Lessons, delayed, feed_of, losses
 from replay.progress import Progress
-from replay.report import Outcomes, Report, bounded, outcomes, report
+from replay.report import Outcomes, Report, bounded, report
 from stream.examples import ExampleRows
 from stream.learning_config import LearningConfig
 
@@ -85,23 +86,29 @@ def compare(
     utc_offset_h: float,
     click_window_s: float,
     learning: LearningConfig,
+    loss_names: Sequence[str] = (),
     skip_missing: bool = False,
     clock: Clock = time.perf_counter,
 ) -> list[Compared]:
-    """Drive each learner over the stream; the best AUC first.
+    """Drive each learner over the stream, by each of the losses if any is named; the best AUC first.
 
     Raises
     ------
     ImportError
         A learner's library is not installed, unless ``skip_missing``: then it is said and left out.
+    ValueError
+        A loss that is not known, or that a learner of labels cannot be given.
     """
-    shape = ModelShape.of(spec)
+    shape, known = ModelShape.of(spec), losses(stream.base, click_window_s) if loss_names else {}
     done = []
-    for name, entry in learners.items():
-        total = len(stream.base.displayed().rows) + len(stream.online.learnable()[0])
+    for name, loss_name in itertools.product(learners, loss_names or ("",)):
+        entry, line_name = learners[name], f"{name}, {loss_name}" if loss_name else name
         try:
-            with progress.counting(name, total) as advance:
-                drive = Drive(entry.make(shape), advance, clock, click_window_s=click_window_s)
+            learner = entry.make(shape)
+            feed = delayed(learner, loss_name, known) if loss_name else feed_of(learner, click_window_s)
+            rows = len(feed.base(stream.base).times_ms) + len(feed.online(stream.online).times_ms)
+            with progress.counting(line_name, rows) as advance:
+                drive = Drive(learner, feed, advance, clock)
                 found = drive.over(stream, learning)
         except ImportError as error:
             if not skip_missing:
@@ -109,60 +116,53 @@ def compare(
             progress.say(f"{name} is left out: {error}")
             continue
         line = Compared(
-            name=name,
+            name=line_name,
             description=entry.description,
             config=dataclasses.asdict(entry.config),
             report=report(found, utc_offset_h),
             learned_rows=drive.learned_rows,
             learn_s=drive.learn_s,
         )
-        progress.say(f"{name}: AUC {line.report.online['auc']:.4f}, frozen {line.report.frozen['auc']:.4f}")
+        progress.say(f"{line_name}: AUC {line.report.online['auc']:.4f}, frozen {line.report.frozen['auc']:.4f}")
         done.append(line)
     return sorted(done, key=lambda line: -line.report.online["auc"])
 
 
 class Drive:
-    """One learner on its way over a stream.
+    """One learner on its way over a stream."""
 
-    A learner that is moved by gradients learns what arrives, each display and each click when it comes; one that needs
-    labels learns an impression when it is ``click_window_s`` old.
-    """
-
-    def __init__(
-        self, learner: Learner, advance: Callable[[int], None], clock: Clock, *, click_window_s: float
-    ) -> None:
+    def __init__(self, learner: Learner, feed: Feed, advance: Callable[[int], None], clock: Clock) -> None:
         self.learner = learner
         self.learned_rows, self.learn_s = 0, 0.0
-        self._advance, self._clock = advance, clock
-        self._click_window_s = click_window_s
+        self._feed, self._advance, self._clock = feed, advance, clock
 
     def over(self, stream: ExampleStream, learning: LearningConfig) -> Outcomes:
         """Learn the base days, then predict and learn the online days."""
-        base = stream.base.displayed()
-        for step in base_steps(base.rows, _BASE_BATCH_ROWS):
-            self._learn(step, _labelled(self.learner, base.rows, base.clicked))
+        base = self._feed.base(stream.base)
+        for step in base_steps(base.times_ms, _BASE_BATCH_ROWS):
+            self._learn(step, base)
         shown = stream.online.displayed()
         frozen = self._predict(shown.rows, slice(0, len(shown.rows)))
-        online = outcomes(shown, frozen)
-        p = bounded(probability(self._online(stream.online, shown.rows, learning)))
-        return dataclasses.replace(
-            online, p=p, raw_p=p, frozen_p=bounded(online.frozen_p), conversion_p=np.full(len(p), np.nan)
+        p = self._p(self._online(stream.online, shown.rows, learning))
+        return Outcomes(
+            ts_ms=shown.rows.ts_ms,
+            label=shown.clicked,
+            p=p,
+            raw_p=p,
+            frozen_p=self._p(frozen),
+            converted=shown.converted,
+            conversion_p=np.full(len(p), np.nan),
         )
 
     def _online(self, span: Span, shown: ExampleRows, learning: LearningConfig) -> NDArray[np.float32]:
-        if _learns_terms(self.learner):
-            rows, ends = span.learnable()
-            learn = _arrivals(self.learner, rows)
-        else:
-            rows, clicked, ends = span.matured(self._click_window_s)
-            learn = _labelled(self.learner, rows, clicked)
+        lessons = self._feed.online(span)
         logits = np.empty(len(shown), np.float32)
         done = 0
-        for step in online_steps(ends, span.watermarks_ms, learning):
+        for step in online_steps(lessons.ends, span.watermarks_ms, learning):
             until = int(np.searchsorted(shown.ts_ms, step.from_ms))
             logits[done:until] = self._predict(shown, slice(done, until))
             done = until
-            self._learn(step, learn)
+            self._learn(step, lessons)
         logits[done:] = self._predict(shown, slice(done, len(shown)))
         return logits
 
@@ -173,28 +173,16 @@ class Drive:
             out[start : start + CHUNK_ROWS] = self.learner.predict_many(Rows(shown.ids[at], shown.dense[at]))
         return out
 
-    def _learn(self, step: Step, learn: Callable[[slice], None]) -> None:
+    def _learn(self, step: Step, lessons: Lessons) -> None:
         began = self._clock()
         self.learner.advance(step.watermark_ms)
-        learn(slice(step.start, step.stop))
+        lessons.learn(slice(step.start, step.stop))
         self.learn_s += self._clock() - began
         self.learned_rows += step.stop - step.start
         self._advance(step.stop - step.start)
 
-
-def _learns_terms(learner: Learner) -> TypeGuard[AdditiveLearner]:
-    return hasattr(learner, "learn_terms")
-
-
-def _labelled(learner: Learner, rows: ExampleRows, clicked: NDArray[np.bool_]) -> Callable[[slice], None]:
-    """Learns some of the rows by their labels."""
-    return lambda at: learner.learn_many(Rows(rows.ids[at], rows.dense[at]), clicked[at])
-
-
-def _arrivals(learner: AdditiveLearner, rows: ExampleRows) -> Callable[[slice], None]:
-    """Learns some of the rows by the terms of their kinds."""
-    terms = Terms.of_kinds(rows.kind, (CLICK_HEAD,))
-    return lambda at: learner.learn_terms(Rows(rows.ids[at], rows.dense[at]), terms.take(at))
+    def _p(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        return bounded(probability(self._feed.logit(logits)))
 
 
 def comparison_table(lines: Sequence[Compared], title: str) -> Table:

@@ -115,11 +115,11 @@ def collect_stream(
     return ExampleStream(*spans)
 
 
-def base_steps(rows: ExampleRows, batch_rows: int) -> Iterator[Step]:
-    """Steps over the labelled rows of base training: full batches in the order of display, no clock."""
-    for start in range(0, len(rows), batch_rows):
-        stop = min(start + batch_rows, len(rows))
-        newest_ms = int(rows.ts_ms[stop - 1])
+def base_steps(times_ms: NDArray[np.int64], batch_rows: int) -> Iterator[Step]:
+    """Steps over N rows of base training: full batches in the order of their times (N,), no clock."""
+    for start in range(0, len(times_ms), batch_rows):
+        stop = min(start + batch_rows, len(times_ms))
+        newest_ms = int(times_ms[stop - 1])
         yield Step(newest_ms, newest_ms, start, stop)
 
 

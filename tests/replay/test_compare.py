@@ -22,6 +22,7 @@ from replay.__main__ import app
 from replay.backtest import BacktestOptions
 from replay.compare import Drive, chosen, compare
 from replay.example_stream import ExampleStream, Span, collect_stream
+from replay.feeds import Delayed, feed_of, losses
 from replay.kuairand import KuaiRand
 from replay.progress import Progress
 from stream.learning_config import LearningConfig
@@ -99,7 +100,7 @@ def by_impression(span: Span) -> Span:
 def driven(recorder: Recorder, stream: ExampleStream, learning: LearningConfig) -> list[tuple[list[int], list[int]]]:
     """Impressions that were predicted, and what of the online days had been learned by then; checks the order."""
     stream = ExampleStream(by_impression(stream.base), by_impression(stream.online))
-    Drive(recorder, lambda rows: None, lambda: 0.0, click_window_s=60.0).over(stream, learning)
+    Drive(recorder, feed_of(recorder, 60.0), lambda rows: None, lambda: 0.0).over(stream, learning)
     base_rows = len(stream.base.displayed().rows)
     frozen, *online = recorder.asked
     assert frozen == (frozen[0], base_rows)
@@ -145,6 +146,54 @@ def test_a_learner_that_sees_events_early_would_be_found(stream: ExampleStream) 
     following = np.searchsorted(shown.ts_ms, clicks.ts_ms, side="right")
     followed = following < len(shown)
     assert (clicks.known_ms[followed] > shown.ts_ms[following[followed]]).mean() > 0.02
+
+
+@pytest.mark.parametrize("name", ["split", "fnw", "fnc", "es_dfm", "defer", "waiting"])
+def test_a_loss_sees_each_row_when_it_is_known(stream: ExampleStream, name: str) -> None:
+    """Nothing of it earlier than the model is told, each display at least once, and each click that came in time."""
+    recorder = TermsRecorder()
+    known = losses(stream.base, 60.0)
+    span = by_impression(stream.online)
+    lessons = Delayed(recorder, known[name]).online(span)
+    assert (np.diff(lessons.times_ms) >= 0).all()
+    newest_ms = np.maximum.accumulate(span.watermarks_ms)
+    assert all(lessons.times_ms[:end].max(initial=0) < at for end, at in zip(lessons.ends, newest_ms, strict=True))
+    lessons.learn(slice(0, len(lessons.times_ms)))
+    assert set(recorder.learned) == set(span.displayed().rows.impression_id.tolist())
+    clicked = [key for key, (_, event) in zip(recorder.learned, recorder.kinds, strict=True) if event > 0]
+    assert set(clicked) == set(span.examples.impression_id[span.examples.kind == CLICK].tolist())
+    assert len(recorder.learned) == {"waiting": 1, "defer": 2}.get(name, 0) * len(span.displayed().rows) or (
+        name in ("split", "fnw", "fnc", "es_dfm")
+    )
+
+
+def test_the_split_of_a_loss_is_that_of_the_stream(stream: ExampleStream) -> None:
+    """The rows and terms of the loss named split are those that arrive."""
+    span = by_impression(stream.online)
+    ways = []
+    for by_loss in (True, False):
+        recorder = TermsRecorder()
+        feed = Delayed(recorder, losses(stream.base, 60.0)["split"]) if by_loss else feed_of(recorder, 60.0)
+        lessons = feed.online(span)
+        lessons.learn(slice(0, len(lessons.times_ms)))
+        ways.append(sorted(zip(recorder.learned, recorder.kinds, strict=True)))
+    assert ways[0] == ways[1]
+
+
+def test_losses_are_lines_of_one_table(folder: Path) -> None:
+    """Each with its name; one that is not known, and a learner that cannot take one, are bad usage."""
+    options = ["compare", "--dataset", "kuairand", "--data", str(folder), "--base-days", "2", "--quiet"]
+    done = CliRunner().invoke(app, [*options, "--losses", "split, waiting", "--json"])
+    assert done.exit_code == 0, done.stderr
+    lines = {line["learner"]: line for line in json.loads(done.stdout)["learners"]}
+    assert set(lines) == {"deepfm, split", "deepfm, waiting"}
+    assert lines["deepfm, split"]["learned_rows"] > lines["deepfm, waiting"]["learned_rows"]
+    for more, told in (
+        (["--losses", "sgd"], "unknown loss 'sgd'"),
+        (["--losses", "fnw", "--learners", "trees"], "LeafTrees learns labelled rows"),
+    ):
+        done = CliRunner().invoke(app, [*options, *more])
+        assert (done.exit_code, told in done.stderr) == (2, True), done.stderr
 
 
 def test_the_deepfm_of_the_comparison_is_that_of_the_backtest(folder: Path, stream: ExampleStream) -> None:

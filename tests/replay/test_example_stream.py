@@ -94,7 +94,7 @@ def test_labels_are_learned_when_their_impression_is_mature(stream: ExampleStrea
 def test_base_steps_cover_all_rows_in_full_batches(stream: ExampleStream) -> None:
     """All but the last hold the batch size; each is as late as its newest display."""
     rows, _, _ = stream.base.displayed()
-    steps = list(base_steps(rows, 64))
+    steps = list(base_steps(rows.ts_ms, 64))
     assert [s.stop - s.start for s in steps[:-1]] == [64] * (len(rows) // 64)
     assert [s.start for s in steps[1:]] == [s.stop for s in steps[:-1]]
     assert (steps[0].start, steps[-1].stop) == (0, len(rows))
