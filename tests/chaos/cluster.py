@@ -22,6 +22,7 @@ from stream.embedded_redis import answers_ping
 from stream.join_config import JoinConfig
 from stream.settings import StreamSettings
 from stream.source import SourceKind
+from stream.worker_settings import WorkerSettings
 from tests.chaos.lasting_redis import LastingRedis
 from tests.chaos.ports import lasting_ports
 from tests.chaos.program import Program
@@ -38,6 +39,10 @@ JOIN = JoinConfig(
     conversion_horizon_s=3600,
     allowed_lateness_s=20,
 )
+HORIZONS = (
+    "click_window", "display_horizon", "click_horizon", "conversion_horizon", "allowed_lateness", "display_lead",
+)  # fmt: skip
+CALIBRATOR = WorkerSettings(**{f"{name}_s": float(getattr(JOIN, f"{name}_s")) for name in HORIZONS}).calibrator()
 _LEARNING = {"LEARN_BATCH_ROWS": 64, "LEARN_INTERVAL_S": 30, "SNAPSHOT_INTERVAL_S": 600, "ARCHIVE_INTERVAL_S": 600}
 _READY_TIMEOUT_S = 180.0
 _LOOK_EVERY_S = 0.25
@@ -192,14 +197,7 @@ class Cluster:
             "MILLSTREAM_CALIBRATE_INTERVAL_S": str(CALIBRATE_INTERVAL_S),
             "OMP_NUM_THREADS": "1",
         }
-        for setting in (
-            "click_window",
-            "display_horizon",
-            "click_horizon",
-            "conversion_horizon",
-            "allowed_lateness",
-            "display_lead",
-        ):
+        for setting in HORIZONS:
             environment[f"MILLSTREAM_{setting.upper()}_S"] = str(getattr(JOIN, f"{setting}_s"))
         environment |= {f"MILLSTREAM_{setting}": str(value) for setting, value in _LEARNING.items()}
         if archives:

@@ -12,7 +12,6 @@ from typing import Any
 
 import orjson
 
-from calibration.config import CalibratorConfig
 from learners.archive import ArchiveError, read_examples
 from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.snapshot import versions
@@ -20,7 +19,7 @@ from stream.calibrating import PartitionCalibrator
 from stream.records import CalibrationRecord
 from stream.settings import StreamSettings
 from stream.topics import CALIBRATION, DEADLETTER, EXAMPLES, INPUTS, JOURNAL
-from tests.chaos.cluster import CALIBRATE_INTERVAL_S, JOIN
+from tests.chaos.cluster import CALIBRATE_INTERVAL_S, CALIBRATOR, JOIN
 from tests.chaos.outcome import ExamplesRecord, Outcome
 from tests.chaos.progress import say
 from tests.chaos.stores import Stores, folded_clicks, folded_sessions
@@ -140,8 +139,7 @@ def of_calibration(outcome: Outcome) -> Check:
 
 
 def _calibrated(partition: int, records: Iterable[ExamplesRecord]) -> CalibrationRecord | None:
-    config = CalibratorConfig(click_horizon_s=float(JOIN.click_horizon_s), click_window_s=float(JOIN.click_window_s))
-    calibrator = PartitionCalibrator(partition, config, CALIBRATE_INTERVAL_S, plan=SPEC.slice_plan)
+    calibrator = PartitionCalibrator(partition, CALIBRATOR, CALIBRATE_INTERVAL_S, plan=SPEC.slice_plan)
     for record in records:
         calibrator.step(record.rows, record.offset, record.watermark_ms)
     return calibrator.take_publication(at_once=True)
