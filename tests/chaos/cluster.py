@@ -42,7 +42,9 @@ JOIN = JoinConfig(
 HORIZONS = (
     "click_window", "display_horizon", "click_horizon", "conversion_horizon", "allowed_lateness", "display_lead",
 )  # fmt: skip
-CALIBRATOR = WorkerSettings(**{f"{name}_s": float(getattr(JOIN, f"{name}_s")) for name in HORIZONS}).calibrator()
+CALIBRATOR = WorkerSettings.model_validate(
+    {f"{name}_s": float(getattr(JOIN, f"{name}_s")) for name in HORIZONS}
+).calibrator()
 _LEARNING = {"LEARN_BATCH_ROWS": 64, "LEARN_INTERVAL_S": 30, "SNAPSHOT_INTERVAL_S": 600, "ARCHIVE_INTERVAL_S": 600}
 _READY_TIMEOUT_S = 180.0
 _LOOK_EVERY_S = 0.25
