@@ -1,9 +1,7 @@
-"""Sums of weight and clicks over a fixed grid of logit bins: the whole state of the calibrator."""
+"""Sums of weight and clicks over a fixed grid of logit bins: what a map of labelled rows is fitted to."""
 
 from __future__ import annotations
 
-import struct
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -15,9 +13,6 @@ WEIGHT_SCALE: Final = 2**20  # one unit of weight; a weight is kept to the neare
 MAX_ROW_WEIGHT: Final = 2.0**20
 BIN_LIMIT: Final = 2**62  # two states below it cannot wrap an int64 when they are merged
 
-_MAGIC: Final = b"MSBN"
-_FORMAT: Final = 1
-_HEADER: Final = struct.Struct("<4sHxxIddI")  # magic, format, bins, lower, upper, CRC-32 of the sums
 _MAX_BINS: Final = 2**20
 _REACH: Final = 25.0
 
@@ -69,12 +64,8 @@ class BinState:
     """Fixed-point sums of weight (w) and weight x label (wy) per bin.
 
     Both are int64 in units of 2**-20, so additions commute exactly: states of parallel workers merge to the
-    very bits one worker would have, and a retraction undoes its addition without a trace. A bin holds 2**62
-    units, the weight of 4.4e12 rows; the operation that would pass that raises OverflowError and changes
-    nothing.
-
-    A bin may be negative for a while: after `decay`, a retraction takes off more than its row had left. The
-    fit reads such bins as empty.
+    very bits one worker would have. A bin holds 2**62 units, the weight of 4.4e12 rows; the operation that would
+    pass that raises OverflowError and changes nothing.
     """
 
     def __init__(self, grid: LogitGrid | None = None) -> None:
@@ -96,19 +87,6 @@ class BinState:
         w, wy = self._sums(logits, labels, weight)
         self._put(self.w + w, self.wy + wy)
 
-    def retract(
-        self,
-        logits: NDArray[np.float32],
-        labels: NDArray[np.bool_],
-        weight: NDArray[np.float32] | None = None,
-    ) -> None:
-        """Undo `add` of the same rows.
-
-        A late click retracts the negative it replaces: the same logit and weight, label 0.
-        """
-        w, wy = self._sums(logits, labels, weight)
-        self._put(self.w - w, self.wy - wy)
-
     def merge(self, other: BinState) -> None:
         """Add the sums of another worker with the same grid."""
         if other.grid != self.grid:
@@ -117,56 +95,6 @@ class BinState:
                 "Run every worker with the same calibration grid."
             )
         self._put(self.w + other.w, self.wy + other.wy)
-
-    def decay(self, factor: float) -> None:
-        """Multiply every sum by factor in [0, 1], rounded to 2**-32, towards zero, in integers only."""
-        if not 0.0 <= factor <= 1.0:
-            raise ValueError(f"decay factor {factor} is outside [0, 1]: old rows would grow. Pass 0.5 to halve them.")
-        q32 = round(factor * 2**32)
-        self.w, self.wy = _scaled(self.w, q32), _scaled(self.wy, q32)
-
-    def copy(self) -> BinState:
-        """An independent state with the same sums."""
-        twin = BinState(self.grid)
-        twin.w, twin.wy = self.w.copy(), self.wy.copy()
-        return twin
-
-    @property
-    def total_weight(self) -> float:
-        """Sum of the weights of all rows held; about the number of rows when every weight is 1."""
-        return float(self.w.sum(dtype=np.float64)) / WEIGHT_SCALE
-
-    def observed_over_expected(self) -> float:
-        """Clicks held over clicks the uncalibrated logits promised (each logit read as its bin's centre)."""
-        expected = float(np.sum(self.w / (1.0 + np.exp(-self.grid.centres))))
-        return float(self.wy.sum(dtype=np.float64)) / expected if expected > 0 else float("nan")
-
-    def to_bytes(self) -> bytes:
-        """Little-endian: header (magic, format, bins, lower, upper, CRC-32), then w, then wy."""
-        sums = self.w.astype("<i8").tobytes() + self.wy.astype("<i8").tobytes()
-        grid = self.grid
-        return _HEADER.pack(_MAGIC, _FORMAT, grid.bins, grid.lower, grid.upper, zlib.crc32(sums)) + sums
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> BinState:
-        """Read what `to_bytes` wrote; ValueError when it is something else, cut short or damaged."""
-        if len(data) < _HEADER.size:
-            raise ValueError(f"bin state of {len(data)} bytes is shorter than its {_HEADER.size}-byte header: drop it.")
-        magic, fmt, bins, lower, upper, crc = _HEADER.unpack_from(data)
-        if magic != _MAGIC or fmt != _FORMAT:
-            raise ValueError(
-                f"bin state starts with {magic!r} format {fmt}, expected {_MAGIC!r} format {_FORMAT}: "
-                "it was written by something else; rebuild it from the log."
-            )
-        sums = data[_HEADER.size :]
-        if len(sums) != 16 * bins:
-            raise ValueError(f"bin state holds {len(sums)} bytes of sums, expected {16 * bins}: it was cut; drop it.")
-        if zlib.crc32(sums) != crc:
-            raise ValueError(f"bin state has CRC {zlib.crc32(sums):08x}, expected {crc:08x}: it was damaged; drop it.")
-        state = cls(LogitGrid(lower, upper, bins))
-        both = np.frombuffer(sums, dtype="<i8").astype(np.int64)
-        state._put(both[:bins], both[bins:])
-        return state
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BinState):
@@ -200,23 +128,14 @@ class BinState:
 
     def _put(self, w: NDArray[np.int64], wy: NDArray[np.int64]) -> None:
         """Take new sums, or refuse them whole."""
-        fullest = max(int(w.max()), -int(w.min()), int(wy.max()), -int(wy.min()))
+        fullest = max(int(w.max()), int(wy.max()))
         if fullest >= BIN_LIMIT:
             raise OverflowError(
                 f"a calibration bin would hold weight {fullest / WEIGHT_SCALE:g}, the limit is "
-                f"{BIN_LIMIT / WEIGHT_SCALE:g}: sums would wrap soon. Decay the state or scale the "
-                "weights down."
+                f"{BIN_LIMIT / WEIGHT_SCALE:g}: sums would wrap soon. Scale the weights "
+                "down."
             )
         self.w, self.wy = w, wy
-
-
-def _scaled(sums: NDArray[np.int64], q32: int) -> NDArray[np.int64]:
-    """Multiply by q32 / 2**32 towards zero, without leaving 64 bits: magnitudes are below 2**62."""
-    size = np.abs(sums).astype(np.uint64)
-    high, low = size >> np.uint64(32), size & np.uint64(0xFFFFFFFF)
-    factor = np.uint64(q32)
-    scaled = (high * factor + (low * factor >> np.uint64(32))).astype(np.int64)
-    return np.where(sums < 0, -scaled, scaled)
 
 
 def check_rows(
@@ -246,5 +165,5 @@ def check_rows(
         row = int(np.argmin(good))
         raise ValueError(
             f"weight {weight[row]} at row {row} is outside [0, {MAX_ROW_WEIGHT:g}]: the batch was not "
-            "counted. Use retract() to take rows back; clip importance weights before."
+            "counted. Clip importance weights before."
         )

@@ -84,8 +84,8 @@ def fit_map(state: BinState, *, prior_weight: float = PRIOR_WEIGHT, version: int
             f"prior_weight={prior_weight} must be positive and finite: without a prior one click in an "
             f"end bin maps to probability 1. The default is {PRIOR_WEIGHT:g}."
         )
-    weight = np.maximum(state.w, 0) / WEIGHT_SCALE
-    clicks = np.clip(state.wy / WEIGHT_SCALE, 0.0, weight)
+    weight = state.w / WEIGHT_SCALE
+    clicks = state.wy / WEIGHT_SCALE
     return fit_bins(state.grid.centres, weight, clicks, prior_weight=prior_weight, version=version)
 
 

@@ -90,16 +90,6 @@ def test_map_keeps_the_ranking_whatever_was_learned(batch: Rows, prior_weight: f
     assert (np.diff(curve.apply(logits)) >= 0).all()
 
 
-@given(rows())
-@settings(deadline=None)
-def test_over_retracted_bins_count_as_empty(batch: Rows) -> None:
-    """Sums below zero, which decay and a retraction can leave, do not bend the map."""
-    state = BinState()
-    state.retract(*batch)
-    logits = np.linspace(-10, 10, 101)
-    assert np.array_equal(fit_map(state).log_odds_of(logits), logits)
-
-
 def test_few_hundred_rows_move_the_average_but_do_not_bend_the_map() -> None:
     """After 300 rows of a calibrated model, no probability of its range is off by more than 0.06."""
     logits = np.linspace(-2.5, 2.5, 101)
