@@ -284,11 +284,7 @@ class _Loop:
     def _pass_time(self, now_ms: int) -> None:
         """Everything that happens before ``now_ms`` happens, and reaches the learners."""
         events, core = self._queue.pop_until(now_ms), self._join.core
-        for rows, take in (
-            (events.impressions, core.impressions),
-            (events.clicks, core.clicks),
-            (events.conversions, core.conversions),
-        ):
+        for rows, take in zip(events, (core.impressions, core.clicks, core.conversions), strict=True):
             if len(rows):
                 take(rows, self._next_record(len(rows)))
         for topic in (SERVED, IMPRESSIONS, CLICKS):

@@ -68,9 +68,9 @@ def test_two_backtests_print_the_same_hashes(folder: Path, alone: dict[str, Any]
 
 
 def test_a_learn_step_a_second_is_an_option(folder: Path, alone: dict[str, Any]) -> None:
-    """Hundreds of small steps instead of a few full ones, of the same rows, and no worse."""
+    """More and smaller steps of the same rows, and no worse."""
     often = backtest(folder, "--learn-interval-s", "1")
-    assert often["versions"] > 5 * alone["versions"]
+    assert often["versions"] > 2 * alone["versions"]
     assert often["online"]["log_loss"] < alone["online"]["log_loss"] + 0.005
 
 
