@@ -19,6 +19,7 @@ from calibration.bins import WEIGHT_SCALE
 from calibration.cohorts import COHORT_MS, CohortTable
 from calibration.config import CalibratorConfig
 from calibration.delay_law import DelayLaw, DelayPrior
+from calibration.events_ahead import Come, EventsAhead
 from calibration.evidence import MapEvidence, Weighed
 from calibration.fitting import fit_slice_map, gain_of
 from calibration.head_wire import ArrayContent, HeadContent, TrialContent, from_wire, to_wire
@@ -89,6 +90,8 @@ class HeadCalibration:
         self.trials: list[Trial] = []
         self._fitted_at_events = 0
         self.events = 0
+        self._first_ms = 0  # the first exposure's time; events of earlier ones, which this never saw, do not count
+        self._ahead = EventsAhead()
 
     def begin_line(self) -> None:
         """Another model line serves: what its map is fitted to begins anew, delays and instruments go on."""
@@ -102,30 +105,39 @@ class HeadCalibration:
         """Exposures, in any order; only those ``of_line``, (B,), are evidence for the map."""
         if not len(rows.ts_ms):
             return
-        if not self.exposures:  # clicks of earlier displays, which this state never saw, must not count
-            first = int(rows.ts_ms.min())
+        if not self.exposures:
+            self._first_ms = int(rows.ts_ms.min())
             for table in (self.evidence.table, self.instruments.table):
-                table.since_ms = max(table.since_ms, first)
+                table.since_ms = max(table.since_ms, self._first_ms)
         self.exposures += len(rows.ts_ms)
         mine = slice(None) if of_line is None else of_line
         self.evidence.add_exposures(rows.ts_ms[mine], rows.paths[mine], rows.logit[mine])
         self.instruments.add_exposures(rows.ts_ms, rows.paths, rows.p)
 
     def happen(self, rows: HeadRows, delay_ms: NDArray[np.int64], of_line: NDArray[np.bool_] | None = None) -> None:
-        """Their events, each ``delay_ms`` after its exposure. Those of exposures that are forgotten are left out."""
-        if not len(rows.ts_ms):
+        """Their events, each ``delay_ms`` after its exposure; they count once time has come to them.
+
+        Those of exposures that were never seen, or are forgotten, are left out: of the former only the late ones would
+        be there, and the law would believe that all are late.
+        """
+        seen = np.flatnonzero(rows.ts_ms >= self._first_ms) if self.exposures else np.zeros(0, np.intp)
+        if not len(seen):
             return
-        self.law.add(rows.ts_ms, delay_ms)
-        if not self.exposures:
-            return
-        self.events += len(rows.ts_ms)
-        mine = slice(None) if of_line is None else of_line
-        self.evidence.add_clicks(rows.ts_ms[mine], rows.paths[mine], rows.logit[mine])
-        self.instruments.add_clicks(rows.ts_ms, rows.paths, rows.p)
+        mine = np.ones(len(rows.ts_ms), np.bool_) if of_line is None else of_line
+        self._ahead.add(Come(rows.ts_ms[seen], delay_ms[seen], *rows.take(seen)[1:], mine[seen]))
+
+    def _count(self, come: Come) -> None:
+        self.law.add(come.ts_ms, come.delay_ms)
+        self.events += len(come.ts_ms)
+        mine = come.of_line
+        self.evidence.add_clicks(come.ts_ms[mine], come.paths[mine], come.logit[mine])
+        self.instruments.add_clicks(come.ts_ms, come.paths, come.p)
 
     def advance(self, now_ms: int) -> None:
         """All exposures and events up to ``now_ms`` are known."""
         crossed = now_ms // COHORT_MS > self.evidence.table.now_ms // COHORT_MS
+        if len(self._ahead) and len((come := self._ahead.take(now_ms)).ts_ms):
+            self._count(come)
         self.law.advance(now_ms)
         if crossed:
             self._judge(now_ms)
@@ -200,6 +212,8 @@ class HeadCalibration:
             instruments=self.instruments.table.to_bytes(),
             gains=self.gains.to_bytes(),
             trials=[TrialContent.of(*trial) for trial in self.trials],
+            first_ms=self._first_ms,
+            ahead=ArrayContent.of(self._ahead.state()),
         )
         return to_wire(content)
 
@@ -229,5 +243,6 @@ class HeadCalibration:
         head.gains = CohortTable.from_bytes(content.gains)
         head.exposures, head.events = content.exposures, content.events
         head._fitted_at_events = content.fitted_at_events
+        head._first_ms, head._ahead = content.first_ms, EventsAhead.from_state(content.ahead.array())
         head.trials = [Trial(one.from_ms, one.until_ms, one.candidate(plan)) for one in content.trials]
         return head

@@ -72,6 +72,8 @@ class HeadContent(msgspec.Struct, frozen=True, kw_only=True):
     instruments: bytes
     gains: bytes
     trials: list[TrialContent]
+    first_ms: int
+    ahead: ArrayContent
 
 
 def to_wire(content: HeadContent) -> bytes:

@@ -1,0 +1,60 @@
+"""Events that came before the time up to which all is known."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_DTYPE: Final = np.dtype(
+    [("ts_ms", "<i8"), ("delay_ms", "<i8"), ("path", "<i8"), ("logit", "<f4"), ("p", "<f4"), ("of_line", "?")]
+)
+
+
+class Come(NamedTuple):
+    """E events whose time has come, in the order in which they were added."""
+
+    ts_ms: NDArray[np.int64]  # (E,) of the exposure
+    delay_ms: NDArray[np.int64]  # (E,)
+    paths: NDArray[np.int64]  # (E,)
+    logit: NDArray[np.float32]  # (E,)
+    p: NDArray[np.float32]  # (E,)
+    of_line: NDArray[np.bool_]  # (E,)
+
+
+class EventsAhead:
+    """Holds events until the watermark has come to their time.
+
+    The join lets clicks through at once, its watermark is seconds behind them. Of the exposures that share F(age) is
+    expected which had come by the watermark, so later events must not be counted yet: on a display of ten seconds ago
+    they would be 5 % too many.
+    """
+
+    def __init__(self, held: NDArray[Any] | None = None) -> None:
+        self._held = np.zeros(0, _DTYPE) if held is None else held.astype(_DTYPE)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, events: Come) -> None:
+        """Hold E events."""
+        added = np.zeros(len(events.ts_ms), _DTYPE)
+        for name, column in zip(_DTYPE.names or (), events, strict=True):
+            added[name] = column
+        self._held = np.concatenate((self._held, added))
+
+    def take(self, now_ms: int) -> Come:
+        """Those whose time has come; they are held no longer."""
+        due = self._held["ts_ms"] + self._held["delay_ms"] <= now_ms
+        come, self._held = self._held[due], self._held[~due]
+        return Come(*(np.ascontiguousarray(come[name]) for name in _DTYPE.names or ()))
+
+    def state(self) -> NDArray[np.uint8]:
+        """What a restart needs, as bytes."""
+        return np.frombuffer(self._held.tobytes(), np.uint8)
+
+    @classmethod
+    def from_state(cls, state: NDArray[np.uint8]) -> EventsAhead:
+        """Of what `state` gave. Raises ValueError for bytes that are no whole events."""
+        return cls(np.frombuffer(state.tobytes(), _DTYPE).copy())
