@@ -26,17 +26,14 @@ from numpy.typing import NDArray
 
 from learners.encode import Request
 from learners.terms import CLICK_HEAD, CONVERSION_HEAD
+from replay.market_laws import INSTALLS, MEDIAN_CLICK_DELAY_S, PLACEMENT_LOGIT, PLACEMENTS, click_delay_s
 from replay.scenario import DAY_MS, Days, Display, calendar
 
 HOUR_MS = 3_600_000
 EPOCH = date(2026, 1, 5)  # a Monday; simulated time only
 AGE_GROUPS = ("13-17", "18-24", "25-34", "35-44", "45-54", "55-64", "65+")
 DEVICES = ("android", "ios", "desktop", "tablet")
-PLACEMENTS = ("feed", "stories", "search", "video")
 FORMATS = ("image", "video", "carousel")
-PLACEMENT_LOGIT = np.array([0.0, -0.3, 0.5, -0.1])
-CONVERSION_DELAY_S = np.array([1.0, 60.0, 300.0, 900.0, 3_600.0, 21_600.0, 43_200.0])
-CONVERSION_DELAY_CDF = np.array([0.0, 0.29, 0.54, 0.61, 0.73, 0.93, 1.0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +52,7 @@ class MarketplaceConfig:
     intercept: float = -2.6  # about 10 % clicks among random ads
     interest_scale: float = 1.1
     interest_half_life_h: float = 10.0  # of the AR(1) walk: how long yesterday's interests stay true
-    median_click_delay_s: float = 6.0
+    median_click_delay_s: float = MEDIAN_CLICK_DELAY_S
     conversion_rate: float = 0.12
 
     def __post_init__(self) -> None:
@@ -110,10 +107,10 @@ class Marketplace:
             u_click, u_delay, u_convert, u_wait = self._draws(request, index)
             click_ms = conversion_ms = None
             if u_click < p[index]:
-                delay_s = self.config.median_click_delay_s * np.exp(_normal(u_delay))
+                delay_s = float(click_delay_s(u_delay, self.config.median_click_delay_s))
                 click_ms = request.ts_ms + max(round(1000 * delay_s), 200)
                 if u_convert < self.config.conversion_rate:
-                    wait_s = float(np.interp(u_wait, CONVERSION_DELAY_CDF, CONVERSION_DELAY_S))
+                    wait_s = float(INSTALLS.quantile_s(u_wait))
                     conversion_ms = click_ms + round(1000 * wait_s)
             value = 0.0 if conversion_ms is None else round(5 + 40 * u_wait, 2)
             shown.append(Display(index, position, request.ts_ms, click_ms, conversion_ms, value))
@@ -239,9 +236,3 @@ def _interests(rng: np.random.Generator, config: MarketplaceConfig) -> NDArray[n
         step = rng.normal(0, config.interest_scale, shape)
         interest[hour] = keep * interest[hour - 1] + np.sqrt(1 - keep**2) * step
     return interest
-
-
-def _normal(u: float) -> float:
-    """A standard normal quantile by the logistic approximation (Tocher 1963): good enough for a click's delay."""
-    u = min(max(u, 1e-6), 1 - 1e-6)
-    return float(np.log(u / (1 - u)) / 1.702)

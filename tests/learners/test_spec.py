@@ -20,8 +20,8 @@ counters = [{ field = "ad", ids = ["ctr"], dense = ["log_count"] }]
 
 
 def test_built_in_specs_load() -> None:
-    """KuaiRand and the marketplace come with the package."""
-    assert built_in() == ("kuairand", "marketplace")
+    """KuaiRand, the marketplace and the world of known truth come with the package."""
+    assert built_in() == ("kuairand", "marketplace", "truth")
     for name in built_in():
         assert load_spec(name).name == name
 
@@ -74,7 +74,7 @@ def test_the_hash_tells_specs_apart() -> None:
 
 def test_an_unknown_spec_is_answered_with_the_known_ones(tmp_path: Path) -> None:
     """A typing error shows what there is."""
-    with pytest.raises(SpecError, match=r"unknown feature spec 'kuairnd'\. Name one of kuairand, marketplace"):
+    with pytest.raises(SpecError, match=r"unknown feature spec 'kuairnd'\. Name one of kuairand, marketplace, truth"):
         load_spec("kuairnd")
     with pytest.raises(SpecError, match="no feature spec file"):
         load_spec(tmp_path / "none.toml")
