@@ -35,6 +35,7 @@ from replay.player import PlayerOptions
 from replay.progress import Progress
 from replay.report import Report, facts_table, quality_table
 from replay.scenario import Scenario
+from replay.truth_cli import truth
 from stream.admin import BrokerUnreachableError, TopicMismatchError
 from stream.child_server import ServerStartError
 from stream.learning_config import LearningConfig
@@ -57,6 +58,8 @@ MaxLagS = Annotated[float, typer.Option(help="Bounded lead of the player over th
 Speed = Annotated[str, typer.Option(help="Times real time, or max: as fast as the lockstep allows.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+
+app.command()(truth)
 
 DEFAULTS = PlayerOptions()
 BACKTEST_DEFAULTS = in_process.BacktestOptions()
