@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tests.bench import join, learner, losses, table
+from tests.bench import join, learner, losses, table, truth
 from tests.bench.harness import Measure, all_hold, as_json, as_table, machine, progress
 
 
@@ -23,12 +23,13 @@ BENCHMARKS: dict[str, tuple[str, Callable[..., list[Measure]]]] = {
     ),
     "losses": ("losses of delayed clicks, in a world of known probabilities; five minutes", losses.measures),
     "table": ("the embedding table alone: look-ups, memory, growth, snapshots", table.measures),
+    "truth": ("the world with a known truth: displays drawn a second, and run through all cores", truth.measures),
     "churn": ("100 million distinct ids through admission and expiry", table.churn),
 }
 
 
 def main(
-    name: Annotated[str, typer.Argument(help="join, learner, losses, table or churn; none lists them.")] = "",
+    name: Annotated[str, typer.Argument(help="join, learner, losses, table, truth or churn; none lists them.")] = "",
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rows and rounds, for a first look.")] = False,
 ) -> None:
