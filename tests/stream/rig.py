@@ -57,7 +57,7 @@ def base_snapshot(
 
 
 def example_rows(count: int, seed: int, spec: FeatureSpec = SPEC, **columns: Any) -> ExampleRows:
-    """Exposures and clicks (one row in four) of random columns, a click 1 s after its display; ``columns`` replace some."""
+    """Exposures and clicks (one row in four) of random columns, clicks after 1 s; ``columns`` replace some."""
     rng = np.random.default_rng(seed)
     kind = np.asarray(columns.get("kind", np.where(rng.integers(0, 4, count) == 0, CLICK, EXPOSURE)), np.uint8)
     ts_ms = np.asarray(columns.get("ts_ms", START_MS + np.sort(rng.integers(0, 60_000, count))))
@@ -245,13 +245,13 @@ class Worker:
 
 @asynccontextmanager
 async def starting_worker(
-    environment: Mapping[str, str], snapshots: Path, log: Path, clock: str = "log"
+    environment: Mapping[str, str], snapshots: Path, log: Path, clock: str = "log", spec: str = SPEC.name
 ) -> AsyncIterator[Worker]:
     """A worker just started; killed at the end when it still runs."""
     port = free_port()
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "stream", "worker", "--spec", SPEC.name, "--snapshots", str(snapshots),
+            sys.executable, "-m", "stream", "worker", "--spec", spec, "--snapshots", str(snapshots),
             "--clock", clock, "--metrics-port", str(port),
             env={**environment, "OMP_NUM_THREADS": "1"}, stdout=output, stderr=output,
         )  # fmt: skip
@@ -265,10 +265,10 @@ async def starting_worker(
 
 @asynccontextmanager
 async def worker(
-    environment: Mapping[str, str], snapshots: Path, log: Path, clock: str = "log"
+    environment: Mapping[str, str], snapshots: Path, log: Path, clock: str = "log", spec: str = SPEC.name
 ) -> AsyncIterator[Worker]:
     """A worker, ready; killed at the end when it still runs."""
-    async with starting_worker(environment, snapshots, log, clock) as running:
+    async with starting_worker(environment, snapshots, log, clock, spec) as running:
 
         async def ready() -> bool:
             return await running.health() == 200
