@@ -25,4 +25,5 @@ def counters_of(*, damaged: bool = False) -> st.SearchStrategy[tuple[float, ...]
 def users_of() -> st.SearchStrategy[tuple[object, ...]]:
     """One USER as a tuple."""
     small, ads = st.integers(0, 600), st.tuples(*[st.integers(0, 5)] * 8)
-    return st.tuples(_times, _times, _times, _times, small, small, ads, st.integers(0, 255), st.integers(0, 8))
+    outcomes = st.integers(0, 255), st.integers(0, 8)
+    return st.tuples(_times, _times, _times, _times, small, small, ads, ads, *outcomes)

@@ -57,7 +57,7 @@ def base_snapshot(
 
 
 def example_rows(count: int, seed: int, spec: FeatureSpec = SPEC, **columns: Any) -> ExampleRows:
-    """Exposures and clicks (one row in four) of random columns, clicks after 1 s; ``columns`` replace some."""
+    """Exposures and clicks (one row in four) of random columns, a click after 1 s; ``columns`` replace some."""
     rng = np.random.default_rng(seed)
     kind = np.asarray(columns.get("kind", np.where(rng.integers(0, 4, count) == 0, CLICK, EXPOSURE)), np.uint8)
     ts_ms = np.asarray(columns.get("ts_ms", START_MS + np.sort(rng.integers(0, 60_000, count))))

@@ -51,7 +51,7 @@ def test_a_base_that_is_as_good_is_taken() -> None:
 )
 def test_a_base_that_is_worse_in_a_figure_is_refused_with_it(options: dict[str, float], said: str) -> None:
     """Level, entropy or order; both lines' figures are told."""
-    found = judged(tail(**options))
+    found = judged(tail(**options))  # type: ignore[arg-type]
     assert said in found.worse
     assert found.figures()["serving_observed_over_expected"] == pytest.approx(1.0, abs=0.05)
 
@@ -73,7 +73,7 @@ def test_a_tail_keeps_its_newest_rows_in_bounded_memory() -> None:
     assert kept.rows() is None
     rows = tail(count=3_000)
     for start in range(0, 3_000, 150):
-        kept.add(Scored(*(column[start : start + 150] for column in rows)))
+        kept.add(Scored(*(column[start : start + 150] for column in rows)))  # type: ignore[arg-type]
     found = kept.rows()
     assert found is not None
     assert found.impression_id.tolist() == list(range(1_950, 3_000))

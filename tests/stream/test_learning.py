@@ -397,4 +397,4 @@ def test_a_bound_that_every_model_would_exceed_is_refused(wrong: dict[str, float
 def test_settings_that_would_never_act_are_refused(name: str) -> None:
     """The message names the setting and the variable."""
     with pytest.raises(ValueError, match=f"(?s){name}=0.*MILLSTREAM_{name.upper()}"):
-        LearningConfig(**{name: 0})
+        LearningConfig(**{name: 0})  # type: ignore[arg-type]
