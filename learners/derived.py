@@ -105,7 +105,7 @@ class _CounterInputs:
         """Dense quantities (M, 6) in the order of `_DENSE` and bucket codes (M, 3) in that of `_IDS`."""
         sums = self._sums_at(ts_ms, row_request, view)  # (M, 2 total|recent, 3 n|clicks|values)
         n = sums[:, :, :1]
-        hits = np.minimum(sums[:, :, 1:], n)  # a decayed correction can outweigh its own impression
+        hits = np.minimum(sums[:, :, 1:], n)  # a click weighs more than its own display, which has decayed
         misses = n - hits
         dense = np.empty((len(sums), len(_DENSE)), np.float32)
         dense[:, :4] = np.log((hits + self._hits) / (misses + self._misses)).reshape(-1, 4)
