@@ -1,4 +1,4 @@
-"""The real programs on the wall clock, from an untrained base on: the served p comes to the true one, and stays."""
+"""The real programs on the wall clock, from a base of twice the click rate on: the served p comes to the true one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import numpy as np
 import orjson
 import pytest
 
+from learners.deepfm_config import DeepFMConfig
+from learners.heads import Head
 from replay.market_laws import PLACEMENTS
 from replay.truth_world import World, WorldConfig
 from stream.topics import CLICKS, IMPRESSIONS
@@ -92,9 +94,10 @@ def observed_over_expected(served: np.ndarray, start_s: float, stop_s: float) ->
 async def test_served_p_is_true_a_minute_and_a_half_after_the_first_deployment(
     kafka_topics: TestTopics, redis_url: str, tmp_path: Path
 ) -> None:
-    """An untrained base that says one half, 90 displays a second at a true 10 %: from 90 s on O/E is 0.9 to 1.1."""
+    """A base that says twice the truth, 90 displays a second at a true 10 %: from 90 s on O/E is 0.9 to 1.1."""
     world = World(WorldConfig(seed=1, ctr=CTR))
-    base_snapshot(tmp_path / "snapshots", world.spec)
+    wrong = DeepFMConfig(heads=(Head("click", start_p=2 * CTR),))
+    base_snapshot(tmp_path / "snapshots", world.spec, config=wrong)
     environment = kafka_topics.environment(redis_url)
     async with (
         worker(environment, tmp_path / "snapshots", tmp_path / "worker.log", "wall", world.spec.name),
@@ -107,7 +110,8 @@ async def test_served_p_is_true_a_minute_and_a_half_after_the_first_deployment(
         await market.run()
     served = np.array(market.served)
     by_ten_s = [round(observed_over_expected(served, start, start + 10), 3) for start in range(0, RUN_S, 10)]
-    assert observed_over_expected(served, 0, 5) < 0.4, by_ten_s  # it began wrong
+    assert observed_over_expected(served, 0, 5) < 0.65, by_ten_s  # it began wrong
     assert 0.90 <= observed_over_expected(served, JUDGED_FROM_S, RUN_S) <= 1.10, by_ten_s
+    print(by_ten_s)
     for start in range(JUDGED_FROM_S, RUN_S, 30):
         assert 0.82 <= observed_over_expected(served, start, start + 30) <= 1.22, by_ten_s

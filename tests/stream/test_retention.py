@@ -51,6 +51,8 @@ async def life(
         await runner.work([Assigned(frozenset(range(world.broker.partitions)))])
         for record in records:
             await runner.work([record])
+            if runner._snapshot_task is not None:  # which versions have a snapshot must not hang on the disk's speed
+                await runner._snapshot_task
         if not killed:
             await runner.give_up()
     finally:
