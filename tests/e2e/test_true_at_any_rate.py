@@ -112,6 +112,5 @@ async def test_served_p_is_true_a_minute_and_a_half_after_the_first_deployment(
     by_ten_s = [round(observed_over_expected(served, start, start + 10), 3) for start in range(0, RUN_S, 10)]
     assert observed_over_expected(served, 0, 5) < 0.65, by_ten_s  # it began wrong
     assert 0.90 <= observed_over_expected(served, JUDGED_FROM_S, RUN_S) <= 1.10, by_ten_s
-    print(by_ten_s)
     for start in range(JUDGED_FROM_S, RUN_S, 30):
         assert 0.82 <= observed_over_expected(served, start, start + 30) <= 1.22, by_ten_s
