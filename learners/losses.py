@@ -251,6 +251,22 @@ LOSSES: Mapping[str, type[Loss]] = {
 """By the names that the field uses."""
 
 
+def losses_of(elapsed_s: float, share: float, *, window_s: float, real_after_s: float | None = None) -> dict[str, Loss]:
+    """One of each.
+
+    ``share`` of the clicks has come ``elapsed_s`` after the display; waiting waits for ``window_s``, and the real
+    negatives are seen after ``real_after_s`` (the same unless given).
+    """
+    return {
+        "split": Split(),
+        "fnw": FakeNegativeWeighted(),
+        "fnc": FakeNegativeCalibrated(),
+        "es_dfm": ElapsedTimeSampled(elapsed_s, share),
+        "defer": RealNegatives(elapsed_s, share, window_s if real_after_s is None else real_after_s),
+        "waiting": Waiting(window_s),
+    }
+
+
 def _check_share(elapsed_s: float, share: float) -> None:
     if not (elapsed_s >= 0 and 0 <= share <= 1):
         raise ValueError(

@@ -14,15 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.kinds import CLICK
-from learners.losses import (
-    ElapsedTimeSampled,
-    FakeNegativeCalibrated,
-    FakeNegativeWeighted,
-    Loss,
-    RealNegatives,
-    Split,
-    Waiting,
-)
+from learners.losses import Loss, losses_of
 from learners.protocol import AdditiveLearner, Learner
 from learners.rows import Rows
 from learners.terms import CLICK_HEAD, Terms
@@ -158,14 +150,8 @@ def losses(base: Span, click_window_s: float) -> dict[str, Loss]:
         raise ValueError("no impression of the base days was clicked: no delay can be measured. Take more base days.")
     elapsed_s = float(np.median(delays_s))
     share = float((delays_s <= elapsed_s).mean())
-    return {
-        "split": Split(),
-        "fnw": FakeNegativeWeighted(),
-        "fnc": FakeNegativeCalibrated(),
-        "es_dfm": ElapsedTimeSampled(elapsed_s, share),
-        "defer": RealNegatives(elapsed_s, share, max(click_window_s, 2 * elapsed_s)),
-        "waiting": Waiting(click_window_s),
-    }
+    real_after_s = max(click_window_s, 2 * elapsed_s)
+    return losses_of(elapsed_s, share, window_s=click_window_s, real_after_s=real_after_s)
 
 
 def _delays_s(span: Span, shown: ExampleRows) -> NDArray[np.float64]:

@@ -16,15 +16,7 @@ from numpy.typing import NDArray
 
 from learners.deepfm import DeepFM, DeepFMConfig
 from learners.heads import Head
-from learners.losses import (
-    ElapsedTimeSampled,
-    FakeNegativeCalibrated,
-    FakeNegativeWeighted,
-    Loss,
-    RealNegatives,
-    Split,
-    Waiting,
-)
+from learners.losses import Loss, losses_of
 from learners.metrics import probability
 from learners.rows import Rows
 from learners.shape import ModelShape
@@ -66,14 +58,7 @@ class Displays(NamedTuple):
 def losses() -> dict[str, Loss]:
     """Those compared, with the delay law of this world."""
     share = 1 - math.exp(-_ELAPSED_S / _MEAN_DELAY_S)
-    return {
-        "split": Split(),
-        "FNW": FakeNegativeWeighted(),
-        "FNC": FakeNegativeCalibrated(),
-        "ES-DFM": ElapsedTimeSampled(_ELAPSED_S, share),
-        "DEFER": RealNegatives(_ELAPSED_S, share, _WINDOW_S),
-        "waiting": Waiting(_WINDOW_S),
-    }
+    return losses_of(_ELAPSED_S, share, window_s=_WINDOW_S)
 
 
 def drawn(generator: np.random.Generator, count: int, log_odds: NDArray[np.float64] | float) -> Displays:

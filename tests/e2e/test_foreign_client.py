@@ -6,9 +6,7 @@ import asyncio
 import importlib.util
 import os
 import shutil
-import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,11 @@ import pytest
 
 from learners.kinds import CLICK, EXPOSURE
 from stream.broker import find_broker
-from stream.child_server import free_port
 from stream.records import DeadLetter
 from stream.topics import CLICKS, DEADLETTER, IMPRESSIONS
 from tests.brokers import TestTopics, skip_or_fail
-from tests.stream.rig import SPEC, START_MS, START_PATIENCE_S, base_snapshot, said, until, values, worker
+from tests.e2e.programs import serving
+from tests.stream.rig import SPEC, START_MS, base_snapshot, until, values, worker
 from tests.stream.test_worker import examples_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -66,35 +64,6 @@ async def kcat(environment: Mapping[str, str], bootstrap: str, topic: str, lines
     assert process.returncode == 0, complaint.decode()
 
 
-@asynccontextmanager
-async def serving(environment: Mapping[str, str], snapshots: Path, log: Path) -> AsyncIterator[aiohttp.ClientSession]:
-    """`python -m serving` on the log's clock, ready."""
-    port = free_port()
-    with log.open("ab") as output:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "serving", "--spec", SPEC.name, "--snapshots", str(snapshots), "--clock", "log",
-            "--port", str(port), env={**environment, "OMP_NUM_THREADS": "1"}, stdout=output, stderr=output,
-        )  # fmt: skip
-    try:
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
-
-            async def ready() -> bool:
-                if process.returncode is not None:
-                    raise AssertionError(f"serving ended with {process.returncode}:\n{said(log)}")
-                try:
-                    async with http.get("/readyz") as answer:
-                        return answer.status == 200
-                except aiohttp.ClientError:
-                    return False
-
-            await until(ready, "serving is ready", START_PATIENCE_S)
-            yield http
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await asyncio.wait_for(process.wait(), 10)
-
-
 async def post(http: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> dict[str, Any]:
     """POST JSON, expect 200."""
     async with http.post(path, data=orjson.dumps(body)) as answer:
@@ -134,7 +103,7 @@ async def test_events_of_kcat_are_joined_and_learned_and_bad_ones_end_where_they
     impressions, clicks = kafka_topics.name(IMPRESSIONS), kafka_topics.name(CLICKS)
     async with (
         worker(environment, tmp_path / "snapshots", tmp_path / "worker.log") as running,
-        serving(environment, tmp_path / "snapshots", tmp_path / "serving.log") as http,
+        serving(environment, tmp_path / "snapshots", tmp_path / "serving.log", spec=SPEC.name, clock="log") as http,
     ):
         scored = await post(http, "/v1/score", {"requests": [request(n) for n in range(1, REQUESTS + 1)]})
         before = [result["logit"][0] for result in scored["results"]]
