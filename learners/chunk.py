@@ -13,51 +13,46 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learners.few_values import FewValues
 from learners.mlp import Mlp
 
 Floats = NDArray[np.float32]
 
 
 class Inputs(NamedTuple):
-    """Rows of a batch: values (U, D + 1), inverse (B, E) int32 into them (negative: missing), dense (B, K).
-
-    few : columns whose values are few, if they are looked up by value: then these columns are not in ``inverse``.
-    """
+    """Rows of a batch: values (U, D + 1), inverse (B, E) int32 into them (negative: missing), dense (B, K)."""
 
     values: Floats
     inverse: NDArray[np.int32]
     dense: Floats
-    few: FewValues | None = None
 
     def cut(self, rows: slice) -> Inputs:
         """Some of the rows."""
-        few = None if self.few is None else self.few.cut(rows)
-        return Inputs(self.values, self.inverse[rows], self.dense[rows], few)
+        return Inputs(self.values, self.inverse[rows], self.dense[rows])
 
 
 class Chunk:
-    """Buffers of n rows; ``first`` gives a view of them for fewer rows or inputs of the MLPs."""
+    """Buffers of n rows; ``first`` gives a view of them for fewer rows."""
 
     def __init__(self, rows: int, width: int, dim: int, mlps: Sequence[Mlp]) -> None:
         self.rows = rows
         self.x, self.flow = torch.empty((rows, width)), torch.empty((rows, width))
-        self.sums, self.looked_up = np.empty((rows, dim), np.float32), torch.empty((rows, dim + 1))
+        self.sums = np.empty((rows, dim), np.float32)
         self.logits, self.errors = torch.empty((len(mlps), rows)), torch.empty((len(mlps), rows))
         self.buffers = [mlp.buffers(rows) for mlp in mlps]
 
-    def first(self, rows: int, width: int) -> Chunk:
+    def first(self, rows: int) -> Chunk:
         """The same memory for the first ``rows`` rows."""
+        if rows == self.rows:
+            return self
         part = copy(self)
-        heads = len(self.logits)
         part.rows = rows
-        part.x, part.flow, part.sums = _first(self.x, rows, width), _first(self.flow, rows, width), self.sums[:rows]
-        part.looked_up = self.looked_up[:rows]
-        part.logits, part.errors = _first(self.logits, heads, rows), _first(self.errors, heads, rows)
-        part.buffers = [buffers.first(rows) for buffers in self.buffers] if rows < self.rows else self.buffers
+        part.x, part.flow, part.sums = self.x[:rows], self.flow[:rows], self.sums[:rows]
+        part.logits, part.errors = _first(self.logits, rows), _first(self.errors, rows)
+        part.buffers = [buffers.first(rows) for buffers in self.buffers]
         return part
 
 
-def _first(memory: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """(rows, columns) contiguous."""
-    return memory.view(-1)[: rows * columns].view(rows, columns)
+def _first(memory: torch.Tensor, rows: int) -> torch.Tensor:
+    """(heads, rows) contiguous."""
+    heads = len(memory)
+    return memory.view(-1)[: heads * rows].view(heads, rows)

@@ -16,18 +16,17 @@ Floats = NDArray[np.float32]
 
 @kernel
 def expand(values: Floats, inverse: NDArray[np.int32], x: Floats, sums: Floats, logits: Floats) -> None:
-    """Write each row's vectors side by side into ``x`` (n, W), and add the first order and FM to ``logits`` (n,).
+    """Write each row's vectors side by side into ``x`` (n, W), and the first order and FM into ``logits`` (n,).
 
     values : (U, D + 1) vectors and first-order weights. inverse : (n, E) places in ``values``, negative for a missing
-    id. sums : (n, D), to which the sum of a row's vectors is added. FM is equation 2 of the DeepFM paper by the
-    identity of Rendle 2010, equation 5: half the difference between the squared sum and the sum of squares. Of columns
-    that are not here, ``sums`` holds the sum before, and ``logits`` the first order less half the squares.
+    id. sums : (n, D), into which the sum of a row's vectors is written. FM is equation 2 of the DeepFM paper by the
+    identity of Rendle 2010, equation 5: half the difference between the squared sum and the sum of squares.
     """
     dim = sums.shape[1]
     squares = np.empty(dim, np.float32)
     for row in range(len(inverse)):
         for d in range(dim):
-            squares[d] = 0
+            sums[row, d] = squares[d] = 0
         first = np.float32(0)
         for column in range(inverse.shape[1]):
             place, start = inverse[row, column], column * dim
@@ -44,7 +43,7 @@ def expand(values: Floats, inverse: NDArray[np.int32], x: Floats, sums: Floats, 
         pairs = np.float32(0)
         for d in range(dim):
             pairs += sums[row, d] * sums[row, d] - squares[d]
-        logits[row] += first + np.float32(0.5) * pairs
+        logits[row] = first + np.float32(0.5) * pairs
 
 
 @kernel

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from learners.first_layer import FirstLayer
 from learners.fm_kernels import add_bias_relu, relu_backward
 
 Tensors = Mapping[str, torch.Tensor]
@@ -46,10 +45,8 @@ class Mlp:
         self._layers = len(hidden)
         self._prefix = prefix
         self._names = [(f"{prefix}.{layer}.weight", f"{prefix}.{layer}.bias") for layer in range(self._layers + 1)]
-        self.first_weight = self._names[0][0]  # its name
         self._value = value
         self._halves: list[torch.Tensor] | None = None
-        self._first: FirstLayer | None = None
 
     @staticmethod
     def shapes(prefix: str, inputs: int, hidden: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -76,31 +73,19 @@ class Mlp:
     def begin(self, step: int, first_row: int) -> None:
         """Before the step with this number over rows from ``first_row`` of its batch on; nothing here depends on it."""
 
-    def use_first(self, first: FirstLayer | None) -> None:
-        """Learn the first layer this way from now on (None: as the others); it has begun with this layer's weight.
-
-        ``x`` and ``flow`` then have only the inputs that it leaves, and so has the weight's gradient until ``spread``.
-        """
-        self._first = first
-
     def use_halves(self, on: bool) -> None:
         """From now on, GEMMs on bf16 copies of the weights as they are at this moment (or fp32 again)."""
         hidden = [self._value[name] for name, _ in self._names[:-1]]
         self._halves = [weight.bfloat16() for weight in hidden] if on else None
 
     def forward(self, x: torch.Tensor, buffers: Buffers, *, learning: bool) -> torch.Tensor:
-        """Inputs (n, widths[0]) → outputs (n,), always in fp32 unless ``learning``; fills the buffers.
-
-        With ``use_first``, learning adds to what that layer's ``look_up`` left in ``buffers.outputs[0]``.
-        """
+        """Inputs (n, widths[0]) → outputs (n,), always in fp32 unless ``learning``; fills the buffers."""
         layer_input = x
         buffers.halves.clear()
         weights = self._halves if learning else None
         for layer, output in enumerate(buffers.outputs):
             weight, bias = self._names[layer]
-            if layer == 0 and learning and self._first is not None:
-                self._first.add_rest(layer_input, output)
-            elif weights is None:
+            if weights is None:
                 torch.mm(layer_input, self._value[weight].T, out=output)
             else:
                 buffers.halves.append(layer_input.bfloat16())
@@ -153,8 +138,6 @@ class Mlp:
         outflow = buffers.flows[layer]
         if self._halves is None:
             weight = self._value[self._names[layer][0]]
-            if layer == 0 and self._first is not None:
-                weight, gradient = self._first.rest_weight, self._first.rest_gradient(gradient)
             torch.mm(outflow.T, layer_input, out=gradient)
             torch.addmm(inflow, outflow, weight, beta=int(add), out=inflow)
             return

