@@ -59,7 +59,6 @@ class HotCalibrator:
         self._fitted_partitions = 0
         self._stale = False
         self._figures: list[CohortFigures] | None = []
-        self.refits = 0
 
     @property
     def watermark_ms(self) -> int | None:
@@ -149,7 +148,6 @@ class HotCalibrator:
         conversions = [states.conversions for _, states in held if states.conversions is not None]
         self.conversion_map = map_of(conversions, version) if conversions else SliceMap(self.plan)
         self._stale = False
-        self.refits += 1
 
 
 def _figures(head: str, states: Sequence[HeadCalibration], plan: SlicePlan) -> list[CohortFigures]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -91,11 +91,6 @@ class ServedLog:
         self._queue.append((partition, record, False))
         self._wake.set()
         return True
-
-    def write_all(self, records: Iterable[tuple[int, bytes]]) -> None:
-        """`write` each of (partition, record)."""
-        for partition, record in records:
-            self.write(partition, record)
 
     @property
     def trouble(self) -> str | None:

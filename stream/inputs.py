@@ -29,7 +29,7 @@ EVENT_COLUMNS = ("impression_id", "ts_ms", "user_key", "position", "value")  # o
 _BY_ROW = ("impression_id", "row_request", *SCORES, "ad_ids", "ad_dense")  # columns of `ServedRows`
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _Why: TypeAlias = Callable[[Mapping[str, Any], int, int], tuple[str, str]]  # row, rows, place: reason and detail
-_BY_MORE = ", which is the record's own time and what clocks may differ (MILLSTREAM_MAX_AHEAD_S)"
+_WHY_LATEST = "the record's own time and what clocks may differ (MILLSTREAM_MAX_AHEAD_S)"
 _JSON_TYPES = {"application/json"}
 _COLUMNAR_TYPES = {"application/msgpack", "application/x-msgpack", "application/vnd.msgpack"}
 
@@ -298,9 +298,7 @@ def check_watermark(watermark_ms: int) -> None:
 def check_ahead(name: str, at_ms: int, latest_ms: int) -> None:
     """Raise RecordError (``time``) for a time after the latest that a record of its time can tell."""
     if at_ms > latest_ms:
-        raise RecordError(
-            "time", f"{name}={at_ms} is later than {latest_ms}, the record's own time and what clocks differ"
-        )
+        raise RecordError("time", f"{name}={at_ms} is later than {latest_ms}, {_WHY_LATEST}")
 
 
 def is_json(value: bytes, content_type: str | None) -> bool:
@@ -367,10 +365,7 @@ def _why(row: Mapping[str, Any], rows: int, at: int) -> tuple[str, str]:
 
 def _ahead(latest_ms: int, row: Mapping[str, Any], rows: int, at: int) -> tuple[str, str]:
     where = f"row {at} of {rows}: " if rows > 1 else ""
-    return (
-        "time",
-        f"{where}ts_ms={row['ts_ms']} is later than {latest_ms}, the record's own time and what clocks differ",
-    )
+    return "time", f"{where}ts_ms={row['ts_ms']} is later than {latest_ms}, {_WHY_LATEST}"
 
 
 def _without_events(topic: str, rows: EventRows, bad: NDArray[np.bool_], why: _Why) -> EventRows:
