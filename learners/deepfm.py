@@ -22,7 +22,6 @@ from learners.delta import Delta, DeltaError
 from learners.dense import Adam
 from learners.model_state import ModelCopy, sha256_of, to_state
 from learners.network import Inputs, Network
-from learners.precision import Precision
 from learners.rows import Rows
 from learners.shape import ModelShape
 from learners.state_names import prefixed, under
@@ -88,9 +87,6 @@ class DeepFM:
         self.heads = self.network.heads
         self._start_at(config)
         self._adam = Adam(self.dense.learned_size, config.full_batch_rows)
-        widest = self.network.mlps[0].widths[:2]
-        fp32 = config.regularised or len(widest) < 2
-        self._precision = Precision("fp32" if fp32 else config.precision, (widest[0], widest[-1]))
 
     def _start_at(self, config: DeepFMConfig) -> None:
         """Biases at the heads' rates, so that the ids need not share out the mean among them: a new id has no share."""
@@ -196,20 +192,11 @@ class DeepFM:
         check_finite("dense inputs", rows.dense, "Reject such rows before learning.")
         lookup = self.table.admit(rows.ids[:, self._columns])
         inputs = Inputs(self.table.gather(lookup.unique), lookup.inverse, rows.dense)
-        self._choose_precision(inputs, terms)
         part = part or slice(None)
         table, dense = self.network.gradients(
             inputs.cut(part), terms.take(part), step=self._adam.steps, first_row=part.start or 0
         )
         return Gradients(lookup, table, dense)
-
-    def _choose_precision(self, inputs: Inputs, terms: Terms) -> None:
-        if self._precision.due(self._adam.steps):
-            self.network.use_halves(False)
-            fp32_loss = self.network.loss(inputs, terms)
-            self.network.use_halves(True)
-            self._precision.compare(fp32_loss, self.network.loss(inputs, terms))
-        self.network.use_halves(self._precision.bf16)
 
     def step(self, gradients: Gradients, batch_rows: int, *, rate_factor: float = 1.0) -> None:
         """The second half of ``learn_terms``: one step of both optimisers. Raises DivergenceError as it does."""
@@ -299,11 +286,7 @@ class DeepFM:
         return to_state(self.table.state(), self._dense_state())
 
     def _dense_state(self) -> dict[str, NDArray[Any]]:
-        return {
-            **prefixed("dense.", self.dense.arrays()),
-            **self._adam.state(),
-            "precision.code": np.array([self._precision.code], np.int8),
-        }
+        return {**prefixed("dense.", self.dense.arrays()), **self._adam.state()}
 
     @classmethod
     def from_state(cls, config: DeepFMConfig, shape: ModelShape, state: Mapping[str, NDArray[Any]]) -> Self:
@@ -318,13 +301,11 @@ class DeepFM:
         model.dense.load(under("dense.", state))
         try:
             model._adam.restore(state)
-            code = int(state["precision.code"][0])
         except KeyError as error:
             raise ValueError(
                 f"a model state without {error} cannot be continued: take it from DeepFM.state()."
             ) from error
         model.table.restore(under("table.", state))
-        model._precision.code = code
         return model
 
     def weights_sha256(self) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from learners.heads import Head, Heads
 
-PrecisionSetting = Literal["auto", "fp32", "bf16"]
+PrecisionSetting = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class DeepFMConfig:
     max_rows: int | None = 20_000_000  # ids, 2 GB at dim 16; the longest unseen go first; None: no bound
     accumulator_half_life_s: float | None = None  # event time in which a row forgets half of its gradients' size
     start_from_default: bool = False  # a new id starts where its column's default row stands
-    precision: PrecisionSetting = "auto"  # of the GEMMs of learning; weights and predictions are always fp32
+    precision: PrecisionSetting = "fp32"  # of the GEMMs of learning; bf16 pays with AMX and layers of 256 or wider
     threads: int = 1  # changes no bits
     batch_norm: bool = False
     dropout: float = 0.0  # the share of each hidden layer's outputs left out while learning
@@ -56,8 +56,8 @@ class DeepFMConfig:
             raise ValueError(f"hidden={self.hidden} must hold positive widths: a layer of 0 passes nothing on.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1): with 1 nothing passes. Take 0.1.")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"precision={self.precision} must be auto, fp32 or bf16: no other is known. Take auto.")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision={self.precision} must be fp32 or bf16: no other is known. Take fp32.")
         Heads(self.heads)
 
     @property

@@ -66,11 +66,6 @@ class GpuNetwork(Network):
         with torch.no_grad():
             return self._own_logits(inputs, self._sent(inputs.values), self._sent_parameters()).T.cpu().numpy()
 
-    def loss(self, inputs: Inputs, terms: Terms) -> float:
-        """The summed log loss of all rows."""
-        with torch.no_grad():
-            return float(self._loss(inputs, terms, self._sent(inputs.values), self._sent_parameters()))
-
     def gradients(self, inputs: Inputs, terms: Terms, *, step: int = 0, first_row: int = 0) -> tuple[Floats, Floats]:
         """Sums over the rows of the log loss' gradients: of ``values`` (U, D + 1) and of the parameters, flat (P,)."""
         values, parameters = self._sent(inputs.values).requires_grad_(), self._sent_parameters()

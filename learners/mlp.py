@@ -18,11 +18,11 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class Buffers(NamedTuple):
-    """Of one chunk of n rows. outputs, flows : of each hidden layer, (n, width) · halves : its inputs in bf16."""
+    """Of one chunk of n rows. outputs, flows : of each hidden layer, (n, width) · bf16_inputs : its inputs in bf16."""
 
     outputs: list[torch.Tensor]
     flows: list[torch.Tensor]
-    halves: list[torch.Tensor]
+    bf16_inputs: list[torch.Tensor]
 
     def first(self, rows: int) -> Buffers:
         """The same memory for fewer rows."""
@@ -38,15 +38,20 @@ class Mlp:
         Of the names of its parameters, ``<prefix>.<layer>.weight`` (out, in) and ``.bias`` (out,).
     value
         All parameters by name; they are read at each call.
+    bf16
+        Multiply in bf16 while learning: on copies of the weights that ``begin`` makes. Weights and sums stay in fp32.
     """
 
-    def __init__(self, prefix: str, inputs: int, hidden: tuple[int, ...], value: Tensors) -> None:
+    def __init__(
+        self, prefix: str, inputs: int, hidden: tuple[int, ...], value: Tensors, *, bf16: bool = False
+    ) -> None:
         self.widths = (inputs, *hidden)
         self._layers = len(hidden)
         self._prefix = prefix
         self._names = [(f"{prefix}.{layer}.weight", f"{prefix}.{layer}.bias") for layer in range(self._layers + 1)]
         self._value = value
-        self._halves: list[torch.Tensor] | None = None
+        self._bf16 = bf16
+        self._bf16_weights: list[torch.Tensor] = []
 
     @staticmethod
     def shapes(prefix: str, inputs: int, hidden: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -71,25 +76,21 @@ class Mlp:
         return Buffers([torch.empty((rows, w)) for w in widths], [torch.empty((rows, w)) for w in widths], [])
 
     def begin(self, step: int, first_row: int) -> None:
-        """Before the step with this number over rows from ``first_row`` of its batch on; nothing here depends on it."""
-
-    def use_halves(self, on: bool) -> None:
-        """From now on, GEMMs on bf16 copies of the weights as they are at this moment (or fp32 again)."""
-        hidden = [self._value[name] for name, _ in self._names[:-1]]
-        self._halves = [weight.bfloat16() for weight in hidden] if on else None
+        """Before the step with this number over rows from ``first_row`` of its batch on; no bit depends on either."""
+        if self._bf16:
+            self._bf16_weights = [self._value[name].bfloat16() for name, _ in self._names[:-1]]
 
     def forward(self, x: torch.Tensor, buffers: Buffers, *, learning: bool) -> torch.Tensor:
-        """Inputs (n, widths[0]) → outputs (n,), always in fp32 unless ``learning``; fills the buffers."""
+        """Inputs (n, widths[0]) → outputs (n,), in fp32 unless ``learning`` with bf16; fills the buffers."""
         layer_input = x
-        buffers.halves.clear()
-        weights = self._halves if learning else None
+        buffers.bf16_inputs.clear()
         for layer, output in enumerate(buffers.outputs):
             weight, bias = self._names[layer]
-            if weights is None:
-                torch.mm(layer_input, self._value[weight].T, out=output)
+            if learning and self._bf16:
+                buffers.bf16_inputs.append(layer_input.bfloat16())
+                output.copy_(buffers.bf16_inputs[layer] @ self._bf16_weights[layer].T)
             else:
-                buffers.halves.append(layer_input.bfloat16())
-                output.copy_(buffers.halves[layer] @ weights[layer].T)
+                torch.mm(layer_input, self._value[weight].T, out=output)
             add_bias_relu(output.numpy(), self._value[bias].numpy())
             layer_input = output
         weight, bias = self._names[-1]
@@ -136,14 +137,14 @@ class Mlp:
         add: bool,
     ) -> None:
         outflow = buffers.flows[layer]
-        if self._halves is None:
+        if not self._bf16:
             weight = self._value[self._names[layer][0]]
             torch.mm(outflow.T, layer_input, out=gradient)
             torch.addmm(inflow, outflow, weight, beta=int(add), out=inflow)
             return
         half = outflow.bfloat16()
-        gradient.copy_(half.T @ buffers.halves[layer])
-        back = half @ self._halves[layer]
+        gradient.copy_(half.T @ buffers.bf16_inputs[layer])
+        back = half @ self._bf16_weights[layer]
         if add:
             inflow.add_(back)
         else:

@@ -15,7 +15,7 @@ from learners.chunk_threads import ChunkThreads
 from learners.deepfm_config import DeepFMConfig
 from learners.dense import DenseParameters
 from learners.fm_kernels import expand, less_own_vector, scatter
-from learners.heads import Heads, grad_logits, summed_loss
+from learners.heads import Heads, grad_logits
 from learners.mlp import Mlp
 from learners.regularised import RegularisedMlp
 from learners.terms import Terms
@@ -53,7 +53,10 @@ class Network:
                 statistics |= RegularisedMlp.statistics_shapes(prefix, hidden)
         parameters = DenseParameters(learned, statistics)
         if not config.regularised:
-            return parameters, [Mlp(prefix, self._width, hidden, parameters.value) for prefix, hidden in towers]
+            bf16 = config.precision == "bf16"
+            return parameters, [
+                Mlp(prefix, self._width, hidden, parameters.value, bf16=bf16) for prefix, hidden in towers
+            ]
         regularised = [
             RegularisedMlp(
                 prefix,
@@ -68,11 +71,6 @@ class Network:
         ]
         return parameters, list(regularised)
 
-    def use_halves(self, on: bool) -> None:
-        """From now on, learn with bf16 copies of the weights as they are at this moment (or with fp32 again)."""
-        for mlp in self.mlps:
-            mlp.use_halves(on)
-
     def logits(self, inputs: Inputs) -> Floats:
         """Each head's own logit, (H, B), in fp32."""
         logits = np.empty((len(self.mlps), len(inputs.inverse)), np.float32)
@@ -83,14 +81,6 @@ class Network:
 
         self._threads.each(self._cuts(len(inputs.inverse)), predict)
         return logits
-
-    def loss(self, inputs: Inputs, terms: Terms) -> float:
-        """The summed log loss of all rows, as learning sees it; terms (B, H)."""
-        total = 0.0
-        for rows in self._cuts(len(inputs.inverse)):
-            chunk = self._forward(0, inputs.cut(rows), learning=True)
-            total += summed_loss(chunk.logits.numpy(), terms.take(rows))
-        return total
 
     def gradients(self, inputs: Inputs, terms: Terms, *, step: int = 0, first_row: int = 0) -> tuple[Floats, Floats]:
         """Sums over the rows of the loss' gradients: of ``values``, (U, D + 1), and of the parameters, flat (P,).

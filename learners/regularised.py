@@ -58,9 +58,6 @@ class RegularisedMlp(Mlp):
         """Choose anew what is dropped."""
         self._generator = np.random.default_rng((*self._seed, step, first_row))
 
-    def use_halves(self, on: bool) -> None:
-        """Autograd stays in fp32."""
-
     def forward(self, x: torch.Tensor, buffers: Buffers, *, learning: bool) -> torch.Tensor:
         """Inputs (n, widths[0]) → outputs (n,)."""
         if not learning:

@@ -26,6 +26,7 @@ from safetensors.numpy import load
 
 from learners.deepfm import DeepFM, DeepFMConfig
 from learners.model_state import sha256_of
+from learners.older_snapshots import with_chosen_precision, without_auto
 from learners.shape import ModelShape
 from learners.store import Pieces, Store, store_of
 from learners.tensors import pieces_of
@@ -187,7 +188,7 @@ def read_manifest(url: str) -> Manifest:
     root, _, name = url.rstrip("/").rpartition("/")
     try:
         raw = store_of(root or ".").read(f"{name}/{_MANIFEST}")
-        manifest = msgspec.json.decode(raw, type=Manifest)
+        manifest = msgspec.convert(without_auto(msgspec.json.decode(raw)), Manifest, str_keys=True)
     except (OSError, msgspec.MsgspecError, ValueError) as error:
         raise TornSnapshotError(
             f"{url} has no readable {_MANIFEST} ({error}): it was never finished or is no snapshot. Take another one."
@@ -227,7 +228,7 @@ def load_snapshot(url: str, *, spec_hash: str | None = None) -> Snapshot:
         watermark_ms=manifest.watermark_ms,
         newest_event_ms=manifest.newest_event_ms,
         shape=manifest.shape,
-        config=manifest.config,
+        config=with_chosen_precision(manifest.config, state),
         state=state,
         offsets=manifest.offsets,
         line=manifest.version if manifest.created_from == "base" else manifest.line,
