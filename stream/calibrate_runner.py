@@ -21,8 +21,8 @@ from stream.examples_log import decode_examples
 from stream.inbox import Assigned, Inbox, InputRecord, Place
 from stream.log_gaps import LogGaps
 from stream.log_reader import LogReader
+from stream.log_writer import LogWriter, Outgoing
 from stream.metrics import WorkerMetrics
-from stream.producer import RecordProducer, stored
 from stream.records import CalibrationRecord, RecordError
 from stream.topics import CALIBRATION, EXAMPLES
 
@@ -45,7 +45,7 @@ class CalibrateRunner:
     def __init__(
         self,
         broker: Broker,
-        producer: RecordProducer,
+        writer: LogWriter,
         spec: FeatureSpec,
         config: CalibratorConfig,
         publish_interval_s: float,
@@ -57,7 +57,7 @@ class CalibrateRunner:
         self._line = 0
         self._looked_s = -_LOOK_EVERY_S
         self._broker = broker
-        self._producer = producer
+        self._writer = writer
         self._spec = spec
         self._config = config
         self._publish_interval_s = publish_interval_s
@@ -161,6 +161,6 @@ class CalibrateRunner:
             for calibrator in self._calibrators.values()
             if (record := calibrator.take_publication(at_once=at_once)) is not None
         ]
-        await stored([await self._producer.send(CALIBRATION, _encode(r), key=b"%d" % r.partition) for r in records])
+        await self._writer.write([Outgoing(CALIBRATION, _encode(r), key=b"%d" % r.partition) for r in records])
         self._committable |= {(EXAMPLES, record.partition): record.next_offset for record in records}
         self._metrics.counter("calibration_records_total").inc(len(records))

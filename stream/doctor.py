@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from stream.admin import BrokerUnreachableError, check_topics, ensure_topics
-from stream.apache_kafka import java_program, kafka_jars
 from stream.child_server import ServerStartError, port_is_free
 from stream.embedded_broker import EmbeddedBroker, broker_program
 from stream.embedded_redis import EmbeddedRedis, answers_ping, eviction_policy, redis_program
@@ -84,15 +81,6 @@ def check_redis_program() -> Check:
         return Check("redis-server program", False, "none", str(error))
 
 
-def check_kafka_home(home: Path) -> Check:
-    """Whether the Kafka distribution that the tests were pointed at can be started."""
-    try:
-        jars, java = kafka_jars(home), java_program()
-    except ServerStartError as error:
-        return Check("KAFKA_HOME", False, str(home), str(error))
-    return Check("KAFKA_HOME", True, f"{jars}, with {java}")
-
-
 async def check_broker(settings: StreamSettings) -> list[Check]:
     """Whether a broker answers and its topics equal the table; the embedded one is started and stopped for it."""
     if settings.kafka_bootstrap_servers is not None:
@@ -160,8 +148,6 @@ async def run_checks(settings: StreamSettings, ports: Sequence[int] = (SERVING_P
         checks.append(check_broker_program())
     if settings.redis_url is None:
         checks.append(check_redis_program())
-    if "KAFKA_HOME" in os.environ:
-        checks.append(check_kafka_home(Path(os.environ["KAFKA_HOME"])))
     checks += await check_broker(settings)
     checks += await check_redis(settings)
     return checks + [check_port(port) for port in ports]

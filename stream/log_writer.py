@@ -9,7 +9,8 @@ committed later, and a restart finds in the topics what was written.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
@@ -25,8 +26,9 @@ from aiokafka.structs import OffsetAndMetadata  # type: ignore[import-untyped]
 
 from stream.broker import Broker
 from stream.inbox import Place
-from stream.producer import MAX_RECORD_BYTES, REQUEST_ROOM_BYTES
 
+MAX_RECORD_BYTES = 8 << 20  # the table's limit for columnar topics
+REQUEST_ROOM_BYTES = 64 << 10  # headers of the batch around one record of the greatest size
 TRANSACTION_TIMEOUT_MS = 15_000  # how long a worker that stops in the middle can hold readers back, unless it is fenced
 
 
@@ -69,6 +71,21 @@ async def open_writer(broker: Broker, owner: str) -> LogWriter:
     writer = TransactionalWriter(broker, owner) if broker.idempotent else PlainWriter(broker)
     await writer.start()
     return writer
+
+
+@asynccontextmanager
+async def shared_writer(broker: Broker) -> AsyncIterator[LogWriter]:
+    """A writer that fences nobody, for records of which a second one changes nothing: a failed send is repeated.
+
+    Idempotent wherever the broker can be. A send that fails for good raises: who writes must stop, since records that
+    the log lacks would be lost.
+    """
+    writer = PlainWriter(broker, repeats=True)
+    await writer.start()
+    try:
+        yield writer
+    finally:
+        await writer.close()
 
 
 class TransactionalWriter:
@@ -119,16 +136,22 @@ class PlainWriter:
 
     Without idempotence a repeated send may store a record twice. So the worker ends, and its next life looks what is
     there. Commits are left to the consumer.
+
+    Parameters
+    ----------
+    repeats : repeat such sends all the same.
     """
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, *, repeats: bool = False) -> None:
         self._broker = broker
-        self._producer = _producer(broker)
+        self._repeats = repeats
+        self._producer = _producer(broker, enable_idempotence=broker.idempotent)
 
     async def start(self) -> None:
         """Connect."""
         await self._producer.start()
-        _never_retry(self._producer)
+        if not self._repeats:
+            _never_retry(self._producer)
 
     async def write(self, records: Sequence[Outgoing], commits: Commits | None = None) -> list[int]:
         """Store records; their offsets. Those of a topic are all stored before those of the next are sent."""

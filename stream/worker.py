@@ -43,8 +43,8 @@ from stream.health import HealthServer
 from stream.inbox import Runner
 from stream.join_runner import JoinRunner
 from stream.join_warm_up import load_join_kernels
+from stream.log_writer import LogWriter, shared_writer
 from stream.metrics import WorkerMetrics
-from stream.producer import RecordProducer
 from stream.session_runner import SessionRunner
 from stream.session_store import RedisSessionStore
 from stream.settings import StreamSettings, kafka_client_options, redis_client_options, without_password
@@ -190,12 +190,10 @@ async def _prepare(
     broker = await find_broker(settings)
     if not broker.idempotent:
         _log.warning("this broker has no transactions: one worker must own all partitions, start no second one")
-    producer = RecordProducer(broker)
-    await producer.start()
-    stack.push_async_callback(producer.stop)
+    writer = await stack.enter_async_context(shared_writer(broker))
     redis = redis_client(stack, settings)
     metrics = WorkerMetrics(registry)
-    parts = _Parts(broker, producer, metrics, options, intervals)
+    parts = _Parts(broker, writer, metrics, options, intervals)
     runners = {
         "join": lambda: parts.join(redis),
         "sessions": lambda: parts.sessions(redis),
@@ -224,12 +222,12 @@ class _Parts:
     def __init__(
         self,
         broker: Broker,
-        producer: RecordProducer,
+        writer: LogWriter,
         metrics: WorkerMetrics,
         options: WorkerOptions,
         intervals: WorkerSettings,
     ) -> None:
-        self._broker, self._producer, self._metrics = broker, producer, metrics
+        self._broker, self._writer, self._metrics = broker, writer, metrics
         self._options, self._intervals = options, intervals
 
     def join(self, redis: Redis) -> Runner:
@@ -267,7 +265,7 @@ class _Parts:
         interval_s = self._intervals.calibration_interval_s(self._options.clock)
         return CalibrateRunner(
             self._broker,
-            self._producer,
+            self._writer,
             self._options.spec,
             self._intervals.calibrator(),
             interval_s,

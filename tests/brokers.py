@@ -16,11 +16,11 @@ from typing import Literal
 
 import pytest
 
-from stream.apache_kafka import ApacheKafka
 from stream.child_server import ServerStartError
 from stream.embedded_broker import EmbeddedBroker, broker_program
 from stream.settings import StreamSettings
 from stream.topics import Topic
+from tests.apache_kafka import ApacheKafka
 
 Kind = Literal["given", "kafka-home", "docker", "embedded"]
 KINDS: tuple[Kind, ...] = ("given", "kafka-home", "docker", "embedded")

@@ -15,7 +15,6 @@ from typing import Literal, Self
 import aiohttp
 
 from stream.admin import ensure_topics
-from stream.apache_kafka import ApacheKafka
 from stream.child_server import LOOPBACK
 from stream.embedded_broker import EmbeddedBroker
 from stream.embedded_redis import answers_ping
@@ -23,6 +22,7 @@ from stream.join_config import JoinConfig
 from stream.settings import StreamSettings
 from stream.source import SourceKind
 from stream.worker_settings import WorkerSettings
+from tests.apache_kafka import ApacheKafka
 from tests.chaos.lasting_redis import LastingRedis
 from tests.chaos.ports import lasting_ports
 from tests.chaos.program import Program

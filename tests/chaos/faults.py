@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
-from stream.apache_kafka import ApacheKafka
+from tests.apache_kafka import ApacheKafka
 from tests.chaos.cluster import SESSION_TIMEOUT_S, Cluster
 from tests.chaos.program import Program
 from tests.chaos.progress import say

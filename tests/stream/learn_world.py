@@ -22,9 +22,8 @@ from stream.learn_runner import LearnRunner
 from stream.learning import LearningLoop
 from stream.learning_config import LearningConfig
 from stream.log_reader import LogReader
-from stream.log_writer import Commits, LogWriter, Outgoing, open_writer
+from stream.log_writer import Commits, LogWriter, Outgoing, open_writer, shared_writer
 from stream.metrics import WorkerMetrics
-from stream.producer import RecordProducer, stored
 from stream.published import follow
 from stream.records import DeltaPart, JournalRecord, SnapshotNotice
 from stream.settings import StreamSettings
@@ -98,7 +97,7 @@ class World:
         rng = np.random.default_rng(5)
         parts = [(int(rng.integers(broker.partitions)), int(rng.integers(0, 25))) for _ in range(count)]
         parts += [(partition, 0) for partition in range(broker.partitions)]
-        async with running(RecordProducer(broker)) as producer:
+        async with shared_writer(broker) as writer:
             for at, (partition, rows) in enumerate(parts):
                 mark = START_MS + 4_000 * at + (3_600_000 if at >= count else 0)
                 ids = rng.integers(1, 100, (rows, SPEC.id_columns)) + 1000 * (at // 12)  # they come and go
@@ -110,14 +109,14 @@ class World:
                     ts_ms=np.full(rows, START_MS + 4_000 * at - 2_000),
                     logit=np.full(rows, np.log(0.5), np.float32),  # served with what is true, one third
                 )
-                await world._put(producer, partition, with_clicks(shown), mark)
+                await world._put(writer, partition, with_clicks(shown), mark)
         return world
 
-    async def _put(self, producer: RecordProducer, partition: int, rows: ExampleRows, watermark_ms: int) -> None:
+    async def _put(self, writer: LogWriter, partition: int, rows: ExampleRows, watermark_ms: int) -> None:
         value = rows.to_record(SPEC.hash, watermark_ms).encode()
-        (sent,) = await stored([await producer.send(EXAMPLES, value, partition=partition)])
-        self.rows[partition, sent.offset] = rows
-        self.records.append(InputRecord(EXAMPLES, partition, sent.offset, value, START_MS))
+        (offset,) = await writer.write([Outgoing(EXAMPLES, value, partition=partition)])
+        self.rows[partition, offset] = rows
+        self.records.append(InputRecord(EXAMPLES, partition, offset, value, START_MS))
 
     async def learn(
         self, moment: Moment | None = None, committed: dict[Place, int] | None = None, *, in_step: bool = True
@@ -212,17 +211,3 @@ async def _written(runner: LearnRunner) -> None:
     task = runner._snapshot_task
     if task is not None:
         await asyncio.wait([task])
-
-
-class running:  # noqa: N801 - used as a context manager
-    """A producer, started; stopped at the end."""
-
-    def __init__(self, producer: RecordProducer) -> None:
-        self._producer = producer
-
-    async def __aenter__(self) -> RecordProducer:
-        await self._producer.start()
-        return self._producer
-
-    async def __aexit__(self, *_: Sequence[Any]) -> None:
-        await self._producer.stop()

@@ -19,8 +19,8 @@ from stream.broker import Broker, find_broker
 from stream.examples_log import decode_examples
 from stream.inbox import Assigned, InputRecord, Place
 from stream.log_reader import LogEndsEarlierError
+from stream.log_writer import Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
-from stream.producer import RecordProducer, stored
 from stream.topics import EXAMPLES
 from tests.brokers import TestTopics
 from tests.stream.learn_world import Killed
@@ -31,16 +31,15 @@ CONFIG = ArchiveConfig(archive_rows=40, archive_interval_s=60.0)
 
 async def written(broker: Broker, count: int = 40) -> list[InputRecord]:
     """Records of all partitions in the topic, each bringing 5 s; two of them cannot be read."""
-    producer, rng = RecordProducer(broker), np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     records = []
-    await producer.start()
-    for at in range(count):
-        partition = int(rng.integers(broker.partitions))
-        rows = example_rows(int(rng.integers(0, 12)), seed=at)
-        value = b"junk" if at in (5, 22) else rows.to_record(SPEC.hash, START_MS + 5_000 * at).encode()
-        (sent,) = await stored([await producer.send(EXAMPLES, value, partition=partition)])
-        records.append(InputRecord(EXAMPLES, partition, sent.offset, value, START_MS))
-    await producer.stop()
+    async with shared_writer(broker) as writer:
+        for at in range(count):
+            partition = int(rng.integers(broker.partitions))
+            rows = example_rows(int(rng.integers(0, 12)), seed=at)
+            value = b"junk" if at in (5, 22) else rows.to_record(SPEC.hash, START_MS + 5_000 * at).encode()
+            (offset,) = await writer.write([Outgoing(EXAMPLES, value, partition=partition)])
+            records.append(InputRecord(EXAMPLES, partition, offset, value, START_MS))
     return records
 
 

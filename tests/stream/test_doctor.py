@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import orjson
 import pytest
@@ -15,7 +14,7 @@ from typer.testing import CliRunner
 
 from stream.__main__ import app
 from stream.child_server import free_port
-from stream.doctor import check_kafka_home, check_packages, check_port, check_python, run_checks
+from stream.doctor import check_packages, check_port, check_python, run_checks
 from stream.settings import StreamSettings
 from tests.brokers import TestTopics
 
@@ -92,13 +91,6 @@ def test_a_missing_package_is_named() -> None:
     assert not check.ok
     assert check.found.startswith("no_such_package (")
     assert "make install" in check.fix
-
-
-def test_a_wrong_kafka_home_is_named(tmp_path: Path) -> None:
-    """A folder that is no distribution: the fix says what to point at."""
-    check = check_kafka_home(tmp_path)
-    assert not check.ok
-    assert "libs/kafka_" in check.fix
 
 
 def test_the_program_passes_on_a_machine_with_nothing_but_the_packages() -> None:

@@ -22,9 +22,8 @@ from stream.examples_log import SettledLogError, decode_examples
 from stream.inbox import Assigned, InputRecord
 from stream.join_config import JoinConfig
 from stream.join_runner import JoinRunner
-from stream.log_writer import FencedError
+from stream.log_writer import FencedError, Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
-from stream.producer import RecordProducer
 from stream.records import JournalRecord, OffsetRange
 from stream.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS, JOURNAL, SERVED
 from tests import brokers
@@ -222,10 +221,8 @@ async def test_a_log_of_labelled_examples_is_refused(joiner: Joiner) -> None:
     rows = example_rows(2, seed=0)
     old = msgspec.msgpack.decode(rows.to_record(SPEC.hash, START_MS).encode())
     value = msgspec.msgpack.encode({**old, "label": b"\0\1"})
-    producer = RecordProducer(joiner.broker)
-    await producer.start()
-    await (await producer.send(EXAMPLES, value, partition=1))
-    await producer.stop()
+    async with shared_writer(joiner.broker) as writer:
+        await writer.write([Outgoing(EXAMPLES, value, partition=1)])
     with pytest.raises(SettledLogError, match=rf"{EXAMPLES}\[1\] 0 .*delete the topic.*MILLSTREAM_TOPIC_PREFIX"):
         await joiner.runner.work([Assigned(frozenset([1]))])
 
@@ -266,14 +263,12 @@ async def test_records_ahead_of_their_assignment_are_joined_in_the_same_step(joi
 async def test_what_lies_before_the_first_record_is_read_from_the_log(joiner: Joiner) -> None:
     """What was under way at a change of partitions comes ahead of what is read from the committed offset on."""
     shown, partition = one_partition(3, joiner.broker.partitions)
-    producer = RecordProducer(joiner.broker)
-    await producer.start()
     written = [joiner.served(shown, partition)]
     written += [joiner.impressions(shown, [row], partition) for row in (0, 1, 2)]
-    for record in written:
-        assert record.value is not None
-        await (await producer.send(record.topic, record.value, partition=partition))
-    await producer.stop()
+    async with shared_writer(joiner.broker) as writer:
+        for record in written:
+            assert record.value is not None
+            await writer.write([Outgoing(record.topic, record.value, partition=partition)])
     await joiner.runner.work([Assigned(frozenset([partition])), written[3]])
     await joiner.runner.work(written)
     await joiner.runner.work([*joiner.time(partition, START_MS + 300_000)])
@@ -329,13 +324,12 @@ async def test_a_learner_that_is_behind_holds_the_inputs_back(joiner: Joiner) ->
     joiner.most_unlearned_rows = 2
     joiner.again()
     shown, partition = one_partition(6, joiner.broker.partitions)
-    producer = RecordProducer(joiner.broker)
-    await producer.start()
 
     async def journalled(up_to: int) -> None:
         stretch = OffsetRange(partition=partition, from_offset=0, from_row=0, to_offset=up_to, to_row=0)
         step = JournalRecord(version=1, rows=1, ranges=[stretch], watermark_ms=0)
-        await (await producer.send(JOURNAL, msgspec.msgpack.encode(step)))
+        async with shared_writer(joiner.broker) as writer:
+            await writer.write([Outgoing(JOURNAL, msgspec.msgpack.encode(step))])
 
     async def held_back() -> bool:
         await joiner.runner.tick()
@@ -358,7 +352,6 @@ async def test_a_learner_that_is_behind_holds_the_inputs_back(joiner: Joiner) ->
     assert joiner.metrics.gauge("join_unlearned_rows")._value.get() == 3
     await journalled(1_000)
     await until(let_through, "the inputs were read again")
-    await producer.stop()
 
 
 async def test_at_half_of_the_memory_inputs_that_are_ahead_wait(joiner: Joiner) -> None:

@@ -28,8 +28,8 @@ from stream.learn_runner import LearnRunner, NoSnapshotError, first_snapshot
 from stream.learning import LearningLoop
 from stream.learning_config import LearningConfig
 from stream.log_reader import LogReader
+from stream.log_writer import Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
-from stream.producer import RecordProducer, stored
 from stream.published import last_published
 from stream.rebuild import rebuild
 from stream.records import DeadLetter, JournalRecord
@@ -210,8 +210,6 @@ async def learned(
     broker = await find_broker(topics.settings())
     if not versions(str(root)):
         base_snapshot(root)
-    producer = RecordProducer(broker)
-    await producer.start()
     config = LearningConfig(learn_batch_rows=8, publish_interval_s=1.0, **options)
     metrics = WorkerMetrics(CollectorRegistry())
     runner = LearnRunner(broker, SPEC, config, str(root), metrics)
@@ -221,15 +219,13 @@ async def learned(
         for given, mark in zip(batches, marks, strict=True)
     ]
     if not await values(broker, EXAMPLES):
-        await stored([await producer.send(EXAMPLES, value, partition=0) for value in records])
+        async with shared_writer(broker) as writer:
+            await writer.write([Outgoing(EXAMPLES, value, partition=0) for value in records])
     others = range(1, broker.partitions)
     silent = example_rows(0, seed=0).to_record(SPEC.hash, marks[-1]).encode()
-    try:
-        await runner.work([Assigned(frozenset(range(broker.partitions)))])
-        await runner.work([InputRecord(EXAMPLES, p, 0, silent, START_MS) for p in others])
-        for offset, value in enumerate(records):
-            await runner.work([InputRecord(EXAMPLES, 0, offset, value, START_MS)])
-        await runner.give_up()
-    finally:
-        await producer.stop()
+    await runner.work([Assigned(frozenset(range(broker.partitions)))])
+    await runner.work([InputRecord(EXAMPLES, p, 0, silent, START_MS) for p in others])
+    for offset, value in enumerate(records):
+        await runner.work([InputRecord(EXAMPLES, 0, offset, value, START_MS)])
+    await runner.give_up()
     return metrics

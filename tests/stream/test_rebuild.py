@@ -19,14 +19,14 @@ from stream.admin import delete_topics, ensure_topics
 from stream.broker import find_broker
 from stream.deltas import to_parts
 from stream.log_reader import LogReader
-from stream.producer import RecordProducer, stored
+from stream.log_writer import Outgoing, shared_writer
 from stream.rebuild import RebuildError, Rebuilt, rebuild
 from stream.records import DeltaPart, JournalRecord, OffsetRange, SnapshotNotice
 from stream.relearning import RelearnError, _rows_of, relearn
 from stream.settings import StreamSettings
 from stream.topics import EXAMPLES, JOURNAL, WEIGHTS, topic_table
 from tests.brokers import TestTopics
-from tests.stream.learn_world import World, running
+from tests.stream.learn_world import World
 from tests.stream.rig import SPEC, example_rows, values
 
 
@@ -113,15 +113,13 @@ async def test_weights_that_the_log_does_not_lead_to_are_found_out(kafka_topics:
     altered = {name: array + 1 for name, array in loop.model.dense.arrays().items()}
     loop.model.dense.load(altered)
     delta = loop.model.changes(version=last + 1, parent=last, watermark_ms=1, newest_event_ms=1)
-    async with running(RecordProducer(world.broker)) as producer:
-        (sent,) = await stored(
-            [await producer.send(EXAMPLES, example_rows(16, seed=99).to_record(SPEC.hash, 0).encode(), partition=0)]
-        )
-        stretch = OffsetRange(partition=0, from_offset=sent.offset, from_row=0, to_offset=sent.offset + 1, to_row=0)
+    async with shared_writer(world.broker) as writer:
+        value = example_rows(16, seed=99).to_record(SPEC.hash, 0).encode()
+        (offset,) = await writer.write([Outgoing(EXAMPLES, value, partition=0)])
+        stretch = OffsetRange(partition=0, from_offset=offset, from_row=0, to_offset=offset + 1, to_row=0)
         step = JournalRecord(version=last + 1, rows=16, ranges=[stretch], watermark_ms=loop.watermark_ms)
-        sends = [await producer.send(JOURNAL, msgspec.msgpack.encode(step))]
-        sends += [await producer.send(WEIGHTS, msgspec.msgpack.encode(part)) for part in to_parts(delta, 1 << 20)]
-        await stored(sends)
+        parts = [Outgoing(WEIGHTS, msgspec.msgpack.encode(part)) for part in to_parts(delta, 1 << 20)]
+        await writer.write([Outgoing(JOURNAL, msgspec.msgpack.encode(step)), *parts])
     rebuilt = await made_again(world)
     assert rebuilt.version == last + 1
     assert rebuilt.published_sha256 not in (None, rebuilt.sha256)
@@ -147,11 +145,11 @@ async def test_a_journal_that_begins_too_late_is_named(kafka_topics: TestTopics,
 async def copy(world: World, settings: StreamSettings, journal_from: int) -> None:
     """The topics under another prefix, with the journal's head missing."""
     journal = [one for one in await world.journal() if one.version >= journal_from]
-    async with running(RecordProducer(await find_broker(settings))) as producer:
+    async with shared_writer(await find_broker(settings)) as writer:
         for record in world.records:
-            await stored([await producer.send(EXAMPLES, record.value or b"", partition=record.partition)])
+            await writer.write([Outgoing(EXAMPLES, record.value or b"", partition=record.partition)])
         for one in journal:
-            await stored([await producer.send(JOURNAL, msgspec.msgpack.encode(one))])
+            await writer.write([Outgoing(JOURNAL, msgspec.msgpack.encode(one))])
 
 
 class _Trimmed:

@@ -22,8 +22,8 @@ from stream.examples_log import decode_examples
 from stream.inbox import Assigned, InputRecord
 from stream.learn_runner import LearnRunner, NoSnapshotError
 from stream.log_reader import LogReader
+from stream.log_writer import Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
-from stream.producer import RecordProducer, stored
 from stream.rebuild import rebuild
 from stream.relearning import RelearnError
 from stream.topics import EXAMPLES, JOURNAL
@@ -171,13 +171,12 @@ async def test_examples_since_a_new_base_that_are_gone_are_counted(kafka_topics:
 async def log_of(topics: TestTopics, count: int) -> tuple[Broker, list[InputRecord]]:
     """Records of five examples in partition 0, each bringing 5 s."""
     broker = await find_broker(topics.settings())
-    producer, records = RecordProducer(broker), list[InputRecord]()
-    await producer.start()
-    for at in range(count):
-        value = example_rows(5, seed=at).to_record(SPEC.hash, START_MS + 5_000 * at).encode()
-        (sent,) = await stored([await producer.send(EXAMPLES, value, partition=0)])
-        records.append(InputRecord(EXAMPLES, 0, sent.offset, value, START_MS))
-    await producer.stop()
+    records = list[InputRecord]()
+    async with shared_writer(broker) as writer:
+        for at in range(count):
+            value = example_rows(5, seed=at).to_record(SPEC.hash, START_MS + 5_000 * at).encode()
+            (offset,) = await writer.write([Outgoing(EXAMPLES, value, partition=0)])
+            records.append(InputRecord(EXAMPLES, 0, offset, value, START_MS))
     return broker, records
 
 
@@ -195,13 +194,12 @@ async def archived(broker: Broker, folder: Path, parts: Sequence[Sequence[InputR
 
 async def calibrated(broker: Broker, parts: Sequence[Sequence[InputRecord]]) -> tuple[WorkerMetrics, CalibrateRunner]:
     """A calibrator's metrics after one life."""
-    metrics, producer = WorkerMetrics(CollectorRegistry()), RecordProducer(broker)
-    await producer.start()
-    runner = CalibrateRunner(broker, producer, SPEC, KEEPS, 1.0, metrics)
-    await runner.work([Assigned(frozenset({0}))])
-    for records in parts:
-        await runner.work(list(records))
-    await producer.stop()
+    metrics = WorkerMetrics(CollectorRegistry())
+    async with shared_writer(broker) as writer:
+        runner = CalibrateRunner(broker, writer, SPEC, KEEPS, 1.0, metrics)
+        await runner.work([Assigned(frozenset({0}))])
+        for records in parts:
+            await runner.work(list(records))
     return metrics, runner
 
 

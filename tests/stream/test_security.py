@@ -26,19 +26,19 @@ from serving.metrics import ServingMetrics
 from stream.__main__ import app
 from stream.admin import BrokerUnreachableError, ensure_topics
 from stream.agent import Agent
-from stream.apache_kafka import ApacheKafka, java_program
 from stream.broker import find_broker
 from stream.child_server import LOOPBACK, ChildServer, accepts_connections, free_port
 from stream.embedded_redis import answers_ping, redis_program
 from stream.faust_source import credentials
 from stream.inbox import Assigned, Inbox, InputRecord, Place
 from stream.log_reader import LogReader
+from stream.log_writer import Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
-from stream.producer import RecordProducer, stored
 from stream.settings import StreamSettings, kafka_client_options, redis_client_options, without_password
 from stream.source import SourceKind
 from stream.topics import EXAMPLES
 from stream.worker import redis_client
+from tests.apache_kafka import ApacheKafka, java_program
 from tests.brokers import skip_or_fail
 from tests.stream.rig import SPEC
 
@@ -378,10 +378,8 @@ async def test_who_may_enter_can_do_all_that_a_worker_does(
     broker = await find_broker(settings)
     assert broker.session_timeout_s == 45
     told += [repr(broker), str(broker), repr(credentials(broker.options))]
-    producer = RecordProducer(broker)
-    await producer.start()
-    await stored([await producer.send(EXAMPLES, b"written", partition=0)])
-    await producer.stop()
+    async with shared_writer(broker) as writer:
+        await writer.write([Outgoing(EXAMPLES, b"written", partition=0)])
     async with LogReader(broker) as log:
         assert [record.value async for record in log.read(EXAMPLES, 0)] == [b"written"]
     sources: tuple[SourceKind, ...] = ("faust", "aiokafka")

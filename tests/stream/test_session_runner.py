@@ -25,9 +25,9 @@ from stream.embedded_redis import EmbeddedRedis
 from stream.examples_log import SettledLogError, decode_examples
 from stream.inbox import Assigned, InputRecord, Place
 from stream.log_reader import LogEndsEarlierError
+from stream.log_writer import LogWriter, Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
 from stream.outage import RETRY_AFTER_S
-from stream.producer import RecordProducer, stored
 from stream.records import RecordError
 from stream.session_memory import MemorySessionStore
 from stream.session_runner import SessionRunner
@@ -71,7 +71,7 @@ class World:
 
     broker: Broker
     redis: Redis
-    producer: RecordProducer
+    writer: LogWriter
     records: list[InputRecord] = field(default_factory=list)
     folded: MemorySessionStore = field(default_factory=lambda: MemorySessionStore(SMALL, PARTITIONS))
     metrics: WorkerMetrics = field(default_factory=lambda: WorkerMetrics(CollectorRegistry()))
@@ -90,8 +90,8 @@ class World:
                 value = value_of(events, watermark_ms)
                 self.folded.step(fold, rows_of(events), partition)
                 self.rows += len(events)
-            (sent,) = await stored([await self.producer.send(EXAMPLES, value, partition=partition)])
-            self.records.append(InputRecord(EXAMPLES, partition, sent.offset, value, START_MS))
+            (offset,) = await self.writer.write([Outgoing(EXAMPLES, value, partition=partition)])
+            self.records.append(InputRecord(EXAMPLES, partition, offset, value, START_MS))
         return self.records[before:]
 
     def runner(self, client: Redis | None = None) -> SessionRunner:
@@ -140,12 +140,10 @@ class World:
 async def world(kafka_topics: TestTopics, redis_url: str) -> AsyncIterator[World]:
     """An empty log and an empty Redis."""
     broker = await find_broker(kafka_topics.settings(redis_url))
-    producer = RecordProducer(broker)
-    await producer.start()
     client: Redis = Redis.from_url(redis_url)
-    yield World(broker, client, producer)
-    await client.aclose()
-    await producer.stop()
+    async with shared_writer(broker) as writer:
+        yield World(broker, client, writer)
+        await client.aclose()
 
 
 def chunks(records: Sequence[InputRecord], size: int) -> list[list[InputRecord | Assigned]]:
@@ -257,7 +255,7 @@ async def test_an_idle_log_is_folded_at_the_assignment(world: World) -> None:
 async def test_a_restarted_worker_knows_how_far_it_is_in_event_time(world: World) -> None:
     """The record before the fence tells, although it is folded already."""
     for partition in range(PARTITIONS):
-        await world.producer.send(EXAMPLES, value_of([], START_MS + partition), partition=partition)
+        await world.writer.write([Outgoing(EXAMPLES, value_of([], START_MS + partition), partition=partition)])
     for _ in range(2):
         await world.assigned()
         assert world.metrics.gauge("session_watermark_timestamp_seconds")._value.get() == START_MS / 1000
@@ -314,8 +312,8 @@ async def test_records_that_mean_nothing_here_are_passed_over(world: World) -> N
     """Another feature spec's, and what is no record: the fence moves behind them, and nothing is kept."""
     runner = await world.assigned()
     for at, value in enumerate([value_of([], START_MS, "another"), b"junk", b""]):
-        (sent,) = await stored([await world.producer.send(EXAMPLES, value, partition=0)])
-        await runner.work([InputRecord(EXAMPLES, 0, sent.offset, value, START_MS)])
+        (offset,) = await world.writer.write([Outgoing(EXAMPLES, value, partition=0)])
+        await runner.work([InputRecord(EXAMPLES, 0, offset, value, START_MS)])
         assert runner.committable()[EXAMPLES, 0] == at + 1
     assert world.counted("session_rows_total") == 0
     assert [name async for name in world.redis.scan_iter("*:[uc]:*")] == []

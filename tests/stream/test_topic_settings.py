@@ -13,13 +13,13 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
 
 from stream.admin import check_topics, ensure_topics
-from stream.apache_kafka import ApacheKafka
 from stream.broker import find_broker
 from stream.log_reader import LogReader
-from stream.producer import RecordProducer, stored
+from stream.log_writer import Outgoing, shared_writer
 from stream.records import CalibrationRecord
 from stream.settings import StreamSettings
 from stream.topics import CALIBRATION, CLICKS, topic_table
+from tests.apache_kafka import ApacheKafka
 from tests.brokers import Broker, TestTopics, skip_or_fail
 from tests.stream.retained import retained_from
 
@@ -72,10 +72,8 @@ async def test_a_setting_that_was_changed_later_is_told(apache_kafka: Broker, ka
 async def test_readers_of_what_retention_left_begin_there(apache_kafka: Broker, kafka_topics: TestTopics) -> None:
     """The oldest offset moves; a read from before it gets the rest, one from behind the end is still refused."""
     broker = await find_broker(kafka_topics.settings())
-    producer = RecordProducer(broker)
-    await producer.start()
-    await stored([await producer.send(CLICKS, b"%d" % number, partition=0) for number in range(5)])
-    await producer.stop()
+    async with shared_writer(broker) as writer:
+        await writer.write([Outgoing(CLICKS, b"%d" % number, partition=0) for number in range(5)])
     await retained_from(kafka_topics, CLICKS, 3)
     async with LogReader(broker) as log:
         assert await log.oldest(CLICKS, 0) == 3
@@ -101,16 +99,14 @@ async def test_the_calibration_topic_keeps_the_newest_state_of_each_partition(tm
         await ensure_topics(kafka.bootstrap, topic_table(2))
         assert await check_topics(kafka.bootstrap, topic_table(2)) == []
         broker = await find_broker(settings)
-        producer = RecordProducer(broker)
-        await producer.start()
-        for version in range(1, 31):
-            for partition in (0, 1):
-                value = msgspec.msgpack.encode(state(partition, version))
-                await stored([await producer.send(CALIBRATION, value, key=b"%d" % partition)])
-            await asyncio.sleep(0.02)
-        await asyncio.sleep(0.2)  # the segment's time is over: the next record begins another
-        await stored([await producer.send(CALIBRATION, msgspec.msgpack.encode(state(2, 1)), key=b"2")])
-        await producer.stop()
+        async with shared_writer(broker) as writer:
+            for version in range(1, 31):
+                for partition in (0, 1):
+                    value = msgspec.msgpack.encode(state(partition, version))
+                    await writer.write([Outgoing(CALIBRATION, value, key=b"%d" % partition)])
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.2)  # the segment's time is over: the next record begins another
+            await writer.write([Outgoing(CALIBRATION, msgspec.msgpack.encode(state(2, 1)), key=b"2")])
         async with LogReader(broker) as log, asyncio.timeout(20):
             while len(kept := [states(record.value) async for record in log.read(CALIBRATION, 0)]) > 3:
                 await asyncio.sleep(0.1)
