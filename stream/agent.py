@@ -11,7 +11,7 @@ import structlog
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type: ignore[import-untyped]
 
 from stream.broker import Broker
-from stream.inbox import Assigned, InputRecord, Place, Runner
+from stream.inbox import InputRecord, Place, Runner
 from stream.lag import Lag
 from stream.metrics import WorkerMetrics
 from stream.source import Source, SourceKind
@@ -53,8 +53,13 @@ class Agent:
         self._runner = runner
         self._on_failure = on_failure
         self._lag = Lag(name, runner.topics, metrics)
+        self._step_seconds = metrics.histogram("step_seconds", agent=name)
+        self._inbox_records = metrics.gauge("inbox_records", agent=name)
         self._tasks: list[asyncio.Task[None]] = []
         self._busy = asyncio.Lock()  # a step of the runner, or a change of partitions
+        self._notice: frozenset[int] | None = None  # partitions that are ours and not restored yet
+        self._partitions: frozenset[int] = frozenset()  # restored
+        self._early: list[InputRecord] = []  # of other partitions: they may overtake the notice of the assignment
         self._committed: dict[Place, int] = {}
         self._held: frozenset[Place] = frozenset()
         self._taking = True
@@ -72,8 +77,8 @@ class Agent:
         self._taking = False
         await self._end_tasks()
         async with self._busy:
-            while items := self._runner.inbox.take():
-                await self._runner.work(items)
+            while records := self._runner.inbox.take():
+                await self._work(records)
             await self._leave_partitions()
 
     async def abandon(self) -> None:
@@ -94,10 +99,11 @@ class Agent:
             await self._runner.inbox.put(records)
 
     def assigned(self, partitions: frozenset[int]) -> None:
-        """These partitions are ours from here on."""
+        """These partitions are ours from here on; the runner restores them before it gets a record of them."""
         _log.info("partitions assigned", agent=self.name, partitions=sorted(partitions))
         self._held = frozenset()
-        self._runner.inbox.extend((Assigned(partitions),))
+        self._notice = partitions
+        self._runner.inbox.wake()
 
     async def revoked(self) -> None:
         """All partitions are let go, once the step under way is stored."""
@@ -106,7 +112,9 @@ class Agent:
         try:
             async with self._busy:
                 self._runner.inbox.clear()
+                self._early.clear()
                 self._lag.let_go()
+                self._notice, self._partitions = None, frozenset()
                 await self._leave_partitions()
         except Exception as error:  # noqa: BLE001 - the library would swallow it; it must end the process
             self._fail(error)
@@ -118,19 +126,35 @@ class Agent:
         while True:
             await inbox.filled()
             async with self._busy:
-                items = inbox.take()
                 began = time.monotonic()
-                await self._work(items)
-            if any(isinstance(item, Assigned) for item in items):
+                is_assigned = await self._take_over()
+                await self._work(inbox.take())
+            if is_assigned:
                 self._settled.set()
             if not inbox.is_full:  # a step costs its share whatever it holds: as much time to gather as to work
                 await asyncio.sleep(min(time.monotonic() - began, _MOST_REST_S))
 
-    async def _work(self, items: Sequence[InputRecord | Assigned]) -> None:
-        if items:
-            await self._runner.work(items)
-            self._lag.worked_off([item for item in items if isinstance(item, InputRecord)])
+    async def _take_over(self) -> bool:
+        """Restore what was assigned, then work off what came of it before; whether there was anything assigned."""
+        if self._notice is None:
+            return False
+        partitions, self._notice = self._notice, None
+        await self._runner.on_assigned(partitions)
+        self._partitions = partitions
+        early, self._early = self._early, []
+        await self._work([record for record in early if record.partition in partitions])
+        self._hold()
+        return True
+
+    async def _work(self, records: Sequence[InputRecord]) -> None:
+        self._early += [record for record in records if record.partition not in self._partitions]
+        if ours := [record for record in records if record.partition in self._partitions]:
+            began = time.perf_counter()
+            await self._runner.work(ours)
+            self._step_seconds.observe(time.perf_counter() - began)
+            self._lag.worked_off(ours)
             self._hold()
+        self._inbox_records.set(len(self._runner.inbox))
 
     def _hold(self) -> None:
         if (wanted := self._runner.inbox.held_back) != self._held:

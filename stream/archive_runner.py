@@ -18,7 +18,7 @@ from stream.archiving import ArchiveConfig, Part, PartBuffer
 from stream.broker import Broker
 from stream.examples import ExampleRows
 from stream.examples_log import decode_examples
-from stream.inbox import Assigned, Inbox, InputRecord, Place
+from stream.inbox import Inbox, InputRecord, Place
 from stream.log_gaps import LogGaps
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
@@ -47,21 +47,25 @@ class ArchiveRunner:
         self._buffers: dict[int, PartBuffer] = {}
         self._committable: dict[Place, int] = {}
 
-    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
+    async def on_assigned(self, partitions: frozenset[int]) -> None:
+        """Begin behind the newest file of each partition."""
+        for partition in self._buffers.keys() - partitions:
+            del self._buffers[partition]
+        up_to = await asyncio.to_thread(self._store.up_to)
+        async with LogReader(self._broker) as log:
+            for partition in sorted(partitions - self._buffers.keys()):
+                start = up_to.get(partition, 0)
+                async for _ in log.read(EXAMPLES, partition, start):  # refuses a log that ends before the archive
+                    break
+                self._buffers[partition] = PartBuffer(partition, start, self._config)
+                self._gaps.assigned((partition,))
+                _log.info("archiver restored", partition=partition, next_offset=start)
+
+    async def work(self, records: Sequence[InputRecord]) -> None:
         """Take the records; write the parts that are complete."""
-        started = time.perf_counter()
-        for item in items:
-            if isinstance(item, Assigned):
-                for partition in self._buffers.keys() - item.partitions:
-                    del self._buffers[partition]  # a record that was under way brought it back
-                await self._restore(item.partitions)
-                continue
-            if item.partition not in self._buffers:  # records may overtake the notice of the assignment
-                await self._restore({item.partition})
-            await self._take(self._buffers[item.partition], item)
+        for record in records:
+            await self._take(self._buffers[record.partition], record)
         await self._gaps.check(time.monotonic())
-        self._metrics.histogram("step_seconds", agent="archive").observe(time.perf_counter() - started)
-        self._metrics.gauge("inbox_records", agent="archive").set(len(self.inbox))
         self._metrics.gauge("archive_waiting_rows").set(sum(map(len, self._buffers.values())))
 
     async def tick(self) -> None:
@@ -77,17 +81,6 @@ class ArchiveRunner:
     def committable(self) -> Mapping[Place, int]:
         """For each partition the first offset of which the files do not hold all rows."""
         return self._committable
-
-    async def _restore(self, partitions: frozenset[int] | set[int]) -> None:
-        up_to = await asyncio.to_thread(self._store.up_to)
-        async with LogReader(self._broker) as log:
-            for partition in sorted(set(partitions) - self._buffers.keys()):
-                start = up_to.get(partition, 0)
-                async for _ in log.read(EXAMPLES, partition, start):  # refuses a log that ends before the archive
-                    break
-                self._buffers[partition] = PartBuffer(partition, start, self._config)
-                self._gaps.assigned((partition,))
-                _log.info("archiver restored", partition=partition, next_offset=start)
 
     async def _take(self, buffer: PartBuffer, record: InputRecord) -> None:
         """The group may have committed what these files lack, as when the folder is a new one."""

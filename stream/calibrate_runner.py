@@ -18,7 +18,7 @@ from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.calibrating import PartitionCalibrator
 from stream.examples_log import decode_examples
-from stream.inbox import Assigned, Inbox, InputRecord, Place
+from stream.inbox import Inbox, InputRecord, Place
 from stream.log_gaps import LogGaps
 from stream.log_reader import LogReader
 from stream.log_writer import LogWriter, Outgoing
@@ -67,25 +67,22 @@ class CalibrateRunner:
         self._calibrators: dict[int, PartitionCalibrator] = {}
         self._committable: dict[Place, int] = {}
 
-    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
+    async def on_assigned(self, partitions: frozenset[int]) -> None:
+        """Take up the newest published state of each partition."""
+        await self._look_for_line(time.monotonic())
+        for partition in self._calibrators.keys() - partitions:
+            del self._calibrators[partition]
+        await self._restore(partitions - self._calibrators.keys())
+        self._measure()
+
+    async def work(self, records: Sequence[InputRecord]) -> None:
         """Count the records' labels, then publish the states that are due."""
-        started = time.perf_counter()
-        await self._look_for_line(started)
-        for item in items:
-            if isinstance(item, Assigned):
-                for partition in self._calibrators.keys() - item.partitions:
-                    del self._calibrators[partition]  # a record that was under way brought it back
-                await self._restore(item.partitions)
-                continue
-            if item.partition not in self._calibrators:  # records may overtake the notice of the assignment
-                await self._restore({item.partition})
-            await self._take(self._calibrators[item.partition], item)
+        await self._look_for_line(time.monotonic())
+        for record in records:
+            await self._take(self._calibrators[record.partition], record)
         await self._publish()
         await self._gaps.check(time.monotonic())
-        self._metrics.histogram("step_seconds", agent="calibrate").observe(time.perf_counter() - started)
-        self._metrics.gauge("inbox_records", agent="calibrate").set(len(self.inbox))
-        slowest_ms = min((one.watermark_ms for one in self._calibrators.values()), default=0)
-        self._metrics.gauge("calibration_watermark_timestamp_seconds").set(slowest_ms / 1000)
+        self._measure()
 
     async def tick(self) -> None:
         """Nothing: time is the watermark."""
@@ -111,8 +108,7 @@ class CalibrateRunner:
         for calibrator in self._calibrators.values():
             calibrator.newest_line = max(calibrator.newest_line, self._line)
 
-    async def _restore(self, partitions: frozenset[int] | set[int]) -> None:
-        fresh = set(partitions) - self._calibrators.keys()
+    async def _restore(self, fresh: frozenset[int]) -> None:
         decoder = msgspec.msgpack.Decoder(CalibrationRecord)
         newest: dict[int, CalibrationRecord] = {}
         async with LogReader(self._broker) as log:
@@ -164,3 +160,7 @@ class CalibrateRunner:
         await self._writer.write([Outgoing(CALIBRATION, _encode(r), key=b"%d" % r.partition) for r in records])
         self._committable |= {(EXAMPLES, record.partition): record.next_offset for record in records}
         self._metrics.counter("calibration_records_total").inc(len(records))
+
+    def _measure(self) -> None:
+        slowest_ms = min((one.watermark_ms for one in self._calibrators.values()), default=0)
+        self._metrics.gauge("calibration_watermark_timestamp_seconds").set(slowest_ms / 1000)

@@ -33,12 +33,6 @@ class InputRecord(NamedTuple):
         return self.topic, self.partition
 
 
-class Assigned(NamedTuple):
-    """These partitions are ours from here on; nothing of them has been delivered before this."""
-
-    partitions: frozenset[int]
-
-
 class Runner(Protocol):
     """The shell around a core: takes records in, keeps the log, says what may be committed."""
 
@@ -52,8 +46,12 @@ class Runner(Protocol):
         """Where the agent puts what it reads."""
         ...
 
-    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
-        """Work off what was taken from the inbox. An error ends the process: nothing more is committed."""
+    async def on_assigned(self, partitions: frozenset[int]) -> None:
+        """Restore these partitions, which are ours from here on, and forget all others. An error ends the process."""
+        ...
+
+    async def work(self, records: Sequence[InputRecord]) -> None:
+        """Work off records of assigned partitions. An error ends the process: nothing more is committed."""
         ...
 
     async def tick(self) -> None:
@@ -86,7 +84,7 @@ class Inbox:
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._at_once = at_once
-        self._items: deque[InputRecord | Assigned] = deque()
+        self._items: deque[InputRecord] = deque()
         self._bytes = 0
         self._filled = asyncio.Event()
         self._has_room = asyncio.Event()
@@ -98,15 +96,14 @@ class Inbox:
     async def put(self, records: Sequence[InputRecord]) -> None:
         """Append; waits while the inbox is full."""
         await self._has_room.wait()
-        self.extend(records)
-
-    def extend(self, items: Iterable[InputRecord | Assigned]) -> None:
-        """Append at once, beyond the bound if need be."""
-        for item in items:
-            self._items.append(item)
-            self._bytes += _bytes(item)
+        self._items.extend(records)
+        self._bytes += sum(map(_bytes, records))
         self._filled.set()
         self._note_room()
+
+    def wake(self) -> None:
+        """Let `filled` return although nothing waits: there is something else to do."""
+        self._filled.set()
 
     @property
     def is_full(self) -> bool:
@@ -114,14 +111,14 @@ class Inbox:
         return len(self._items) >= self._at_once or not self._has_room.is_set()
 
     async def filled(self) -> None:
-        """Return when something waits."""
+        """Return when something waits, or at `wake`."""
         await self._filled.wait()
 
-    def take(self) -> list[InputRecord | Assigned]:
+    def take(self) -> list[InputRecord]:
         """The oldest items, at most ``at_once``; none when it is empty."""
         return self._take(self._at_once)
 
-    def _take(self, at_most: int) -> list[InputRecord | Assigned]:
+    def _take(self, at_most: int) -> list[InputRecord]:
         taken = [self._items.popleft() for _ in range(min(at_most, len(self._items)))]
         self._bytes -= sum(map(_bytes, taken))
         if not self._items:
@@ -140,8 +137,8 @@ class Inbox:
             self._has_room.clear()
 
 
-def _bytes(item: InputRecord | Assigned) -> int:
-    return len(item.value or b"") if isinstance(item, InputRecord) else 0
+def _bytes(item: InputRecord) -> int:
+    return len(item.value or b"")
 
 
 def _content_type(headers: Iterable[tuple[str, bytes]]) -> str | None:

@@ -23,7 +23,7 @@ from stream.click_store import RedisClickStore
 from stream.example_records import parts
 from stream.examples import ExampleRows
 from stream.examples_lookup import ExamplesLookup
-from stream.inbox import Assigned, Inbox, InputRecord, Place
+from stream.inbox import Inbox, InputRecord, Place
 from stream.input_batches import events_batch, served_batch
 from stream.join import JoinCore
 from stream.join_config import JoinConfig
@@ -89,25 +89,22 @@ class JoinRunner:
         self._measured_at = 0.0
         metrics.gauge("join_unlearned_limit_rows").set(most_unlearned_rows)
 
-    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
-        """Feed the records to their partitions' cores and store what comes out."""
+    async def on_assigned(self, partitions: frozenset[int]) -> None:
+        """Take over what is ours now; let go of what is not."""
         if self._ready is not None:
             await self._ready
             self._ready = None
-        started = time.perf_counter()
-        touched: set[int] = set()
+        for partition in self._partitions.keys() - partitions:
+            await self._partitions.pop(partition).close()
+        await asyncio.gather(*map(self._take_over, sorted(partitions - self._partitions.keys())))
+
+    async def work(self, records: Sequence[InputRecord]) -> None:
+        """Feed the records to their partitions' cores and store what comes out."""
         arrived: defaultdict[Place, list[InputRecord]] = defaultdict(list)
-        for item in items:
-            if isinstance(item, InputRecord):
-                arrived[item.place].append(item)
-                continue
-            await self._feed(arrived, touched)
-            arrived.clear()
-            await self._assigned(item.partitions)
-        await self._feed(arrived, touched)
-        await self._settle(touched & self._partitions.keys())
-        self._metrics.histogram("step_seconds", agent="join").observe(time.perf_counter() - started)
-        self._metrics.gauge("inbox_records", agent="join").set(len(self.inbox))
+        for record in records:
+            arrived[record.place].append(record)
+        await self._feed(arrived)
+        await self._settle({partition for _, partition in arrived})
 
     async def tick(self) -> None:
         """Let time pass, on the wall clock, where nothing happens; ask again for clicks of a store that was away."""
@@ -131,12 +128,6 @@ class JoinRunner:
 
     # ------------------------------------------------------------------------------------------------------ take over
 
-    async def _assigned(self, partitions: frozenset[int]) -> None:
-        """Take over what is ours now; let go of what is not, which a record under way can have brought back."""
-        for partition in self._partitions.keys() - partitions:
-            await self._partitions.pop(partition).close()
-        await asyncio.gather(*map(self._take_over, sorted(partitions - self._partitions.keys())))
-
     async def _take_over(self, partition: int) -> None:
         core = JoinCore(self._config, partition, self._salt)
         clicks = ClickFold(self._clicks, self._broker, self._spec, partition, self._metrics)
@@ -145,14 +136,11 @@ class JoinRunner:
 
     # ----------------------------------------------------------------------------------------------------------- feed
 
-    async def _feed(self, arrived: Mapping[Place, list[InputRecord]], touched: set[int]) -> None:
+    async def _feed(self, arrived: Mapping[Place, list[InputRecord]]) -> None:
         for (topic, partition), records in sorted(arrived.items(), key=lambda item: INPUTS.index(item[0][0])):
-            if partition not in self._partitions:  # records may overtake the notice of the assignment
-                await self._take_over(partition)
             held = self._partitions[partition]
             self._metrics.counter("input_records_total", topic=topic).inc(len(records))
             self._decode(held, topic, await self._with_unread(held, topic, records))
-            touched.add(partition)
 
     async def _with_unread(self, held: JoinedPartition, topic: str, records: list[InputRecord]) -> list[InputRecord]:
         """The records, and before the first ones of a partition those that lie between them and the committed offset.

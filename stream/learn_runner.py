@@ -24,7 +24,7 @@ from stream.broker import Broker
 from stream.deltas import to_parts
 from stream.examples import ExampleRows
 from stream.examples_log import decode_examples, refuse_settled
-from stream.inbox import Assigned, Inbox, InputRecord, Place
+from stream.inbox import Inbox, InputRecord, Place
 from stream.learn_reports import LearnReports
 from stream.learning import LearningLoop, LearnOutcome, LoopState
 from stream.learning_config import LearningConfig
@@ -129,27 +129,22 @@ class LearnRunner:
         self._drift = asyncio.create_task(asyncio.to_thread(DriftWatch))  # made while the group is joined
         self._reports = LearnReports(spec, metrics)
 
-    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
-        """Learn from the records, then publish what is due."""
-        started = time.perf_counter()
-        outcomes: list[LearnOutcome] = []
-        for item in items:
-            if isinstance(item, Assigned):
-                await self._assigned(item.partitions)
-            elif self._loop is not None:
-                conversions = self._loop.conversions
-                outcomes += await self._step(self._loop, item)
-                self._metrics.counter("learned_conversions_total").inc(self._loop.conversions - conversions)
+    async def work(self, records: Sequence[InputRecord]) -> None:
+        """Learn from the records, then publish what is due; nothing while it stands by."""
         if self._loop is None:
             return
+        outcomes: list[LearnOutcome] = []
+        conversions = self._loop.conversions
+        for record in records:
+            outcomes += await self._step(self._loop, record)
+        self._metrics.counter("learned_conversions_total").inc(self._loop.conversions - conversions)
         await self._write([*self._reports.records(self._loop, outcomes), *self._publication(self._loop)])
         if self._snapshot_task is not None and self._snapshot_task.done():
             await self._end_snapshot()
         if self._loop.snapshot_due() and self._snapshot_task is None:
             await self._begin_snapshot(self._loop)
         await self._gaps.check(time.monotonic())
-        self._metrics.histogram("step_seconds", agent="learn").observe(time.perf_counter() - started)
-        self._measure(self._loop)
+        self._reports.measure(self._loop)
 
     async def tick(self) -> None:
         """On the wall clock, learn and publish what waits. A snapshot that failed is raised here or in `work`."""
@@ -184,7 +179,8 @@ class LearnRunner:
 
     # ------------------------------------------------------------------------------------------------- restore
 
-    async def _assigned(self, partitions: frozenset[int]) -> None:
+    async def on_assigned(self, partitions: frozenset[int]) -> None:
+        """Take the model over, if all partitions are ours: load it, learn again what the journal holds, publish."""
         if len(partitions) < self._broker.partitions:
             _log.info("another worker learns this model; standing by", partitions=sorted(partitions))
             return
@@ -217,7 +213,7 @@ class LearnRunner:
                 loop.resume_after(max(snapshot.version, published))
                 await self._write(self._publication(loop, at_once=True))
         _log.info("learner ready", snapshot=snapshot.version, version=loop.version, positions=loop.positions())
-        self._measure(loop)
+        self._reports.measure(loop)
 
     def _loop_of(self, snapshot: Snapshot) -> LearningLoop:
         if self._fresh_log:  # of a second assignment the log is the one that was written to
@@ -341,7 +337,3 @@ class LearnRunner:
         self._metrics.counter("snapshots_total").inc()
         _log.info("snapshot written", version=state.version, url=written.url)
         await asyncio.to_thread(model.table.prepare_snapshot)
-
-    def _measure(self, loop: LearningLoop) -> None:
-        self._metrics.gauge("inbox_records", agent="learn").set(len(self.inbox))
-        self._reports.measure(loop)

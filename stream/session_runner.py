@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.examples import ExampleRows
 from stream.examples_log import decode_examples, refuse_settled
-from stream.inbox import Assigned, Inbox, InputRecord, Place
+from stream.inbox import Inbox, InputRecord, Place
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.outage import Outage
@@ -93,21 +94,24 @@ class SessionRunner:
         self._committable: dict[Place, int] = {}
         _compile(self._fold)
 
-    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
-        """Fold the records, each partition's in as few steps as their rows allow."""
-        started = time.perf_counter()
-        records: dict[int, list[InputRecord]] = {}
-        for item in items:
-            if isinstance(item, Assigned):
-                self._assigned(item.partitions, records)
-                continue
-            self._partitions.setdefault(item.partition, _Partition(item.partition))
-            records.setdefault(item.partition, []).append(item)
-        fresh = {p for p, held in self._partitions.items() if held.fence is None}
-        await asyncio.gather(*(self._take(self._partitions[p], records.get(p, [])) for p in fresh | records.keys()))
+    async def on_assigned(self, partitions: frozenset[int]) -> None:
+        """Fold what the log holds of these partitions; let go of all others."""
+        for partition in self._partitions.keys() - partitions:
+            del self._partitions[partition]
+        self._committable.clear()
+        for partition in sorted(partitions):
+            held = self._partitions.setdefault(partition, _Partition(partition))
+            self._note_fence(held, held.fence)
+        await asyncio.gather(*(self._take(held, []) for held in self._partitions.values() if held.fence is None))
         self._hold_back()
-        self._metrics.histogram("step_seconds", agent="sessions").observe(time.perf_counter() - started)
-        self._metrics.gauge("inbox_records", agent="sessions").set(len(self.inbox))
+
+    async def work(self, records: Sequence[InputRecord]) -> None:
+        """Fold the records, each partition's in as few steps as their rows allow."""
+        arrived: defaultdict[int, list[InputRecord]] = defaultdict(list)
+        for record in records:
+            arrived[record.partition].append(record)
+        await asyncio.gather(*(self._take(self._partitions[p], those) for p, those in arrived.items()))
+        self._hold_back()
 
     async def tick(self) -> None:
         """Go on reading the log where the store stands behind it."""
@@ -124,16 +128,6 @@ class SessionRunner:
         return self._committable
 
     # --------------------------------------------------------------------------------------------------------- restore
-
-    def _assigned(self, partitions: frozenset[int], records: dict[int, list[InputRecord]]) -> None:
-        """Let go of what is not ours, which a record that was under way can have brought back."""
-        for partition in self._partitions.keys() - partitions:
-            del self._partitions[partition]
-            records.pop(partition, None)
-        self._committable.clear()
-        for partition in sorted(partitions):
-            held = self._partitions.setdefault(partition, _Partition(partition))
-            self._note_fence(held, held.fence)
 
     async def _catch_up(self, held: _Partition, stop: int | None = None) -> None:
         """Fold what the log holds from the fence on, up to ``stop`` or to its end, for a while."""

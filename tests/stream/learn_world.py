@@ -17,7 +17,7 @@ from learners.kinds import CLICK
 from learners.snapshot import newest_snapshot
 from stream.broker import Broker, find_broker
 from stream.examples import ExampleRows, concat
-from stream.inbox import Assigned, InputRecord, Place
+from stream.inbox import InputRecord, Place
 from stream.learn_runner import LearnRunner
 from stream.learning import LearningLoop
 from stream.learning_config import LearningConfig
@@ -134,7 +134,7 @@ class World:
         metrics = WorkerMetrics(CollectorRegistry())
         runner = LearnRunner(self.broker, SPEC, CONFIG, str(self.root), metrics, open_writer=open_mortal)
         try:
-            await runner.work([Assigned(frozenset(range(self.broker.partitions)))])
+            await runner.on_assigned(frozenset(range(self.broker.partitions)))
             for record in self.records:
                 if record.offset >= (committed or {}).get(record.place, 0):
                     await runner.work([record])

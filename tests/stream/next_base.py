@@ -15,7 +15,7 @@ from learners.workers import Alone
 from stream.archive_runner import ArchiveRunner
 from stream.archive_store import archive_store_of
 from stream.archiving import ArchiveConfig
-from stream.inbox import Assigned, InputRecord, Place
+from stream.inbox import InputRecord, Place
 from stream.metrics import WorkerMetrics
 from tests.brokers import TestTopics
 from tests.stream.learn_world import FORGETFUL, World
@@ -29,7 +29,8 @@ async def archive(world: World, folder: Path, records: list[InputRecord]) -> Non
     """The archiver over some records."""
     metrics = WorkerMetrics(CollectorRegistry())
     runner = ArchiveRunner(world.broker, SPEC, ArchiveConfig(), archive_store_of(str(folder)), metrics)
-    await runner.work([Assigned(frozenset(range(world.broker.partitions))), *records])
+    await runner.on_assigned(frozenset(range(world.broker.partitions)))
+    await runner.work([*records])
     await runner.give_up()
 
 

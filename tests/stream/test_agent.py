@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from stream.agent import Agent, AgentCrashedError
 from stream.broker import Broker, find_broker
 from stream.faust_source import FaustSource
-from stream.inbox import Assigned, Inbox, InputRecord, Place, Runner
+from stream.inbox import Inbox, InputRecord, Place, Runner
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.source import SourceKind
@@ -20,7 +20,7 @@ from tests.brokers import TestTopics
 
 
 class Idle:
-    """A runner that does nothing."""
+    """A runner that does nothing, or fails at its first partitions."""
 
     topics = (EXAMPLES,)
 
@@ -28,10 +28,13 @@ class Idle:
         self.inbox = Inbox()
         self.fault = fault
 
-    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
-        """Drop them, or raise the fault."""
+    async def on_assigned(self, partitions: frozenset[int]) -> None:
+        """Nothing, or raise the fault."""
         if self.fault is not None:
             raise self.fault
+
+    async def work(self, records: Sequence[InputRecord]) -> None:
+        """Drop them."""
 
     async def tick(self) -> None:
         """Nothing."""
@@ -93,6 +96,82 @@ async def test_a_source_that_has_not_started_yet_reads_nothing(kafka_topics: Tes
     assert app.source.assignment() == frozenset()
     assert app.source.unread() == {}
     await app.leave()
+
+
+class Noting(Idle):
+    """A runner that notes what it is told, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[frozenset[int] | list[tuple[int, int]]] = []
+
+    async def on_assigned(self, partitions: frozenset[int]) -> None:
+        """Note them."""
+        self.told.append(partitions)
+
+    async def work(self, records: Sequence[InputRecord]) -> None:
+        """Note where they stood."""
+        self.told.append([(record.partition, record.offset) for record in records])
+
+
+class NoSource:
+    """A source whose part the test plays."""
+
+    failure = None
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    async def start(self, listener: Agent) -> None:
+        """Assign partition 0 at once, with a record of it and one of another partition ahead of the notice."""
+        await listener.arrived([record(0, 5), record(1, 7)])
+        await asyncio.sleep(0.05)
+        listener.assigned(frozenset([0]))
+
+    async def stop(self) -> None:
+        """Nothing."""
+
+    def assignment(self) -> frozenset[Place]:
+        """Nothing."""
+        return frozenset()
+
+    def unread(self) -> Mapping[Place, int]:
+        """Nothing."""
+        return {}
+
+
+def record(partition: int, offset: int) -> InputRecord:
+    """A record of no content."""
+    return InputRecord(EXAMPLES, partition, offset, b"", 0)
+
+
+@pytest.fixture
+async def noting(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Agent, Noting]]:
+    """A started agent, which reads nothing by itself, and its runner."""
+    monkeypatch.setattr("stream.agent._source", lambda _: NoSource)
+    broker, runner = Broker(bootstrap="nowhere", prefix="", partitions=2, idempotent=False), Noting()
+    app = agent(broker, runner, lambda _: None, "faust")
+    await app.start()
+    yield app, runner
+    await app.abandon()
+
+
+async def test_records_ahead_of_their_assignment_come_right_behind_it(noting: tuple[Agent, Noting]) -> None:
+    """In a replay nothing else may follow: everybody waits for the watermark that these records bring."""
+    _, runner = noting
+    assert runner.told == [frozenset([0]), [(0, 5)]]
+
+
+async def test_records_of_a_partition_that_is_not_ours_reach_no_runner(noting: tuple[Agent, Noting]) -> None:
+    """What was under way when a partition went elsewhere is its new owner's; another assignment does not revive it."""
+    app, runner = noting
+    await app.arrived([record(1, 8), record(0, 6)])
+    await asyncio.sleep(0.1)
+    await app.revoked()
+    await app.arrived([record(1, 20)])
+    app.assigned(frozenset([1]))
+    await asyncio.sleep(0.1)
+    assert runner.told[2:] == [[(0, 6)], frozenset([1]), [(1, 20)]]
 
 
 async def test_a_log_reader_that_reads_nothing_closes_like_any_other(kafka_topics: TestTopics) -> None:

@@ -17,7 +17,7 @@ from stream.archive_store import ArchiveStore, archive_store_of
 from stream.archiving import ArchiveConfig, Part
 from stream.broker import Broker, find_broker
 from stream.examples_log import decode_examples
-from stream.inbox import Assigned, InputRecord, Place
+from stream.inbox import InputRecord, Place
 from stream.log_reader import LogEndsEarlierError
 from stream.log_writer import Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
@@ -61,7 +61,7 @@ def runner(broker: Broker, store: ArchiveStore) -> ArchiveRunner:
 
 async def assign(one: ArchiveRunner, broker: Broker) -> None:
     """Give it all partitions."""
-    await one.work([Assigned(frozenset(range(broker.partitions)))])
+    await one.on_assigned(frozenset(range(broker.partitions)))
 
 
 def check(archived: Examples) -> None:

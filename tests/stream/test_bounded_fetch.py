@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from stream.bounded_fetch import bound_fetches
 from stream.broker import Broker, find_broker
-from stream.inbox import Assigned, InputRecord
+from stream.inbox import InputRecord
 from stream.learn_runner import LearnRunner
 from stream.learning_config import LearningConfig
 from stream.log_reader import LogReader
@@ -91,7 +91,7 @@ async def test_the_learner_puts_such_a_batch_aside_and_goes_on(kafka_topics: Tes
         for value in (good[0], bytes(70 * MIB), good[1]):
             await send_batch(producer, kafka_topics.name(EXAMPLES), [value])
     runner = LearnRunner(broker, SPEC, LearningConfig(), str(tmp_path), WorkerMetrics(CollectorRegistry()))
-    await runner.work([Assigned(frozenset(range(broker.partitions)))])
+    await runner.on_assigned(frozenset(range(broker.partitions)))
     async with LogReader(broker) as log:
         async for record in log.read(EXAMPLES, 0):
             await runner.work([InputRecord(EXAMPLES, 0, record.offset, record.value, START_MS)])

@@ -19,7 +19,7 @@ from stream.click_store import RedisClickStore
 from stream.example_records import MOST_ROWS
 from stream.examples import ExampleRows, concat
 from stream.examples_log import SettledLogError, decode_examples
-from stream.inbox import Assigned, InputRecord
+from stream.inbox import InputRecord
 from stream.join_config import JoinConfig
 from stream.join_runner import JoinRunner
 from stream.log_writer import FencedError, Outgoing, shared_writer
@@ -143,7 +143,8 @@ async def test_a_repeated_impression_is_exposed_once(joiner: Joiner) -> None:
     """Twice in one record, before its served row, after it, after its click, after its exposure."""
     shown, partition = one_partition(3, joiner.broker.partitions)
     early = joiner.impressions(shown, [0, 1, 1], partition)
-    await joiner.runner.work([Assigned(frozenset([partition])), early])
+    await joiner.runner.on_assigned(frozenset([partition]))
+    await joiner.runner.work([early])
     await joiner.runner.work([joiner.impressions(shown, [0, 2], partition)])
     await joiner.runner.work([joiner.served(shown, partition)])
     await joiner.runner.work([joiner.impressions(shown, [2, 0], partition), joiner.clicks(shown, [0], partition)])
@@ -155,7 +156,8 @@ async def test_a_repeated_impression_is_exposed_once(joiner: Joiner) -> None:
 async def test_an_exposure_is_stored_in_the_step_of_its_display(joiner: Joiner) -> None:
     """No window, no later record: the learner has it as soon as the inputs have come so far."""
     shown, partition = one_partition(1, joiner.broker.partitions)
-    await joiner.runner.work([Assigned(frozenset([partition])), *joiner.time(partition, START_MS)])
+    await joiner.runner.on_assigned(frozenset([partition]))
+    await joiner.runner.work([*joiner.time(partition, START_MS)])
     await joiner.runner.work([joiner.served(shown, partition), joiner.impressions(shown, [0], partition)])
     assert await joiner.outcomes() == exposures(shown)
 
@@ -172,7 +174,8 @@ async def test_another_life_goes_on_where_the_log_ends(
 
     if store_down:
         monkeypatch.setattr(RedisClickStore, "put", down)
-    await joiner.runner.work([Assigned(frozenset([partition])), joiner.served(shown, partition)])
+    await joiner.runner.on_assigned(frozenset([partition]))
+    await joiner.runner.work([joiner.served(shown, partition)])
     await joiner.runner.work([joiner.impressions(shown, [0, 1], partition)])
     await joiner.runner.work([joiner.clicks(shown, [0], partition)])
     monkeypatch.undo()
@@ -180,12 +183,14 @@ async def test_another_life_goes_on_where_the_log_ends(
     assert await joiner.outcomes() == [(EXPOSURE, one), (EXPOSURE, two), (CLICK, one)]
     for _ in range(2):
         joiner.again()
-        await joiner.runner.work([Assigned(frozenset([partition])), *joiner.log])
+        await joiner.runner.on_assigned(frozenset([partition]))
+        await joiner.runner.work([*joiner.log])
     converted = joiner.conversions(shown, [0, 0], partition)
     await joiner.runner.work([joiner.impressions(shown, [0, 1, 2], partition), converted])
     await joiner.runner.work([*joiner.time(partition, START_MS + 300_000), joiner.conversions(shown, [0], partition)])
     joiner.again()
-    await joiner.runner.work([Assigned(frozenset([partition])), *joiner.log])
+    await joiner.runner.on_assigned(frozenset([partition]))
+    await joiner.runner.work([*joiner.log])
     again = joiner.conversions(shown, [0], partition, after_ms=6_000)
     await joiner.runner.work([joiner.conversions(shown, [0], partition), again, again])
     assert sorted(await joiner.outcomes()) == [*exposures(shown), (CLICK, one), (CONVERSION, one), (CONVERSION, one)]
@@ -197,9 +202,9 @@ async def test_another_life_goes_on_where_the_log_ends(
 async def test_a_late_click_takes_its_columns_from_the_log(joiner: Joiner) -> None:
     """Of what this life wrote, and of what an earlier one did; the columns are those that were served."""
     shown, partition = one_partition(2, joiner.broker.partitions)
+    await joiner.runner.on_assigned(frozenset([partition]))
     await joiner.runner.work(
         [
-            Assigned(frozenset([partition])),
             joiner.served(shown, partition),
             joiner.impressions(shown, [0, 1], partition),
             *joiner.time(partition, START_MS + 120_000),
@@ -208,7 +213,8 @@ async def test_a_late_click_takes_its_columns_from_the_log(joiner: Joiner) -> No
     await joiner.runner.work([joiner.clicks(shown, [0], partition, after_ms=130_000)])
     joiner.again()
     joiner.clicks(shown, [1], partition, after_ms=140_000)
-    await joiner.runner.work([Assigned(frozenset([partition])), *joiner.log])
+    await joiner.runner.on_assigned(frozenset([partition]))
+    await joiner.runner.work([*joiner.log])
     rows = await joiner.examples()
     assert rows.kind.tolist() == [EXPOSURE, EXPOSURE, CLICK, CLICK]
     assert rows.impression_id.tolist() == [*shown.impression_id, *shown.impression_id]
@@ -224,7 +230,7 @@ async def test_a_log_of_labelled_examples_is_refused(joiner: Joiner) -> None:
     async with shared_writer(joiner.broker) as writer:
         await writer.write([Outgoing(EXAMPLES, value, partition=1)])
     with pytest.raises(SettledLogError, match=rf"{EXAMPLES}\[1\] 0 .*delete the topic.*MILLSTREAM_TOPIC_PREFIX"):
-        await joiner.runner.work([Assigned(frozenset([1]))])
+        await joiner.runner.on_assigned(frozenset([1]))
 
 
 async def test_conversions_wait_while_the_store_is_away(joiner: Joiner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +240,8 @@ async def test_conversions_wait_while_the_store_is_away(joiner: Joiner, monkeypa
     async def away(*_: object) -> int:
         raise RedisConnectionError("gone")
 
-    await joiner.runner.work([Assigned(frozenset([partition])), joiner.served(shown, partition)])
+    await joiner.runner.on_assigned(frozenset([partition]))
+    await joiner.runner.work([joiner.served(shown, partition)])
     for name in ("put", "find", "fence"):
         monkeypatch.setattr(RedisClickStore, name, away)
     await joiner.runner.work([joiner.impressions(shown, [0, 1], partition), joiner.clicks(shown, [0], partition)])
@@ -251,15 +258,6 @@ async def test_conversions_wait_while_the_store_is_away(joiner: Joiner, monkeypa
     assert (await joiner.outcomes())[-1] == (CONVERSION, shown.impression_id[0])
 
 
-async def test_records_ahead_of_their_assignment_are_joined_in_the_same_step(joiner: Joiner) -> None:
-    """In a replay nothing else may follow that would join them: everybody waits for this very watermark."""
-    shown, partition = one_partition(2, joiner.broker.partitions)
-    served = joiner.served(shown, partition)
-    ahead = [served, joiner.impressions(shown, [0, 1], partition), *joiner.time(partition, START_MS + 300_000)]
-    await joiner.runner.work([*ahead, Assigned(frozenset([partition]))])
-    assert len(await joiner.examples()) == 2
-
-
 async def test_what_lies_before_the_first_record_is_read_from_the_log(joiner: Joiner) -> None:
     """What was under way at a change of partitions comes ahead of what is read from the committed offset on."""
     shown, partition = one_partition(3, joiner.broker.partitions)
@@ -269,18 +267,20 @@ async def test_what_lies_before_the_first_record_is_read_from_the_log(joiner: Jo
         for record in written:
             assert record.value is not None
             await writer.write([Outgoing(record.topic, record.value, partition=partition)])
-    await joiner.runner.work([Assigned(frozenset([partition])), written[3]])
+    await joiner.runner.on_assigned(frozenset([partition]))
+    await joiner.runner.work([written[3]])
     await joiner.runner.work(written)
     await joiner.runner.work([*joiner.time(partition, START_MS + 300_000)])
     assert sorted(await joiner.outcomes()) == exposures(shown)
 
 
 async def test_a_partition_that_went_elsewhere_is_let_go(joiner: Joiner) -> None:
-    """A record under way at the change brings a partition back; the next assignment ends that."""
+    """The next assignment is all that is ours."""
     shown, partition = one_partition(1, joiner.broker.partitions)
     other = (partition + 1) % joiner.broker.partitions
+    await joiner.runner.on_assigned(frozenset([partition]))
     await joiner.runner.work([joiner.served(shown, partition), joiner.impressions(shown, [0], partition)])
-    await joiner.runner.work([joiner.clicks(shown, [0], partition), Assigned(frozenset([other]))])
+    await joiner.runner.on_assigned(frozenset([other]))
     assert {place[1] for place in joiner.runner.committable()} <= {other}
     assert len(await joiner.examples()) == 0
 
@@ -289,9 +289,11 @@ async def test_a_zombie_is_fenced_and_writes_nothing(joiner: Joiner, apache_kafk
     """Once another has taken the partition over, the step of the former owner fails as a whole."""
     shown, partition = one_partition(2, joiner.broker.partitions)
     zombie = joiner.runner
-    await zombie.work([Assigned(frozenset([partition])), joiner.served(shown, partition)])
+    await zombie.on_assigned(frozenset([partition]))
+    await zombie.work([joiner.served(shown, partition)])
     joiner.again()
-    await joiner.runner.work([Assigned(frozenset([partition])), *joiner.log])
+    await joiner.runner.on_assigned(frozenset([partition]))
+    await joiner.runner.work([*joiner.log])
     rest = [joiner.impressions(shown, [0, 1], partition), joiner.clicks(shown, [0], partition)]
     with pytest.raises(FencedError, match="another worker writes"):
         await zombie.work(rest)
@@ -309,11 +311,12 @@ async def test_another_life_restores_only_what_still_matters(joiner: Joiner, apa
         hour_ms = START_MS + at * 3_600_000
         later = serve([1], [hour_ms], joiner.broker.partitions, first_id=1_000 + at)
         (place,) = later.record
+        await joiner.runner.on_assigned(frozenset([place]))
         await joiner.runner.work(
             [joiner.served(later, place), joiner.impressions(later, [0], place), *joiner.time(place, hour_ms + 900_000)]
         )
     joiner.again()
-    await joiner.runner.work([Assigned(frozenset([place]))])
+    await joiner.runner.on_assigned(frozenset([place]))
     (held,) = joiner.runner._partitions.values()
     assert held.core.exposed_rows <= 2
     assert len(await joiner.examples()) == 20
@@ -339,7 +342,8 @@ async def test_a_learner_that_is_behind_holds_the_inputs_back(joiner: Joiner) ->
     async def let_through() -> bool:
         return not await held_back()
 
-    await joiner.runner.work([Assigned(frozenset([partition])), joiner.served(shown, partition)])
+    await joiner.runner.on_assigned(frozenset([partition]))
+    await joiner.runner.work([joiner.served(shown, partition)])
     await joiner.runner.tick()
     rows = [joiner.impressions(shown, [0, 1, 2, 3], partition), joiner.clicks(shown, [0], partition)]
     await joiner.runner.work(rows)
@@ -359,7 +363,8 @@ async def test_at_half_of_the_memory_inputs_that_are_ahead_wait(joiner: Joiner) 
     joiner.config = replace(CONFIG, join_memory_bytes=16 << 20)
     joiner.again()
     partition = 0
-    await joiner.runner.work([Assigned(frozenset([partition])), *joiner.time(partition, START_MS)])
+    await joiner.runner.on_assigned(frozenset([partition]))
+    await joiner.runner.work([*joiner.time(partition, START_MS)])
     at, first_id = 0, 1_000
     while not joiner.runner.inbox.held_back:
         users = [1] * 4_000
@@ -385,7 +390,8 @@ async def test_live_inputs_far_ahead_of_the_clicks_wait_whatever_the_memory(join
     joiner.now_ms = lambda: now_ms
     joiner.again()
     partition = 0
-    await joiner.runner.work([Assigned(frozenset([partition])), *joiner.time(partition, START_MS + 540_000)])
+    await joiner.runner.on_assigned(frozenset([partition]))
+    await joiner.runner.work([*joiner.time(partition, START_MS + 540_000)])
     assert joiner.runner.inbox.held_back == frozenset()
     promise = silent(START_MS + 600_001).encode(), events([], START_MS + 600_001).encode()
     ahead = [
@@ -412,7 +418,8 @@ async def test_a_large_step_is_written_in_parts_that_late_clicks_find_again(join
     (partition,) = shown.record
     everything = [*range(count)]
     displayed = [joiner.served(shown, partition), joiner.impressions(shown, everything, partition)]
-    await joiner.runner.work([Assigned(frozenset([partition])), *displayed])
+    await joiner.runner.on_assigned(frozenset([partition]))
+    await joiner.runner.work([*displayed])
     await joiner.runner.work(joiner.time(partition, START_MS + 120_000))
     assert await joiner.outcomes() == exposures(shown)
     at_hand = [0, MOST_ROWS - 1, MOST_ROWS]
@@ -420,7 +427,8 @@ async def test_a_large_step_is_written_in_parts_that_late_clicks_find_again(join
     await joiner.runner.give_up()
     joiner.again()
     from_the_log = [1, MOST_ROWS + 1, 2 * MOST_ROWS, count - 1]
-    await joiner.runner.work([Assigned(frozenset([partition])), joiner.clicks(shown, from_the_log, partition)])
+    await joiner.runner.on_assigned(frozenset([partition]))
+    await joiner.runner.work([joiner.clicks(shown, from_the_log, partition)])
     clicked = [*at_hand, *from_the_log]
     assert (await joiner.outcomes())[count:] == [(CLICK, shown.impression_id[row]) for row in clicked]
     rows = await joiner.examples()

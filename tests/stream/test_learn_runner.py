@@ -23,7 +23,7 @@ from learners.terms import Terms
 from stream.broker import find_broker
 from stream.examples import ExampleRows
 from stream.examples_log import decode_examples
-from stream.inbox import Assigned, InputRecord
+from stream.inbox import InputRecord
 from stream.learn_runner import LearnRunner, NoSnapshotError, first_snapshot
 from stream.learning import LearningLoop
 from stream.learning_config import LearningConfig
@@ -53,14 +53,15 @@ async def test_a_snapshot_that_cannot_be_written_stops_the_learner(
         loop.call_soon_threadsafe(failed.set)
         raise OSError("no space left on device")
 
-    def records(offset: int) -> list[InputRecord | Assigned]:
+    def records(offset: int) -> list[InputRecord]:
         record = example_rows(8, seed=offset).to_record(SPEC.hash, START_MS + offset * 120_000).encode()
         return [InputRecord(EXAMPLES, p, offset, record, START_MS) for p in range(broker.partitions)]
 
     loop = asyncio.get_running_loop()
     monkeypatch.setattr("stream.snapshot_writing.write_snapshot", full)
     try:
-        await runner.work([Assigned(frozenset(range(broker.partitions))), *records(0)])
+        await runner.on_assigned(frozenset(range(broker.partitions)))
+        await runner.work([*records(0)])
         await runner.work(records(1))
         await failed.wait()
         await asyncio.sleep(0.05)  # the task ends after its thread
@@ -223,7 +224,7 @@ async def learned(
             await writer.write([Outgoing(EXAMPLES, value, partition=0) for value in records])
     others = range(1, broker.partitions)
     silent = example_rows(0, seed=0).to_record(SPEC.hash, marks[-1]).encode()
-    await runner.work([Assigned(frozenset(range(broker.partitions)))])
+    await runner.on_assigned(frozenset(range(broker.partitions)))
     await runner.work([InputRecord(EXAMPLES, p, 0, silent, START_MS) for p in others])
     for offset, value in enumerate(records):
         await runner.work([InputRecord(EXAMPLES, 0, offset, value, START_MS)])

@@ -19,7 +19,7 @@ from stream.broker import Broker, find_broker
 from stream.calibrate_runner import CalibrateRunner
 from stream.calibrating import PartitionCalibrator
 from stream.examples_log import decode_examples
-from stream.inbox import Assigned, InputRecord
+from stream.inbox import InputRecord
 from stream.learn_runner import LearnRunner, NoSnapshotError
 from stream.log_reader import LogReader
 from stream.log_writer import Outgoing, shared_writer
@@ -48,7 +48,7 @@ async def life(
     metrics = WorkerMetrics(CollectorRegistry())
     runner = LearnRunner(world.broker, SPEC, CONFIG, str(world.root), metrics)
     try:
-        await runner.work([Assigned(frozenset(range(world.broker.partitions)))])
+        await runner.on_assigned(frozenset(range(world.broker.partitions)))
         for record in records:
             await runner.work([record])
             if runner._snapshot_task is not None:  # which versions have a snapshot must not hang on the disk's speed
@@ -185,7 +185,7 @@ async def archived(broker: Broker, folder: Path, parts: Sequence[Sequence[InputR
     metrics = WorkerMetrics(CollectorRegistry())
     config = ArchiveConfig(archive_rows=1_000, archive_interval_s=900.0)
     runner = ArchiveRunner(broker, SPEC, config, archive_store_of(str(folder)), metrics)
-    await runner.work([Assigned(frozenset({0}))])
+    await runner.on_assigned(frozenset({0}))
     for records in parts:
         await runner.work(list(records))
     await runner.give_up()
@@ -197,7 +197,7 @@ async def calibrated(broker: Broker, parts: Sequence[Sequence[InputRecord]]) -> 
     metrics = WorkerMetrics(CollectorRegistry())
     async with shared_writer(broker) as writer:
         runner = CalibrateRunner(broker, writer, SPEC, KEEPS, 1.0, metrics)
-        await runner.work([Assigned(frozenset({0}))])
+        await runner.on_assigned(frozenset({0}))
         for records in parts:
             await runner.work(list(records))
     return metrics, runner

@@ -30,7 +30,7 @@ from stream.broker import find_broker
 from stream.child_server import LOOPBACK, ChildServer, accepts_connections, free_port
 from stream.embedded_redis import answers_ping, redis_program
 from stream.faust_source import credentials
-from stream.inbox import Assigned, Inbox, InputRecord, Place
+from stream.inbox import Inbox, InputRecord, Place
 from stream.log_reader import LogReader
 from stream.log_writer import Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
@@ -350,11 +350,13 @@ class Taker:
         self.inbox = Inbox()
         self.taken: asyncio.Queue[bytes | None] = asyncio.Queue()
 
-    async def work(self, items: Sequence[InputRecord | Assigned]) -> None:
+    async def on_assigned(self, partitions: frozenset[int]) -> None:
+        """Nothing."""
+
+    async def work(self, records: Sequence[InputRecord]) -> None:
         """Keep the values."""
-        for item in items:
-            if isinstance(item, InputRecord):
-                self.taken.put_nowait(item.value)
+        for record in records:
+            self.taken.put_nowait(record.value)
 
     async def tick(self) -> None:
         """Nothing."""

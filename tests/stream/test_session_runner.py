@@ -23,7 +23,7 @@ from stream.broker import Broker, find_broker
 from stream.child_server import free_port
 from stream.embedded_redis import EmbeddedRedis
 from stream.examples_log import SettledLogError, decode_examples
-from stream.inbox import Assigned, InputRecord, Place
+from stream.inbox import InputRecord, Place
 from stream.log_reader import LogEndsEarlierError
 from stream.log_writer import LogWriter, Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
@@ -102,7 +102,7 @@ class World:
     async def assigned(self, client: Redis | None = None) -> SessionRunner:
         """A worker that has both partitions."""
         runner = self.runner(client)
-        await runner.work([Assigned(frozenset(range(PARTITIONS)))])
+        await runner.on_assigned(frozenset(range(PARTITIONS)))
         return runner
 
     async def abreast(self, runner: SessionRunner) -> None:
@@ -146,7 +146,7 @@ async def world(kafka_topics: TestTopics, redis_url: str) -> AsyncIterator[World
         await client.aclose()
 
 
-def chunks(records: Sequence[InputRecord], size: int) -> list[list[InputRecord | Assigned]]:
+def chunks(records: Sequence[InputRecord], size: int) -> list[list[InputRecord]]:
     """What the inbox gives at once."""
     return [list(records[at : at + size]) for at in range(0, len(records), size)]
 
@@ -199,7 +199,7 @@ class _Dying(RedisSessionStore):
 
 async def _life(world: World, runner: SessionRunner, committed: Mapping[Place, int]) -> None:
     """A worker is assigned what there is, and then is brought records, also new ones."""
-    await runner.work([Assigned(frozenset(range(PARTITIONS)))])
+    await runner.on_assigned(frozenset(range(PARTITIONS)))
     await world.write(40)
     for items in chunks([r for r in world.records if r.offset >= committed.get(r.place, 0)], 2):
         await runner.work(items)
@@ -237,10 +237,11 @@ async def test_what_comes_again_changes_nothing(world: World) -> None:
 
 
 async def test_records_that_nobody_brings_are_read_from_the_log(world: World) -> None:
-    """The group had committed further than the store holds, also when a record overtakes its assignment."""
+    """The group had committed further than the store holds."""
     records = await world.write(40)
     runner = world.runner()
-    await runner.work([*records[30:35], Assigned(frozenset(range(PARTITIONS))), *records[35:]])
+    await runner.on_assigned(frozenset(range(PARTITIONS)))
+    await runner.work([*records[30:35], *records[35:]])
     await world.check()
 
 
@@ -268,7 +269,8 @@ async def test_a_store_that_went_back_is_folded_again_from_the_log(world: World,
     records = await world.write(60)
     await world.redis.flushall()
     runner = world.runner()
-    await runner.work([Assigned(frozenset(range(PARTITIONS))), *records[:kept]])
+    await runner.on_assigned(frozenset(range(PARTITIONS)))
+    await runner.work([*records[:kept]])
     older = {name: await world.redis.dump(name) or b"" for name in await world.redis.keys()} if kept else {}
     more = await world.write(20, seed=4)
     await runner.work([*records[kept:], *more[:10]])
@@ -299,11 +301,11 @@ async def test_two_workers_on_one_partition_leave_the_fold_of_the_log(world: Wor
 
 
 async def test_a_partition_that_went_elsewhere_is_let_go(world: World) -> None:
-    """A record under way at the change brings a partition back; the next assignment ends that."""
-    records = await world.write(20)
-    late = next(record for record in records if record.partition == 0)
-    runner = world.runner()
-    await runner.work([late, Assigned(frozenset([1]))])
+    """The next assignment is all that is ours: of the other one nothing is committed any more."""
+    runner = await world.assigned()
+    await world.write(20)
+    await runner.on_assigned(frozenset([1]))
+    await runner.work([record for record in world.records if record.partition == 1])
     assert runner.committable() == {(EXAMPLES, 1): world.end(1)}
     assert await RedisSessionStore(world.redis, SMALL, PARTITIONS).fence(0) == 0
 
@@ -416,7 +418,7 @@ async def test_a_redis_that_hangs_holds_up_neither_a_stop_nor_a_cancellation(
         await asyncio.sleep(RETRY_AFTER_S)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
-                await runner.work([Assigned(frozenset(range(PARTITIONS)))])
+                await runner.on_assigned(frozenset(range(PARTITIONS)))
     finally:
         os.kill(server.pid, signal.SIGCONT)
     runner = await world.assigned(client)
