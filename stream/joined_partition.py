@@ -18,6 +18,7 @@ from stream.group_offsets import committed_offsets
 from stream.join import JoinCore
 from stream.join_output import Resume
 from stream.join_rejects import Reject
+from stream.log_gaps import report_loss
 from stream.log_reader import LogReader
 from stream.log_writer import LogWriter, open_writer
 from stream.metrics import WorkerMetrics
@@ -115,12 +116,8 @@ class JoinedPartition:
         """Where to begin with an input; what retention took before it was joined is counted and said."""
         oldest, wanted = await log.oldest(topic, self.partition), self.offsets.get(topic, 0)
         if topic in self.offsets and oldest > wanted:
-            metrics.counter("join_lost_records_total", topic=topic).inc(oldest - wanted)
-            _log.error(
-                "records were deleted before they were joined",
-                topic=topic, partition=self.partition, offsets=(wanted, oldest),
-                remedy="keep the topic for longer (retention.ms) than the workers may be down",
-            )  # fmt: skip
+            lost = metrics.counter("join_lost_records_total", topic=topic)
+            report_loss(lost, "joined", topic, self.partition, (wanted, oldest))
         return max(oldest, wanted)
 
     async def close(self) -> None:

@@ -28,6 +28,25 @@ class _Leap(NamedTuple):
     stop: int
 
 
+def report_loss(
+    lost: Counter,
+    what: str,
+    topic: str,
+    partition: int,
+    offsets: tuple[int, int],
+    remedy: str = "keep the topic for longer (retention.ms) than the workers may be down",
+) -> None:
+    """Count and say that retention took the records of ``offsets`` before they were ``what``, "archived"."""
+    lost.inc(offsets[1] - offsets[0])
+    _log.warning(
+        f"the log lost records before they were {what}",
+        topic=topic,
+        partition=partition,
+        offsets=offsets,
+        remedy=remedy,
+    )
+
+
 class LogGaps:
     """Watches over the offsets of a topic's partitions that one reader is given.
 
@@ -86,10 +105,4 @@ class LogGaps:
             start, end = max(first, self._told.get(partition, 0)), min(oldest, stop)
             if end > start:
                 self._told[partition] = end
-                self._lost.inc(end - start)
-                _log.warning(
-                    f"the log lost records before they were {self._what}: keep the topic for longer (retention.ms)",
-                    topic=self._topic,
-                    partition=partition,
-                    offsets=(start, end),
-                )
+                report_loss(self._lost, self._what, self._topic, partition, (start, end))

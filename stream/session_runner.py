@@ -26,6 +26,7 @@ from stream.broker import Broker
 from stream.examples import ExampleRows
 from stream.examples_log import decode_examples, refuse_settled
 from stream.inbox import Inbox, InputRecord, Place
+from stream.log_gaps import report_loss
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.outage import Outage
@@ -149,13 +150,14 @@ class SessionRunner:
             return True
         if not await self._apply(held, _Step(oldest)):
             return False
-        self._metrics.counter("session_lost_records_total").inc(oldest - fence)
-        _log.warning(
-            "the log lost examples before they were folded into the session features, which lack them until their "
-            "states expire: keep the examples topic for as long as the states live (rates of the feature spec), or let "
-            "Redis keep its data (appendonly yes)",
-            partition=held.number,
-            offsets=(fence, oldest),
+        report_loss(
+            self._metrics.counter("session_lost_records_total"),
+            "folded into the session features",
+            EXAMPLES,
+            held.number,
+            (fence, oldest),
+            "the features lack them until their states expire: keep the topic for as long as states live (rates of the "
+            "feature spec), or let Redis keep its data (appendonly yes)",
         )
         return True
 

@@ -347,7 +347,7 @@ async def test_examples_that_retention_took_are_passed_over_and_counted(world: W
     with structlog.testing.capture_logs() as logs:
         runner = await world.assigned()
         await world.assigned()
-    lost = [entry for entry in logs if "lost examples" in entry["event"]]
+    lost = [entry for entry in logs if "lost records" in entry["event"]]
     assert [(entry["partition"], entry["offsets"]) for entry in lost] == [(0, (0, held[9].offset))]
     assert world.counted("session_lost_records_total") == held[9].offset
     assert runner.committable()[EXAMPLES, 0] == world.end(0)
