@@ -86,6 +86,7 @@ class DeepFM:
         self.dense = self.network.parameters
         self.heads = self.network.heads
         self._start_at(config)
+        self._output_bias = f"mlp.{config.heads[0].name}.{len(config.tower_widths[0])}.bias"
         self._adam = Adam(self.dense.learned_size, config.full_batch_rows)
 
     def _start_at(self, config: DeepFMConfig) -> None:
@@ -150,6 +151,10 @@ class DeepFM:
             sighted, and keep the rows that they were given at their start values.
         """
         self.step(self.gradients(rows, terms), len(rows.ids), rate_factor=rate_factor)
+
+    def shift_level(self, log_odds: float) -> None:
+        """Add to the output bias of the first head: every logit of it moves by as much."""
+        self.dense.value[self._output_bias].add_(log_odds)
 
     def learn_many(
         self, rows: Rows, labels: NDArray[Any], weight: NDArray[Any] | None = None, *, rate_factor: float = 1.0

@@ -45,7 +45,9 @@ def train_base(kind: BaseKind) -> TrainedBase:
     """Train on the live ads only, every label known."""
     world = World(WorldConfig(seed=kind.seed, ctr=kind.ctr))
     world.click_shift = world.shift_to(kind.ctr * kind.ctr_factor)
-    heads = (Head(CLICK_HEAD), Head(CONVERSION_HEAD, given=CLICK_HEAD)) if kind.conversions else (Head(CLICK_HEAD),)
+    click = Head(CLICK_HEAD, start_p=kind.ctr * kind.ctr_factor)  # as base training puts it in
+    conversion = Head(CONVERSION_HEAD, given=CLICK_HEAD, start_p=world.config.cvr)
+    heads = (click, conversion) if kind.conversions else (click,)
     model = DeepFM(DeepFMConfig(heads=heads, seed=kind.seed), ModelShape.of(world.spec))
     chunks = round(_CLICKS / (kind.ctr * kind.ctr_factor) / (_CHUNK_REQUESTS * world.config.slots))
     for chunk in range(chunks):

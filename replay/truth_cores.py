@@ -158,7 +158,7 @@ class Cores:
         """Let the learner go on as one that has these clicks still to pay. Only before it learned anything."""
         state = LoopState(
             version=1, positions={}, watermarks={}, watermark_ms=0, newest_event_ms=0,
-            arrays=prefixed("delayed.", owed.state()),
+            arrays=prefixed("step.delayed.", owed.state()),
         )  # fmt: skip
         self.loop = LearningLoop(self.loop.model, self.loop.config, 1, state=state)
 

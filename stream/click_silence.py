@@ -46,6 +46,7 @@ class SilenceState(msgspec.Struct, frozen=True):
     expected: list[tuple[int, float]] = []  # display second, clicks of its displays
     learned_until_ms: int = 0
     left_out_until_ms: int = 0
+    since_ms: int = 0  # of earlier displays only the clicks that came late were seen: they say nothing of the delays
 
 
 class ClickSilence:
@@ -71,11 +72,25 @@ class ClickSilence:
         self._came: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # displays and delays of clicks, for the law
         self._expected = dict(state.expected)
         self._learned_until_ms, self._left_out_until_ms = state.learned_until_ms, state.left_out_until_ms
+        self._since_ms = state.since_ms
 
     @property
     def silent(self) -> bool:
         """Whether clicks are missing now."""
         return bool(self.silences) and self.silences[-1].to_ms == OPEN_MS
+
+    @property
+    def law(self) -> DelayLaw:
+        """Of the clicks' delays, as it was measured at some watermark not long ago."""
+        return self._law
+
+    @property
+    def known_since_ms(self) -> int:
+        """Displays before it say nothing about the click rate: of some of them clicks are missing. 0: none is."""
+        if not self.silences:
+            return 0
+        last = self.silences[-1]
+        return last.from_ms if self.silent else last.to_ms
 
     def heard(self, rows: ExampleRows) -> Silence | None:
         """Look at rows that have come, before any is learned: the silence that the first click among them ends."""
@@ -109,22 +124,27 @@ class ClickSilence:
             self._left_out_until_ms = self._left_out_until_ms if self.silent else 0
 
     def learned(
-        self, rows: ExampleRows, logits: NDArray[np.float32], terms: Terms, watermark_ms: int
+        self, rows: ExampleRows, logits: NDArray[np.float32], terms: Terms, watermark_ms: int, heard_ms: int = 0
     ) -> tuple[Silence, float] | None:
         """Count a learned batch in; the silence that it shows to have begun, and the clicks that were missing.
 
-        ``logits`` are those before learning, ``terms`` the click head's, all (B,).
+        ``logits`` are those before learning, ``terms`` the click head's, all (B,). ``heard_ms`` is the watermark of the
+        record that the batch came with, if it is ahead: of a backlog that comes at once no more is learned than shows
+        that clicks are missing.
         """
         clicks, displays = np.flatnonzero(rows.kind == CLICK), np.flatnonzero(rows.kind == EXPOSURE)
         self._learned_until_ms = max(self._learned_until_ms, int(rows.ts_ms[displays].max(initial=-1)) + 1)
+        if not self._since_ms and len(displays):
+            self._since_ms = int(rows.ts_ms[displays].max())
         if len(clicks):
-            self._came.append((rows.ts_ms[clicks], rows.delay_ms[clicks]))
+            seen = clicks[rows.ts_ms[clicks] >= max(self._since_ms, 1)]
+            self._came.append((rows.ts_ms[seen], rows.delay_ms[seen]))
             self._expected = {}
             displays = displays[displays > clicks[-1]]
         if watermark_ms // _MEASURED_MS > self._law.now_ms // _MEASURED_MS:
             self._measure(watermark_ms)
         self._expect(rows.ts_ms[displays], probability(logits[displays]) * terms.exposure[displays])
-        missing = self._missing(watermark_ms)
+        missing = self._missing(watermark_ms, max(watermark_ms, heard_ms))
         if self.silent or missing <= self._most_expected:
             return None
         self._expected = {}
@@ -139,8 +159,9 @@ class ClickSilence:
     def state(self) -> SilenceState:
         """What a restart needs; with ``law_state``."""
         return SilenceState(
-            list(self.silences), sorted(self._expected.items()), self._learned_until_ms, self._left_out_until_ms
-        )
+            list(self.silences), sorted(self._expected.items()), self._learned_until_ms, self._left_out_until_ms,
+            self._since_ms,
+        )  # fmt: skip
 
     def law_state(self) -> dict[str, NDArray[Any]]:
         """The law of the clicks' delays, as arrays."""
@@ -166,11 +187,11 @@ class ClickSilence:
             older = seconds_of[: len(seconds_of) - _MOST_BUCKETS // 2]
             self._expected[older[-1]] = math.fsum(self._expected.pop(second) for second in older)
 
-    def _missing(self, watermark_ms: int) -> float:
-        """Clicks of the displays since the last one that should have come by now."""
+    def _missing(self, watermark_ms: int, heard_ms: int) -> float:
+        """Clicks of the displays since the last one that should have come by ``heard_ms``."""
         if math.fsum(self._expected.values()) <= self._most_expected:  # by far the usual case, and cheap
             return 0.0
         self._measure(watermark_ms)
         ends_ms = (np.array(list(self._expected), np.int64) + 1) * _BUCKET_MS
-        share = self._law.share(np.maximum(watermark_ms - ends_ms, 0))
+        share = self._law.share(np.maximum(heard_ms - ends_ms, 0))
         return float(share @ np.array(list(self._expected.values())))

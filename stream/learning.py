@@ -27,8 +27,7 @@ from stream.records import JournalRecord
 
 __all__ = ["Diverged", "LearnOutcome", "Learned", "LearningLoop", "LoopState", "Rejected", "Skipped"]
 
-
-_CLICK_DELAYS, _DELAYED = "click_delays.", "delayed."  # arrays in a snapshot
+_CLICK_DELAYS, _STEP = "click_delays.", "step."  # arrays in a snapshot
 
 
 class LearningLoop:
@@ -74,7 +73,7 @@ class LearningLoop:
             batches=config.diverged_loss_batches,
             state=state.loss_watch if state else None,
         )
-        self._step = ModelStep(model, config, under(_DELAYED, state.arrays) if state else None)
+        self._step = ModelStep(model, config, under(_STEP, state.arrays) if state else {})
         self._silence = ClickSilence(
             least_probability=config.silence_probability,
             state=state.silence if state else None,
@@ -84,6 +83,7 @@ class LearningLoop:
         self.newest_event_ms = state.newest_event_ms if state else 0
         self._watermarks: dict[int, int] = dict(state.watermarks) if state else {}
         self._watermark_ms = state.watermark_ms if state else 0
+        self._heard_ms = 0  # of the record that is being taken
         self._pending = PendingExamples()
         for partition, position in (state.positions if state else {}).items():
             self._pending.move_to(partition, Position(*position))
@@ -131,8 +131,7 @@ class LearningLoop:
 
     def next_offset(self, partition: int) -> int:
         """The first offset of a partition that ``step`` has not seen whole."""
-        position = self._pending.next_position(partition)
-        return position.offset
+        return self._pending.next_position(partition).offset
 
     def step(self, rows: ExampleRows, partition: int, offset: int, watermark_ms: int) -> list[LearnOutcome]:
         """Take one examples record and learn the batches that it fills, or that its watermark makes due.
@@ -141,8 +140,9 @@ class LearningLoop:
         """
         if offset < self.next_offset(partition):
             return []
+        heard_ms = self._hear(partition, watermark_ms)
         if self.diverged:
-            self._advance(partition, watermark_ms)
+            self._advance_to(heard_ms)
             return []
         outcomes: list[LearnOutcome] = [
             Rejected(partition, offset, fault.reason, fault.detail, rows.take(fault.rows)) for fault in faults(rows)
@@ -153,27 +153,22 @@ class LearningLoop:
         self._pending.add(rows, self._kept(rows, self.config.exposure_rate), partition, offset)
         while len(self._pending) >= self.config.learn_batch_rows and not self.diverged:
             outcomes += self._learn_next()
-        if self._advance(partition, watermark_ms) and self._pending:
+        if self._advance_to(heard_ms) and self._pending:
             outcomes += self._learn_next()
         return outcomes
 
     def flush(self) -> list[LearnOutcome]:
-        """Learn what waits: at the end of the input, or when the caller's clock says so.
-
-        It moves the cuts, so that the order of the examples alone no longer tells the weights: the journal does.
-        """
+        """Learn what waits, at the end of the input. It moves the cuts, which only the journal tells then."""
         return self._learn_next() if self._pending else []
 
     def _learn_next(self) -> list[LearnOutcome]:
-        if self.diverged:
-            return []
-        return self._learn(self._pending.cut(self.config.learn_batch_rows))
+        return [] if self.diverged else self._learn(self._pending.cut(self.config.learn_batch_rows))
 
     def relearn(self, journal: JournalRecord, rows: ExampleRows) -> list[LearnOutcome]:
         """Learn again a batch that a run before this one learned after its snapshot: the rows of the journal's ranges.
 
-        Raises ValueError when the record is not the next one, the rows are not as many as it says, or they were
-        skipped then and are not now, or the other way round.
+        Raises ValueError when the record is not the next one, the rows are not as many as it says, or they were skipped
+        then and are not now, or the other way round.
         """
         self._silence.adopt(journal.silences)
         kept = rows.take(np.flatnonzero(self._kept(rows, journal.exposure_rate)))
@@ -237,7 +232,7 @@ class LearningLoop:
             loss_watch=self._loss_watch.state(),
             skipped_in_a_row=self._skipped_in_a_row,
             silence=self._silence.state(),
-            arrays=prefixed(_CLICK_DELAYS, self._silence.law_state()) | prefixed(_DELAYED, self._step.state()),
+            arrays=prefixed(_CLICK_DELAYS, self._silence.law_state()) | prefixed(_STEP, self._step.state()),
         )
 
     def _kept(self, rows: ExampleRows, exposure_rate: float) -> NDArray[np.bool_]:
@@ -245,20 +240,23 @@ class LearningLoop:
         self.left_out_rows += int(np.count_nonzero(left_out))
         return learnable(rows, self._heads) & sampled(rows, exposure_rate) & ~left_out
 
-    def _advance(self, partition: int, watermark_ms: int) -> bool:
-        """Take a partition's watermark; True when the loop's own entered the next learn interval."""
+    def _hear(self, partition: int, watermark_ms: int) -> int:
+        """Take a partition's watermark; the least of all, 0 while one was never heard."""
         self._watermarks[partition] = max(watermark_ms, self._watermarks.get(partition, 0))
-        if len(self._watermarks) < self.partitions:
-            return False
-        before, self._watermark_ms = self._watermark_ms, max(self._watermark_ms, min(self._watermarks.values()))
-        if before == 0:  # the first watermark: the timer of snapshots starts here
+        self._heard_ms = min(self._watermarks.values()) if len(self._watermarks) == self.partitions else 0
+        return self._heard_ms
+
+    def _advance_to(self, heard_ms: int) -> bool:
+        """True when the loop's own watermark entered the next learn interval."""
+        before, self._watermark_ms = self._watermark_ms, max(self._watermark_ms, heard_ms)
+        if before == 0 < self._watermark_ms:  # the first watermark: the timer of snapshots starts here
             self._snapshot_ms = self._watermark_ms
         interval_ms = self.config.learn_interval_s * 1000.0
         return self._watermark_ms // interval_ms > before // interval_ms
 
     def _learn(self, batch: Batch, like: JournalRecord | None = None) -> list[LearnOutcome]:
         rows = batch.rows
-        step = self._step.make(rows, self._watermark_ms, like)
+        step = self._step.make(rows, self._watermark_ms, self._silence, like)
         self.version += 1
         journal = JournalRecord(
             version=self.version,
@@ -280,10 +278,13 @@ class LearningLoop:
         outcomes: list[LearnOutcome] = [Learned(journal, rows, step.logits, step.terms, loss)]
         if (astray := self._loss_watch.update(loss)) is not None:
             outcomes.append(self._diverge(astray))
-        if (begun := self._silence.learned(rows, step.logits, step.terms, self._watermark_ms)) is not None:
+        begun = self._silence.learned(rows, step.logits, step.terms, self._watermark_ms, self._heard_ms)
+        if begun is not None:
             silence, missing = begun
             outcomes.append(Silent(silence.from_ms, missing))
-            self._pending.keep(lambda waiting: ~self._silence.left_out(waiting))
+            waiting = len(self._pending)
+            self._pending.keep(lambda rows: ~self._silence.left_out(rows))
+            self.left_out_rows += waiting - len(self._pending)
         if not self._pending:
             self._silence.forget()
         return outcomes

@@ -9,12 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.deepfm import DeepFM, DivergenceError
+from learners.state_names import prefixed, under
 from learners.terms import CLICK_HEAD, CONVERSION_HEAD, Terms
+from stream.click_level import ClickLevel
+from stream.click_silence import ClickSilence
 from stream.delayed_terms import DelayedTerms
 from stream.examples import ExampleRows
 from stream.learnable import term_weight
 from stream.learning_config import LearningConfig
 from stream.records import ConversionDelays, JournalRecord
+
+_LEVEL, _DELAYED = "level.", "delayed."  # arrays in a snapshot
 
 
 class Stepped(NamedTuple):
@@ -25,21 +30,23 @@ class Stepped(NamedTuple):
     exposure_rate: float
     paid_clicks: int
     conversion_delays: ConversionDelays | None
+    level_shift: float  # what was added to the bias of the click head
     skipped: str  # why the weights are as they were; "" when the step was made
 
 
 class ModelStep:
-    """Learns rows, with a `DelayedTerms` beside the model when it has a conversion head."""
+    """Learns rows, and follows their click rate; with a `DelayedTerms` when the model has a conversion head."""
 
-    def __init__(self, model: DeepFM, config: LearningConfig, delayed: Mapping[str, NDArray[Any]] | None) -> None:
+    def __init__(self, model: DeepFM, config: LearningConfig, state: Mapping[str, NDArray[Any]]) -> None:
         self.model = model
         self.early_clicks = 0
         self._config = config
         self._heads = model.heads.names
+        self._level = ClickLevel(under(_LEVEL, state))
         self._delayed: DelayedTerms | None = None
         if CONVERSION_HEAD in self._heads:
             self._delayed = DelayedTerms(
-                config.conversion_delays, most_rows=config.most_delayed_clicks, state=delayed or None
+                config.conversion_delays, most_rows=config.most_delayed_clicks, state=under(_DELAYED, state) or None
             )
 
     @property
@@ -49,9 +56,12 @@ class ModelStep:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What a restart needs beside the model."""
-        return self._delayed.state() if self._delayed is not None else {}
+        level = prefixed(_LEVEL, self._level.state())
+        return level if self._delayed is None else level | prefixed(_DELAYED, self._delayed.state())
 
-    def make(self, rows: ExampleRows, watermark_ms: int, like: JournalRecord | None = None) -> Stepped:
+    def make(
+        self, rows: ExampleRows, watermark_ms: int, silence: ClickSilence, like: JournalRecord | None = None
+    ) -> Stepped:
         """Learn a batch at a watermark (0: none yet), by the config or ``like`` a run before this one did."""
         exposure_rate = like.exposure_rate if like else self._config.exposure_rate
         weight = term_weight(rows.kind, exposure_rate)
@@ -72,9 +82,12 @@ class ModelStep:
                 paid=like.paid_clicks if like else None,
             )
             self.early_clicks += early
+        of_clicks = Terms.of_kinds(rows.kind, (CLICK_HEAD,), weight)
         try:
             self.model.learn_terms(features, terms)
-            skipped = ""
         except DivergenceError as error:
-            skipped = str(error)
-        return Stepped(logits, Terms.of_kinds(rows.kind, (CLICK_HEAD,), weight), exposure_rate, paid, delays, skipped)
+            return Stepped(logits, of_clicks, exposure_rate, paid, delays, 0.0, str(error))
+        self._level.know_since(silence.known_since_ms)
+        shift = self._level.step(rows, logits, of_clicks, silence.law, watermark_ms)
+        self.model.shift_level(shift)
+        return Stepped(logits, of_clicks, exposure_rate, paid, delays, shift, "")
