@@ -6,7 +6,6 @@ from collections import Counter
 
 import aiohttp
 import msgspec
-from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 
 from learners.deepfm import DeepFM
 from replay.errors import PlaybackError
@@ -19,7 +18,7 @@ from stream.broker import find_broker
 from stream.examples import ExampleRows, concat
 from stream.log_reader import LogReader
 from stream.records import DeadLetter, ExamplesRecord
-from stream.settings import StreamSettings, kafka_client_options
+from stream.settings import StreamSettings
 from stream.topics import DEADLETTER, EXAMPLES
 
 
@@ -39,13 +38,13 @@ async def play_and_report(
     PlaybackError
         When serving or the workers stop answering, or the topics cannot be read back.
     """
-    bootstrap = settings.kafka_bootstrap_servers
-    if bootstrap is None:
+    if settings.kafka_bootstrap_servers is None:
         raise PlaybackError(
             "KAFKA_BOOTSTRAP_SERVERS is not set: the player does not know the broker of the running workers. Set it, "
             "or run the demo, which starts a broker of its own."
         )
-    async with _producer(settings, bootstrap) as producer, aiohttp.ClientSession(serving_url) as http:
+    broker = await find_broker(settings)
+    async with broker.producer(linger_ms=2) as producer, aiohttp.ClientSession(serving_url) as http:
 
         async def send(topic: str, partition: int, value: bytes) -> None:
             await producer.send(settings.topic_prefix + topic, value, partition=partition)
@@ -56,7 +55,7 @@ async def play_and_report(
         await producer.flush()
         async with http.get("/v1/status") as answer:
             status = await answer.json()
-    async with LogReader(await find_broker(settings)) as log:
+    async with LogReader(broker) as log:
         shown = displayed(await _read_examples(log, settings, span_ms))
         dead = await _count_dead_letters(log)
     found = report(outcomes(shown, frozen_logits(base, shown.rows)), scenario.utc_offset_h)
@@ -71,22 +70,6 @@ async def play_and_report(
         dead_letters_by_reason=dict(dead),
     )
     return found
-
-
-class _producer:  # noqa: N801 - reads as a verb at its one use
-    """An AIOKafkaProducer that is started and stopped with the block."""
-
-    def __init__(self, settings: StreamSettings, bootstrap: str) -> None:
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=bootstrap, acks="all", linger_ms=2, **kafka_client_options(settings)
-        )
-
-    async def __aenter__(self) -> AIOKafkaProducer:
-        await self._producer.start()
-        return self._producer
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._producer.stop()
 
 
 async def _read_examples(log: LogReader, settings: StreamSettings, span_ms: tuple[int, int]) -> ExampleRows:

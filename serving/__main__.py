@@ -13,14 +13,14 @@ from pydantic import ValidationError
 
 from learners.snapshot import SnapshotError
 from learners.spec import SpecError, load_spec
-from serving.logs import to_stderr
 from serving.metrics import ServingMetrics
 from serving.server import Clock, ServingOptions, ServingServer
 from serving.settings import ServingSettings
 from serving.snapshots import NoSnapshotError
 from stream.admin import BrokerUnreachableError, TopicMismatchError, ensure_topics
 from stream.broker import find_broker
-from stream.settings import StreamSettings, redis_client_options
+from stream.logs import log_to_stderr
+from stream.settings import StreamSettings, redis_client_options, settings_fault
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -40,7 +40,7 @@ def serve(
     ] = "wall",
 ) -> None:
     """Serve rankings until SIGTERM or Ctrl-C. The broker and Redis: KAFKA_BOOTSTRAP_SERVERS, REDIS_URL."""
-    to_stderr()
+    log_to_stderr()
     try:
         status = asyncio.run(_run(spec, snapshots, host, port, clock))
     except (_UsageError, SpecError, NoSnapshotError, SnapshotError) as error:
@@ -95,8 +95,7 @@ def _settings() -> tuple[StreamSettings, ServingSettings]:
     try:
         return StreamSettings(), ServingSettings()
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'settings'}: {f['msg']}" for f in error.errors())
-        raise _UsageError(f"the environment holds settings that cannot be used: {faults}") from error
+        raise _UsageError(settings_fault(error)) from error
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -18,13 +16,11 @@ from learners.encode import EncodedIds, Encoder
 from learners.session_state import COUNTER, USER, SessionView
 from serving.metrics import ServingMetrics
 from serving.tasks import begin, end
+from stream.outage import Outage
 from stream.session_store import RedisSessionStore, SharedCounterFeed
 from stream.settings import without_password
 
-log = structlog.get_logger()
-
 _LEAST_REFRESH_PAUSE_S = 0.05  # in a fast replay a second of the log is less than a millisecond
-_LOG_EVERY_S = 10.0
 
 
 class SessionFeatures:
@@ -54,13 +50,11 @@ class SessionFeatures:
         timeout_s: float = 0.5,
         retry_after_s: float = 1.0,
     ) -> None:
-        self._url = redis_url
         self._encoder = encoder
         self._spec = encoder.spec
         self._metrics = metrics
         self._refresh_s = refresh_s
         self._event_time = event_time
-        self._retry_after_s = retry_after_s
         self._redis: Redis = Redis.from_url(
             redis_url,
             socket_timeout=timeout_s,
@@ -73,9 +67,11 @@ class SessionFeatures:
         self._newest_ms = 0
         self._due = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._away_until = 0.0
-        self._logged_at = -_LOG_EVERY_S
-        self.failing = False
+        self._outage = Outage(
+            f"session store at {without_password(redis_url)}",
+            retry_after_s=retry_after_s,
+            meanwhile="requests are scored without session features",
+        )
 
     async def start(self) -> None:
         """Load the shared counters once, then keep them abreast in the background."""
@@ -93,21 +89,26 @@ class SessionFeatures:
         """Whether the task that refreshes shared counters has died."""
         return self._task is not None and self._task.done()
 
+    @property
+    def failing(self) -> bool:
+        """Whether the store has not answered since it failed."""
+        return self._outage.is_on
+
     async def view(self, ids: EncodedIds) -> SessionView:
         """The states that these requests read; empty ones when the store does not answer."""
         if self._event_time:
             self._newest_ms = max(self._newest_ms, int(ids.ts_ms.max(initial=0)))
             self._due.set()
-        if time.monotonic() < self._away_until:
+        if self._outage.lasts:
             self._metrics.feature_read_failures.inc()
             return self.empty(ids)
         try:
             view = await self._store.read(self._encoder, ids, self._feed.counters)
         except (RedisError, OSError) as error:
-            self._failed(error)
+            self._outage.failed(error)
             self._metrics.feature_read_failures.inc()
             return self.empty(ids)
-        self.failing = False
+        self._outage.over()
         return view
 
     def empty(self, ids: EncodedIds) -> SessionView:
@@ -137,16 +138,4 @@ class SessionFeatures:
         try:
             await self._feed.refresh()
         except (RedisError, OSError) as error:
-            self._failed(error)
-
-    def _failed(self, error: Exception) -> None:
-        now = time.monotonic()
-        self.failing = True
-        self._away_until = now + self._retry_after_s
-        if now - self._logged_at >= _LOG_EVERY_S:
-            self._logged_at = now
-            log.error(
-                "the session store does not answer; requests are scored without session features",
-                url=without_password(self._url),
-                error=f"{type(error).__name__}: {error}",
-            )
+            self._outage.failed(error)

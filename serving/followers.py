@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import msgspec
 import structlog
@@ -18,13 +18,14 @@ from serving.model import HotModel, Offered, SpecMismatchError
 from serving.snapshots import LoadedModel, NoSnapshotError
 from serving.tasks import begin, end
 from stream.admin import BrokerUnreachableError
+from stream.broker import Broker
+from stream.logs import SeldomError
 from stream.records import CalibrationRecord, DeltaPart, SnapshotNotice
 from stream.topics import CALIBRATION, WEIGHTS
 
 log = structlog.get_logger()
 
 RETRY_PAUSE_S = 2.0
-_LOG_EVERY_S = 10.0
 _FIRST_STEP_BACK = 256  # records; four minutes of deltas, about the time between two snapshots
 
 
@@ -39,33 +40,22 @@ class TopicFollower:
 
     def __init__(
         self,
-        bootstrap: str,
-        topic: str,
+        broker: Broker,
         metrics: ServingMetrics,
-        *,
-        client_options: Mapping[str, Any] | None = None,
-        fetch_max_wait_ms: int = 20,
     ) -> None:
-        self.topic = topic
+        self.topic = broker.topic(self.NAME)
         self.metrics = metrics
         self.heard_at: float | None = None  # monotonic time of the last record
         self.caught_up = asyncio.Event()
         self.rejection: str | None = None  # why the newest record could not be used
-        self._bootstrap = bootstrap
-        self._options = dict(client_options or {}) | {"fetch_max_wait_ms": fetch_max_wait_ms}
-        self._tp = TopicPartition(topic, 0)
+        self._broker = broker
+        self._tp = TopicPartition(self.topic, 0)
         self._task: asyncio.Task[None] | None = None
-        self._logged_at = -_LOG_EVERY_S
+        self.report = SeldomError(topic=self.topic)
 
     async def start(self) -> None:
         """Connect and begin to follow. Raises BrokerUnreachableError."""
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._bootstrap,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            **self._options,
-        )
+        consumer = self._broker.consumer(auto_offset_reset="earliest")
         try:
             await consumer.start()
             consumer.assign([self._tp])
@@ -73,9 +63,9 @@ class TopicFollower:
         except (KafkaError, OSError) as error:
             await consumer.stop()
             raise BrokerUnreachableError(
-                f"{self.topic} cannot be read at {self._bootstrap} ({type(error).__name__}: {error}): serving would "
-                "never learn anything new. Check KAFKA_BOOTSTRAP_SERVERS, that the broker runs, and that the topics "
-                "exist (python -m stream topics --check)."
+                f"{self.topic} cannot be read at {self._broker.bootstrap} ({type(error).__name__}: {error}): serving "
+                "would never learn anything new. Check KAFKA_BOOTSTRAP_SERVERS, that the broker runs, and that the "
+                "topics exist (python -m stream topics --check)."
             ) from error
         self._consumer = consumer
         self._task = begin(self._run(), f"follow {self.topic}")
@@ -105,13 +95,6 @@ class TopicFollower:
         self.rejection = f"{self.topic}[0] {record.offset}: {detail}"
         self.metrics.rejected_records.labels(self.NAME, reason).inc()
         self.report("record not used", offset=record.offset, reason=reason, detail=detail)
-
-    def report(self, event: str, **details: object) -> None:
-        """Log at most once in ten seconds."""
-        now = time.monotonic()
-        if now - self._logged_at >= _LOG_EVERY_S:
-            self._logged_at = now
-            log.error(event, topic=self.topic, **details)
 
     async def _run(self) -> None:
         while True:
@@ -150,16 +133,14 @@ class WeightsFollower(TopicFollower):
 
     def __init__(
         self,
-        bootstrap: str,
-        topic: str,
+        broker: Broker,
         metrics: ServingMetrics,
         hot: HotModel,
         load: Callable[[], LoadedModel],
         on_swap: Callable[[], None] = lambda: None,
         on_install: Callable[[LoadedModel], None] = lambda _: None,
-        **options: Any,
     ) -> None:
-        super().__init__(bootstrap, topic, metrics, **options)
+        super().__init__(broker, metrics)
         self._hot = hot
         self._load = load
         self._on_swap = on_swap
@@ -234,14 +215,12 @@ class CalibrationFollower(TopicFollower):
 
     def __init__(
         self,
-        bootstrap: str,
-        topic: str,
+        broker: Broker,
         metrics: ServingMetrics,
         hot: HotCalibrator,
         on_swap: Callable[[], None] = lambda: None,
-        **options: Any,
     ) -> None:
-        super().__init__(bootstrap, topic, metrics, **options)
+        super().__init__(broker, metrics)
         self._hot = hot
         self._on_swap = on_swap
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
@@ -15,12 +13,14 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError  # type: ignore[import
 from serving.metrics import ServingMetrics
 from serving.tasks import begin, end
 from stream.admin import BrokerUnreachableError
+from stream.broker import Broker
+from stream.logs import SeldomError
+from stream.topics import SERVED
 
 log = structlog.get_logger()
 
 MAX_RECORD_BYTES = 4 << 20  # the served topic's limit
 _RETRY_PAUSE_S = 0.2
-_LOG_EVERY_S = 10.0
 
 
 class ServedLog:
@@ -32,25 +32,20 @@ class ServedLog:
 
     Parameters
     ----------
-    topic : full name. partitions : how many it has.
-    client_options : security arguments of the producer. It need not be idempotent: doubles are harmless.
+    broker : whose served topic is written. The producer need not be idempotent: doubles are harmless.
     """
 
     def __init__(
         self,
-        bootstrap: str,
-        topic: str,
-        partitions: int,
+        broker: Broker,
         metrics: ServingMetrics,
         *,
-        client_options: Mapping[str, Any] | None = None,
         queue_bytes: int = 64 << 20,
     ) -> None:
-        self.partitions = partitions
-        self._bootstrap = bootstrap
-        self._topic = topic
+        self.partitions = broker.partitions
+        self._broker = broker
+        self._topic = broker.topic(SERVED)
         self._metrics = metrics
-        self._options = dict(client_options or {}) | {"acks": "all"}
         self._queue_bytes = queue_bytes
         self._queue: deque[tuple[int, bytes, bool]] = deque()  # partition, record, whether it failed before
         self._waiting_bytes = 0
@@ -61,21 +56,19 @@ class ServedLog:
         self._producer: AIOKafkaProducer | None = None
         self._task: asyncio.Task[None] | None = None
         self._failing_since: float | None = None
-        self._logged_at = -_LOG_EVERY_S
+        self._report = SeldomError(topic=self._topic)
 
     async def start(self) -> None:
         """Connect. Raises BrokerUnreachableError."""
-        producer = AIOKafkaProducer(
-            bootstrap_servers=self._bootstrap, max_request_size=MAX_RECORD_BYTES, linger_ms=0, **self._options
-        )
+        producer = self._broker.producer(max_request_size=MAX_RECORD_BYTES)
         try:
             await producer.start()
         except (KafkaError, OSError) as error:
             await producer.stop()
             raise BrokerUnreachableError(
-                f"no Kafka broker answered at {self._bootstrap} ({type(error).__name__}: {error}): what is served "
-                "could not be logged, so nothing could be learned from it. Check KAFKA_BOOTSTRAP_SERVERS and that the "
-                "broker runs."
+                f"no Kafka broker answered at {self._broker.bootstrap} ({type(error).__name__}: {error}): what is "
+                "served could not be logged, so nothing could be learned from it. Check KAFKA_BOOTSTRAP_SERVERS and "
+                "that the broker runs."
             ) from error
         self._producer = producer
         self._task = begin(self._send_all(producer), "send served records")
@@ -171,9 +164,3 @@ class ServedLog:
     def _forget(self, record: bytes) -> None:
         self._waiting_bytes -= len(record)
         self._metrics.served_waiting_bytes.set(self._waiting_bytes)
-
-    def _report(self, event: str, **details: object) -> None:
-        now = time.monotonic()
-        if now - self._logged_at >= _LOG_EVERY_S:
-            self._logged_at = now
-            log.error(event, topic=self._topic, **details)

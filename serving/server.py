@@ -34,7 +34,6 @@ from serving.snapshots import LoadedModel, load_newest
 from serving.status import quantiles_of
 from serving.tasks import begin, end
 from stream.broker import Broker
-from stream.topics import CALIBRATION, SERVED, WEIGHTS
 
 log = structlog.get_logger()
 
@@ -89,26 +88,16 @@ class ServingServer:
             event_time=not self._wall,
             timeout_s=settings.feature_timeout_s,
         )
-        self.served_log = ServedLog(
-            broker.bootstrap,
-            broker.topic(SERVED),
-            broker.partitions,
-            metrics,
-            client_options=broker.options,
-            queue_bytes=settings.served_queue_bytes,
-        )
-        follow: dict[str, Any] = {
-            "client_options": {**broker.options, "isolation_level": broker.isolation_level},
-            "fetch_max_wait_ms": broker.fetch_max_wait_ms,
-            "on_swap": self._show_versions,
-        }
+        self.served_log = ServedLog(broker, metrics, queue_bytes=settings.served_queue_bytes)
         self.weights = WeightsFollower(
-            broker.bootstrap, broker.topic(WEIGHTS), metrics, self.model,
-            lambda: load_newest(options.snapshots, spec), on_install=self._serve_line, **follow,
-        )  # fmt: skip
-        self.calibration = CalibrationFollower(
-            broker.bootstrap, broker.topic(CALIBRATION), metrics, self.calibrator, **follow
+            broker,
+            metrics,
+            self.model,
+            lambda: load_newest(options.snapshots, spec),
+            on_swap=self._show_versions,
+            on_install=self._serve_line,
         )
+        self.calibration = CalibrationFollower(broker, metrics, self.calibrator, on_swap=self._show_versions)
         limits = Limits(max_ads=settings.max_ads, max_requests=settings.max_requests)
         intake = Intake(limits, wall_ms if self._wall else None, lambda: int(impressions.take(1)[0]))
         self.service = ScoringService(intake, self.ranker, self.features, self.served_log, metrics, wall_ms)

@@ -16,7 +16,7 @@ from stream.doctor import SERVING_PORT, run_checks
 from stream.rebuild_cli import rebuild
 from stream.schemas import schemas as record_schemas
 from stream.sessions_cli import sessions
-from stream.settings import StreamSettings, kafka_client_options
+from stream.settings import StreamSettings, kafka_client_options, settings_fault
 from stream.worker_cli import worker
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -33,8 +33,7 @@ def load_settings() -> StreamSettings:
     try:
         return StreamSettings()
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'settings'}: {f['msg']}" for f in error.errors())
-        raise typer.BadParameter(f"the environment holds settings that cannot be used: {faults}") from error
+        raise typer.BadParameter(settings_fault(error)) from error
 
 
 @app.command()

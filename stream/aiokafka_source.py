@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition  # type: ignore[import-untyped]
+from aiokafka import ConsumerRebalanceListener, TopicPartition  # type: ignore[import-untyped]
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type: ignore[import-untyped]
 from aiokafka.errors import CommitFailedError, IllegalStateError  # type: ignore[import-untyped]
 
+from stream.aiokafka_internals import unread_records
 from stream.broker import Broker
-from stream.consumer_progress import unread_records
 from stream.inbox import InputRecord, Place
 from stream.source import Listener
 
@@ -34,19 +34,14 @@ class AiokafkaSource:
         self._topics = topics
         self._held: frozenset[Place] = frozenset()
         self._task: asyncio.Task[None] | None = None
-        self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=broker.bootstrap,
+        self._consumer = broker.consumer(
             group_id=group,
-            enable_auto_commit=False,
             auto_offset_reset="earliest",
-            fetch_max_wait_ms=broker.fetch_max_wait_ms,
             max_partition_fetch_bytes=4 << 20,
             session_timeout_ms=round(broker.session_timeout_s * 1000),
             heartbeat_interval_ms=round(broker.session_timeout_s * 250),
             max_poll_interval_ms=_MAX_POLL_MS,
             partition_assignment_strategy=(assignor,),
-            isolation_level=broker.isolation_level,
-            **broker.options,
         )
 
     async def start(self, listener: Listener) -> None:

@@ -8,14 +8,12 @@ such a batch is passed over like a transaction's marker, and a record in its pla
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import structlog
-from aiokafka.consumer import fetcher  # type: ignore[import-untyped]
-from aiokafka.record.default_records import DefaultRecord  # type: ignore[import-untyped]
 
+from stream.aiokafka_internals import record_in_place_of, replace_decoders, wrap_batches
 from stream.inflate import MOST_INFLATED_BYTES, InflateError, inflate_gzip, inflate_lz4, inflate_snappy, inflate_zstd
 from stream.input_limits import unreadable
 
@@ -25,27 +23,24 @@ _DECODERS = {
     "lz4_decode": inflate_lz4,
     "zstd_decode": inflate_zstd,
 }
-_MODULES = ("default_records", "legacy_records", "_crecords.default_records", "_crecords.legacy_records")
-_unbounded = fetcher.PartitionRecords
 
 _log = structlog.get_logger(__name__)
 
 
 def bound_fetches() -> None:
     """Make every aiokafka consumer of this process read compressed batches in this way; once is enough."""
-    if fetcher.PartitionRecords is _bounded_records:
+    if _Meter.is_installed:
         return
-    for module in (importlib.import_module(f"aiokafka.record.{name}") for name in _MODULES):
-        for name, decoder in _DECODERS.items():
-            if hasattr(module, name):
-                setattr(module, name, _metered(decoder))
-    fetcher.PartitionRecords = _bounded_records
+    replace_decoders({name: _metered(decoder) for name, decoder in _DECODERS.items()})
+    wrap_batches(_Batches)
+    _Meter.is_installed = True
 
 
 class _Meter:
     """How much was inflated so far; other threads' shares only cut a fetch sooner."""
 
     inflated_bytes = 0
+    is_installed = False
 
 
 def _metered(decoder: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
@@ -55,10 +50,6 @@ def _metered(decoder: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
         return inflated
 
     return decode
-
-
-def _bounded_records(place: Any, batches: Any, *settings: Any) -> Any:
-    return _unbounded(place, _Batches(place, batches), *settings)
 
 
 class _Batches:
@@ -101,5 +92,4 @@ class _Batch:
             reason = f"{offsets} cannot be unpacked and are lost to this reader: {error}"
         topic, partition = self._place.topic, self._place.partition
         _log.error("a batch was passed over", topic=topic, partition=partition, reason=reason)
-        when, kind = batch.max_timestamp, batch.timestamp_type
-        return iter([DefaultRecord(batch.base_offset, when, kind, None, unreadable(reason), [])])
+        return iter([record_in_place_of(batch, unreadable(reason))])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaError, UnknownError, UnsupportedVersionError  # type: ignore[import-untyped]
 
 from stream.admin import BrokerUnreachableError
 from stream.bounded_fetch import bound_fetches
 from stream.settings import StreamSettings, kafka_client_options
+
+MAX_RECORD_BYTES = 8 << 20  # the table's limit for columnar topics
+REQUEST_ROOM_BYTES = 64 << 10  # headers of the batch around one record of the greatest size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,27 @@ class Broker:
             return self.given_session_timeout_s
         return 10.0 if self.idempotent else 2.0
 
+    def consumer(self, **options: Any) -> AIOKafkaConsumer:
+        """A consumer to be started, outside of any group and without commits of its own but for ``options``."""
+        usual = {
+            "bootstrap_servers": self.bootstrap,
+            "group_id": None,
+            "enable_auto_commit": False,
+            "fetch_max_wait_ms": self.fetch_max_wait_ms,
+            "isolation_level": self.isolation_level,
+        }
+        return AIOKafkaConsumer(**{**usual, **self.options, **options})
+
+    def producer(self, **options: Any) -> AIOKafkaProducer:
+        """A producer to be started whose writes are acknowledged by all replicas, but for ``options``."""
+        usual = {
+            "bootstrap_servers": self.bootstrap,
+            "acks": "all",
+            "linger_ms": 0,  # a record waits for nobody: what rides together was put together before
+            "max_request_size": MAX_RECORD_BYTES + REQUEST_ROOM_BYTES,
+        }
+        return AIOKafkaProducer(**{**usual, **self.options, **options})
+
     def group(self, agent: str) -> str:
         """The consumer group of an agent."""
         return f"{self.prefix}millstream-{agent}"
@@ -63,21 +87,20 @@ class Broker:
 async def find_broker(settings: StreamSettings) -> Broker:
     """Ask the broker of the settings what it can do, and bound what may come from it. Raises BrokerUnreachableError."""
     bound_fetches()
-    bootstrap = settings.kafka_bootstrap_servers or ""
-    options = kafka_client_options(settings)
-    return Broker(
-        bootstrap=bootstrap,
+    asked = Broker(
+        bootstrap=settings.kafka_bootstrap_servers or "",
         prefix=settings.topic_prefix,
         partitions=settings.partitions,
-        idempotent=await _gives_producer_ids(bootstrap, options),
+        idempotent=False,
         given_session_timeout_s=settings.kafka_session_timeout_s,
-        options=options,
+        options=kafka_client_options(settings),
     )
+    return replace(asked, idempotent=await _gives_producer_ids(asked))
 
 
-async def _gives_producer_ids(bootstrap: str, options: Mapping[str, Any]) -> bool:
+async def _gives_producer_ids(broker: Broker) -> bool:
     """Whether an idempotent producer can start: the embedded broker lists the request but fails it."""
-    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True, **options)
+    producer = broker.producer(enable_idempotence=True)
     sender_log = logging.getLogger("aiokafka.producer.sender")
     level = sender_log.level
     sender_log.setLevel(logging.CRITICAL)  # it calls the expected refusal an error
@@ -87,9 +110,9 @@ async def _gives_producer_ids(bootstrap: str, options: Mapping[str, Any]) -> boo
         return False
     except (KafkaError, OSError) as error:
         raise BrokerUnreachableError(
-            f"no Kafka broker answered at {bootstrap} ({type(error).__name__}: {error}): the worker can read nothing. "
-            "Check KAFKA_BOOTSTRAP_SERVERS, KAFKA_SECURITY_PROTOCOL with its user or certificates, and that the broker "
-            "runs."
+            f"no Kafka broker answered at {broker.bootstrap} ({type(error).__name__}: {error}): the worker can read "
+            "nothing. Check KAFKA_BOOTSTRAP_SERVERS, KAFKA_SECURITY_PROTOCOL with its user or certificates, "
+            "and that the broker runs."
         ) from error
     finally:
         sender_log.setLevel(level)

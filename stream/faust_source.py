@@ -24,8 +24,8 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, T
 from faust.types import TP
 from yarl import URL
 
+from stream.aiokafka_internals import read_in_this_way, unread_records
 from stream.broker import Broker
-from stream.consumer_progress import unread_records
 from stream.inbox import InputRecord, Place
 from stream.source import Listener
 
@@ -143,9 +143,12 @@ class _ConsumerThread(AIOKafkaConsumerThread):
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
-        consumer._fetch_max_wait_ms = self.app.kafka.fetch_max_wait_ms  # Faust's is the embedded broker's latency
-        consumer._isolation_level = self.app.kafka.isolation_level
-        consumer._partition_assignment_strategy = (self.app.partition_assignor,)
+        read_in_this_way(
+            consumer,
+            fetch_max_wait_ms=self.app.kafka.fetch_max_wait_ms,  # Faust's is the embedded broker's latency
+            isolation_level=self.app.kafka.isolation_level,
+            assignor=self.app.partition_assignor,
+        )
         return consumer
 
 

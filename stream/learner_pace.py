@@ -62,15 +62,7 @@ class LearnerPace:
             await consumer.stop()
 
     async def _follow(self) -> AIOKafkaConsumer:
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._broker.bootstrap,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="latest",
-            fetch_max_wait_ms=self._broker.fetch_max_wait_ms,
-            isolation_level=self._broker.isolation_level,
-            **self._broker.options,
-        )
+        consumer = self._broker.consumer(auto_offset_reset="latest")
         await consumer.start()
         consumer.assign([self._place])
         return consumer

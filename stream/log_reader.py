@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any, Self
 
-from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]
+from aiokafka import TopicPartition  # type: ignore[import-untyped]
 from aiokafka.errors import OffsetOutOfRangeError  # type: ignore[import-untyped]
 
 from stream.broker import Broker
@@ -25,15 +25,8 @@ class LogReader:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=broker.bootstrap,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            fetch_max_wait_ms=_FETCH_WAIT_MS,
-            max_partition_fetch_bytes=8 << 20,
-            isolation_level=broker.isolation_level,
-            **broker.options,
+        self._consumer = broker.consumer(
+            auto_offset_reset="none", fetch_max_wait_ms=_FETCH_WAIT_MS, max_partition_fetch_bytes=8 << 20
         )
 
     async def __aenter__(self) -> Self:

@@ -15,20 +15,13 @@ from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
 from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
-from aiokafka.errors import (  # type: ignore[import-untyped]
-    InvalidProducerEpoch,
-    KafkaConnectionError,
-    ProducerFenced,
-    RequestTimedOutError,
-)
-from aiokafka.producer.sender import SendProduceReqHandler  # type: ignore[import-untyped]
+from aiokafka.errors import InvalidProducerEpoch, ProducerFenced  # type: ignore[import-untyped]
 from aiokafka.structs import OffsetAndMetadata  # type: ignore[import-untyped]
 
+from stream.aiokafka_internals import never_retry
 from stream.broker import Broker
 from stream.inbox import Place
 
-MAX_RECORD_BYTES = 8 << 20  # the table's limit for columnar topics
-REQUEST_ROOM_BYTES = 64 << 10  # headers of the batch around one record of the greatest size
 TRANSACTION_TIMEOUT_MS = 15_000  # how long a worker that stops in the middle can hold readers back, unless it is fenced
 
 
@@ -95,7 +88,7 @@ class TransactionalWriter:
         self._broker = broker
         self._owner = owner
         self._one_at_a_time = asyncio.Lock()
-        self._producer = _producer(broker, transactional_id=owner, transaction_timeout_ms=TRANSACTION_TIMEOUT_MS)
+        self._producer = broker.producer(transactional_id=owner, transaction_timeout_ms=TRANSACTION_TIMEOUT_MS)
 
     async def start(self) -> None:
         """Fence whoever wrote before; what it had not committed is rolled back."""
@@ -145,13 +138,13 @@ class PlainWriter:
     def __init__(self, broker: Broker, *, repeats: bool = False) -> None:
         self._broker = broker
         self._repeats = repeats
-        self._producer = _producer(broker, enable_idempotence=broker.idempotent)
+        self._producer = broker.producer(enable_idempotence=broker.idempotent)
 
     async def start(self) -> None:
         """Connect."""
         await self._producer.start()
         if not self._repeats:
-            _never_retry(self._producer)
+            never_retry(self._producer)
 
     async def write(self, records: Sequence[Outgoing], commits: Commits | None = None) -> list[int]:
         """Store records; their offsets. Those of a topic are all stored before those of the next are sent."""
@@ -166,40 +159,8 @@ class PlainWriter:
         await self._producer.stop()
 
 
-def _producer(broker: Broker, **options: Any) -> AIOKafkaProducer:
-    return AIOKafkaProducer(
-        bootstrap_servers=broker.bootstrap,
-        acks="all",
-        linger_ms=0,  # a record waits for nobody: what rides together was put together before
-        max_request_size=MAX_RECORD_BYTES + REQUEST_ROOM_BYTES,
-        **broker.options,
-        **options,
-    )
-
-
 async def _send(producer: AIOKafkaProducer, broker: Broker, record: Outgoing) -> asyncio.Future[Any]:
     sent: asyncio.Future[Any] = await producer.send(
         broker.topic(record.topic), record.value, key=record.key, partition=record.partition
     )
     return sent
-
-
-class _Once(SendProduceReqHandler):  # type: ignore[misc]
-    """A produce request that is sent again only when the broker cannot have stored it."""
-
-    def _can_retry(self, error: BaseException, batch: Any) -> bool:
-        unknown = isinstance(error, KafkaConnectionError | RequestTimedOutError)
-        return not unknown and bool(super()._can_retry(error, batch))
-
-
-def _never_retry(producer: AIOKafkaProducer) -> None:
-    """Let a started producer fail where it would repeat a request whose outcome it does not know."""
-    sender = producer._sender
-
-    async def send(node_id: int, batches: Mapping[TopicPartition, Any]) -> None:
-        await _Once(sender, batches).do(node_id)
-        sender._in_flight.remove(node_id)
-        for place in batches:
-            sender._muted_partitions.remove(place)
-
-    sender._send_produce_req = send

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from stream.settings import StreamSettings
+from stream.settings import StreamSettings, settings_fault
 
 
 def rebuild(
@@ -39,8 +39,7 @@ def _settings() -> StreamSettings:
     try:
         settings = StreamSettings()
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'settings'}: {f['msg']}" for f in error.errors())
-        raise typer.BadParameter(f"the environment holds settings that cannot be used: {faults}") from error
+        raise typer.BadParameter(settings_fault(error)) from error
     if settings.kafka_bootstrap_servers is None:
         raise typer.BadParameter(
             "KAFKA_BOOTSTRAP_SERVERS is not set: journal and examples lie on the worker's broker. Set it to that one."

@@ -6,14 +6,20 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from stream.sasl_logs import keep_proofs_out_of_logs
+from stream.logs import keep_proofs_out_of_logs
 from stream.tls import TlsFiles, client_context
 from stream.topics import Topic, topic_table
 
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
+
+
+def settings_fault(error: ValidationError) -> str:
+    """What is wrong with settings of the environment, in a line."""
+    faults = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'settings'}: {f['msg']}" for f in error.errors())
+    return f"the environment holds settings that cannot be used: {faults}"
 
 
 class StreamSettings(BaseSettings):

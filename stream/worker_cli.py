@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import sys
 from typing import Annotated
 
-import structlog
 import typer
 from pydantic import ValidationError
 
 from learners.spec import SpecError, load_spec
-from stream.repeated_logs import SeldomRepeated
-from stream.settings import StreamSettings
+from stream.logs import log_to_stderr
+from stream.settings import StreamSettings, settings_fault
 from stream.source import SourceKind
 from stream.worker import AGENTS, WorkerOptions, WorkerStartError, run_worker
 from stream.worker_settings import Clock, WorkerSettings
@@ -50,7 +47,7 @@ def worker(
     MILLSTREAM_DIVERGED_LOSS_RATIO (3) times that of a constant.
     """
     chosen = _chosen(agents)
-    _set_up_logs()
+    log_to_stderr()
     try:
         settings, intervals = StreamSettings(), WorkerSettings()
         intervals.join(), intervals.learning(clock), intervals.calibrator(), intervals.archive()
@@ -65,8 +62,7 @@ def worker(
             metrics_port=metrics_port,
         )
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
-        raise typer.BadParameter(f"the environment holds settings that cannot be used: {faults}") from error
+        raise typer.BadParameter(settings_fault(error)) from error
     except (SpecError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     try:
@@ -86,23 +82,3 @@ def _chosen(agents: str) -> list[str]:
             f"{', '.join(unknown) or 'nothing'} cannot be run."
         )
     return names
-
-
-def _set_up_logs() -> None:
-    """Lines on stderr; the libraries' own only from warnings on, since they tell every step of every rebalance."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(),
-                exception_formatter=structlog.dev.plain_traceback,  # no local variables
-            ),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(SeldomRepeated())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(levelname)s %(name)s %(message)s")
-    logging.getLogger("faust").setLevel(logging.ERROR)  # it warns of what our settings ask for
-    logging.getLogger("mode").setLevel(logging.ERROR)

@@ -11,7 +11,6 @@ from serving.freshness import Freshness
 from serving.metrics import ServingMetrics
 from serving.model import HotModel
 from serving.snapshots import LoadedModel, load_newest
-from stream.topics import WEIGHTS
 from tests.brokers import TestTopics
 from tests.stream.next_base import lived
 from tests.stream.rig import SPEC
@@ -35,15 +34,7 @@ async def test_serving_goes_over_to_the_new_line_once_it_knows_what_the_old_one_
     def load() -> LoadedModel:
         return load_newest(str(world.root), SPEC)
 
-    follower = WeightsFollower(
-        world.broker.bootstrap,
-        world.broker.topic(WEIGHTS),
-        ServingMetrics(),
-        hot,
-        load,
-        lambda: held.append(hot.version),
-        fetch_max_wait_ms=world.broker.fetch_max_wait_ms,
-    )
+    follower = WeightsFollower(world.broker, ServingMetrics(), hot, load, lambda: held.append(hot.version))
     await follower.start()
     try:
         await follower.caught_up.wait()

@@ -14,13 +14,15 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
 from serving.metrics import ServingMetrics
 from serving.served_log import ServedLog
 from stream.admin import BrokerUnreachableError
-from stream.topics import SERVED
+from stream.broker import Broker, find_broker
 from tests.brokers import TestTopics
+
+NOWHERE = Broker(bootstrap="127.0.0.1:1", prefix="", partitions=1, idempotent=False)
 
 
 async def test_without_a_broker_the_start_fails_and_says_where_it_looked() -> None:
     """The message names the address and the variable."""
-    log = ServedLog("127.0.0.1:1", SERVED, 1, ServingMetrics())
+    log = ServedLog(NOWHERE, ServingMetrics())
     with pytest.raises(BrokerUnreachableError, match=r"127\.0\.0\.1:1.*KAFKA_BOOTSTRAP_SERVERS"):
         await log.start()
 
@@ -28,9 +30,7 @@ async def test_without_a_broker_the_start_fails_and_says_where_it_looked() -> No
 async def test_what_waits_is_bounded_and_what_is_dropped_is_counted(kafka_topics: TestTopics) -> None:
     """At the bound a write answers False and readiness has a reason; what was taken still reaches the broker."""
     metrics = ServingMetrics()
-    log = ServedLog(
-        kafka_topics.broker.bootstrap, kafka_topics.name(SERVED), kafka_topics.partitions, metrics, queue_bytes=1_000
-    )
+    log = ServedLog(await find_broker(kafka_topics.settings()), metrics, queue_bytes=1_000)
     await log.start()
     try:
         taken = [log.write(0, bytes(300)) for _ in range(5)]  # the sender had no chance to run yet
@@ -49,7 +49,7 @@ async def test_a_record_that_the_broker_refuses_is_counted_and_stops_no_other(
 ) -> None:
     """A record beyond the size limit can never be taken: it is given up, the next one goes through."""
     metrics = ServingMetrics()
-    log = ServedLog(kafka_topics.broker.bootstrap, kafka_topics.name(SERVED), kafka_topics.partitions, metrics)
+    log = ServedLog(await find_broker(kafka_topics.settings()), metrics)
     await log.start()
     try:
         log.write(0, bytes(5 << 20))
@@ -95,8 +95,8 @@ async def test_records_are_out_of_order_only_while_one_is_sent_again(
 ) -> None:
     """Also after a record that was given up, when nothing else is sent: promises must not wait for ever."""
     producer = Stumbling(error)
-    monkeypatch.setattr("serving.served_log.AIOKafkaProducer", lambda **_: producer)
-    log = ServedLog("", SERVED, 1, ServingMetrics())
+    monkeypatch.setattr(Broker, "producer", lambda _, **__: producer)
+    log = ServedLog(NOWHERE, ServingMetrics())
     await log.start()
     log.write(0, b"one")
     assert await log.flush(5) == 0

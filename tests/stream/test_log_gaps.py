@@ -136,7 +136,7 @@ async def test_what_retention_took_is_counted_once_and_told(kafka_topics: TestTo
         gaps.begins(0, 9, 11)
         assert lost(metrics) == 7
     assert [entry["offsets"] for entry in logs] == [(1, 4), (7, 9), (9, 11)]
-    assert all("before they were archived" in entry["event"] and "retention.ms" in entry["event"] for entry in logs)
+    assert all("before they were archived" in entry["event"] and "retention.ms" in entry["remedy"] for entry in logs)
 
 
 @pytest.mark.usefixtures("apache_kafka")

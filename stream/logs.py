@@ -1,0 +1,96 @@
+"""Logs of a process, on stderr: how they look, what is repeated too often for them, and what must never be in them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+
+import structlog
+
+from stream.aiokafka_internals import CONNECTION_LOG, holds_a_proof
+
+_EVERY_S = 10.0
+
+
+def log_to_stderr() -> None:
+    """Lines on stderr; the libraries' own only from warnings on, since they tell every step of every rebalance."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                exception_formatter=structlog.dev.plain_traceback,  # no local variables
+            ),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(SeldomRepeated())
+    line = "%(asctime)s %(levelname)s %(name)s %(message)s"
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format=line)
+    logging.getLogger("faust").setLevel(logging.ERROR)  # it warns of what our settings ask for
+    logging.getLogger("mode").setLevel(logging.ERROR)
+
+
+def keep_proofs_out_of_logs() -> None:
+    """Drop the lines of aiokafka that quote an exchange of credentials; once is enough."""
+    logging.getLogger(CONNECTION_LOG).addFilter(_holds_no_proof)
+
+
+def _holds_no_proof(line: logging.LogRecord) -> bool:
+    arguments = line.args if isinstance(line.args, tuple) else ()
+    return not any(map(holds_a_proof, arguments))
+
+
+class SeldomRepeated(logging.Filter):
+    """Lets a line pass once in ``every_s``, by its logger and its text before values are put in.
+
+    The next one that passes tells how many did not. aiokafka reports each of thousands of attempts to reach a broker
+    that is away.
+    """
+
+    def __init__(self, every_s: float = _EVERY_S, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._every_s = every_s
+        self._now = now
+        self._passed_at: dict[tuple[str, str], float] = {}
+        self._left_out: dict[tuple[str, str], int] = {}
+
+    def filter(self, line: logging.LogRecord) -> bool:
+        """Return whether the line passes."""
+        kind, now = (line.name, str(line.msg)), self._now()
+        if now - self._passed_at.get(kind, -self._every_s) < self._every_s:
+            self._left_out[kind] = self._left_out.get(kind, 0) + 1
+            return False
+        self._passed_at[kind] = now
+        if left_out := self._left_out.pop(kind, 0):
+            line.msg, line.args = f"{line.getMessage()} (and {left_out} like it)", None
+        return True
+
+
+class SeldomError:
+    """Logs an error at most once in ten seconds, for what may fail with every call.
+
+    Parameters
+    ----------
+    about : values that every line holds.
+    """
+
+    def __init__(self, **about: object) -> None:
+        self._log = structlog.get_logger(__name__).bind(**about)
+        self._next_s = 0.0
+
+    def __call__(self, event: str, **details: object) -> None:
+        """Log it, or not."""
+        now_s = time.monotonic()
+        if now_s >= self._next_s:
+            self._next_s = now_s + _EVERY_S
+            self._log.error(event, **details)
+
+    def again(self) -> None:
+        """Let the next one be logged, whenever it comes."""
+        self._next_s = 0.0
