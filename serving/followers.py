@@ -14,11 +14,12 @@ from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from serving.calibrator import HotCalibrator
 from serving.metrics import ServingMetrics
-from serving.model import HotModel, Offered, SpecMismatchError
+from serving.model import HotModel, Offered
 from serving.snapshots import LoadedModel, NoSnapshotError
 from serving.tasks import begin, end
 from stream.admin import BrokerUnreachableError
 from stream.broker import Broker
+from stream.deltas import DeltaSpecError
 from stream.logs import SeldomError
 from stream.records import CalibrationRecord, DeltaPart, SnapshotNotice
 from stream.topics import CALIBRATION, WEIGHTS
@@ -170,7 +171,7 @@ class WeightsFollower(TopicFollower):
             except msgspec.MsgspecError as error:
                 self.reject(record, "malformed", str(error))
                 continue
-            except SpecMismatchError as error:
+            except DeltaSpecError as error:
                 self.reject(record, "spec", str(error))
                 continue
             if outcome is Offered.GAP:

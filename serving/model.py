@@ -56,10 +56,6 @@ def conversion_head(heads: Sequence[Head]) -> int | None:
     )
 
 
-class SpecMismatchError(ValueError):
-    """The weights belong to another feature spec than the one that requests are encoded with."""
-
-
 class Offered(Enum):
     """What became of a part."""
 
@@ -109,22 +105,17 @@ class HotModel:
     def offer(self, part: DeltaPart) -> Offered:
         """Take one part of a delta, in the order of the topic.
 
-        Raises SpecMismatchError for weights of another feature spec; the model stays as it is.
+        Raises DeltaSpecError for weights of another feature spec; the model stays as it is.
         """
-        if part.spec_hash != self.spec_hash:
-            raise SpecMismatchError(
-                f"version {part.version} on the weights topic was learned with feature spec {part.spec_hash}, serving "
-                f"encodes with {self.spec_hash}: the ids mean different things, so it was not applied. Start the "
-                "learner and serving with the same --spec."
-            )
-        if part.version <= self.version:
-            return self._held_already(part)
-        if self.lost or part.parent != self.version:
-            return self._lose()
+        self._assembler.check_spec(part)
+        if self.lost and part.version > self.version:
+            return Offered.GAP
         try:
             delta = self._assembler.add(part)
             if delta is None:
-                return Offered.PARTIAL
+                return Offered.PARTIAL if part.version > self.version else self._held_already(part)
+            if delta.is_heartbeat:
+                return self._heard(delta)
             self.model.apply(delta)
         except DeltaError:
             return self._lose()
@@ -143,14 +134,16 @@ class HotModel:
         return Logits(click, None if self._conversion is None else np.ascontiguousarray(logits[:, self._conversion]))
 
     def _held_already(self, part: DeltaPart) -> Offered:
-        if part.version == part.parent:  # a heartbeat
-            if part.version < self.version or self.lost:
-                return Offered.SKIPPED
-            self.watermark_ms = max(self.watermark_ms, part.watermark_ms)
-            return Offered.HEARTBEAT
-        if part.version <= self.snapshot_version or self._checksums.get(part.version) == part.checksum:
+        is_heartbeat = part.version == part.parent
+        if is_heartbeat or part.version <= self.snapshot_version or self._checksums.get(part.version) == part.checksum:
             return Offered.SKIPPED
         return self._lose()  # the learner started again from an older snapshot and learned otherwise
+
+    def _heard(self, heartbeat: Delta) -> Offered:
+        if self.lost:
+            return Offered.SKIPPED
+        self.watermark_ms = max(self.watermark_ms, heartbeat.watermark_ms)
+        return Offered.HEARTBEAT
 
     def _lose(self) -> Offered:
         self.gaps += not self.lost

@@ -17,6 +17,10 @@ class DeltaGapError(DeltaError):
     """A version or a part is missing between what is held and what came."""
 
 
+class DeltaSpecError(DeltaError):
+    """The weights belong to another feature spec."""
+
+
 class DeltaChecksumError(DeltaError):
     """The joined parts are not the bytes that were sent."""
 
@@ -87,21 +91,28 @@ class DeltaAssembler:
             The delta does not build on the version held, or a part is missing.
         DeltaChecksumError
             The parts were altered.
+        DeltaSpecError
+            Another feature spec; unfinished parts of this one stay.
         DeltaError
-            Another feature spec, or a payload that cannot be read.
+            A payload that cannot be read.
         """
+        self.check_spec(part)
         try:
             return self._add(part)
         except DeltaError:
             self._parts = []
             raise
 
-    def _add(self, part: DeltaPart) -> Delta | None:
+    def check_spec(self, part: DeltaPart) -> None:
+        """Raise DeltaSpecError for weights of another feature spec."""
         if part.spec_hash != self._spec_hash:
-            raise DeltaError(
-                f"delta {part.version} is of feature spec {part.spec_hash}, here runs {self._spec_hash}: its weights "
-                "mean other fields. Run the learner and serving with one spec."
+            raise DeltaSpecError(
+                f"delta {part.version} was learned with feature spec {part.spec_hash}, here runs {self._spec_hash}: "
+                "its ids mean different things, so it is not applied. Start the learner and serving with the same "
+                "--spec."
             )
+
+    def _add(self, part: DeltaPart) -> Delta | None:
         if part.version == part.parent:
             return self._heartbeat(part)
         if part.version <= self.version:

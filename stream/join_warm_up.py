@@ -1,4 +1,8 @@
-"""Has the join's kernels at hand before the first record comes: to load them takes seconds, to compile them more."""
+"""Loads the join's kernels before the first record comes, in a thread, while the group is joined.
+
+Without it the first step takes 4.9 s longer where no machine code is on the disk yet, as in a new container, and 0.6 s
+where it is (one core): the event loop stands still meanwhile, and an embedded broker ends a session after 2 s.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from learners.heads import Head
 from learners.snapshot import load_snapshot
 from serving.freshness import Freshness
-from serving.model import HotModel, Offered, SpecMismatchError, conversion_head
+from serving.model import HotModel, Offered, conversion_head
+from stream.deltas import DeltaSpecError
 from tests.learners.small_spec import SMALL
 from tests.serving.world import CONFIG, FIRST_VERSION, NOW_MS, TWO_HEADS, Trainer, request, rows_of
 
@@ -143,7 +144,7 @@ def test_weights_of_another_spec_name_both_hashes() -> None:
     """They are refused; the message says which is which."""
     trainer = Trainer()
     (part,) = trainer.step()
-    with pytest.raises(SpecMismatchError, match=f"0123456789abcdef.*{SMALL.hash}"):
+    with pytest.raises(DeltaSpecError, match=f"0123456789abcdef.*{SMALL.hash}"):
         hot_model().offer(msgspec.structs.replace(part, spec_hash="0123456789abcdef"))
 
 

@@ -64,7 +64,7 @@ def run(arguments: Sequence[str], environment: dict[str, str]) -> tuple[int, str
 @pytest.fixture(autouse=True)
 def no_log_setup(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program's logging would outlive the test."""
-    monkeypatch.setattr("serving.__main__.to_stderr", lambda: None)
+    monkeypatch.setattr("serving.__main__.log_to_stderr", lambda: None)
 
 
 def test_what_cannot_be_served_is_bad_usage_with_its_remedy(

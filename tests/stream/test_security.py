@@ -237,7 +237,7 @@ def test_what_is_wrong_is_told_without_the_secret_beside_it(
     with pytest.raises(ValidationError, match=said) as caught:
         StreamSettings(**given)
     told += [str(caught.value), repr(caught.value)]
-    monkeypatch.setattr("stream.worker_cli._set_up_logs", lambda: None)  # it would keep this test's streams
+    monkeypatch.setattr("stream.worker_cli.log_to_stderr", lambda: None)  # it would keep this test's streams
     for name, value in given.items():
         monkeypatch.setenv({"partitions": "MILLSTREAM_PARTITIONS"}.get(name, name.upper()), str(value))
     for arguments in (["worker", "--snapshots", "/nowhere"], ["topics"], ["doctor"]):
