@@ -38,7 +38,7 @@ from serving.served_rows import served_records
 from stream.calibrating import PartitionCalibrator
 from stream.deltas import to_parts
 from stream.examples import ExampleRows, concat
-from stream.inputs import served_rows
+from stream.input_served import served_rows
 from stream.join import JoinCore
 from stream.join_config import JoinConfig
 from stream.join_memory import MemoryJoin

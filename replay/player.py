@@ -23,7 +23,7 @@ from learners.encode import Request
 from replay.errors import PlaybackError
 from replay.scenario import Scenario
 from replay.timeline import EventQueue, Events, ticks
-from stream.inputs import EventRows
+from stream.input_events import EventRows
 from stream.partition import partition_of
 from stream.records import EventsRecord
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS

@@ -10,7 +10,7 @@ import numpy as np
 
 from learners.encode import Request
 from replay.scenario import Display
-from stream.inputs import EventRows
+from stream.input_events import EventRows
 
 IMPRESSION, CLICK, CONVERSION = 0, 1, 2
 

@@ -26,7 +26,8 @@ from stream.calibrating import PartitionCalibrator
 from stream.delayed_terms import DelayedTerms
 from stream.deltas import to_parts
 from stream.examples import ExampleRows
-from stream.inputs import EventRows, served_rows
+from stream.input_events import EventRows
+from stream.input_served import served_rows
 from stream.join import JoinCore
 from stream.join_config import JoinConfig
 from stream.join_memory import MemoryJoin

@@ -13,7 +13,7 @@ import orjson
 
 from learners.encode import Request
 from serving.ranking import Prices
-from stream.inputs import EARLIEST_MS, LATEST_MS
+from stream.input_limits import EARLIEST_MS, LATEST_MS
 
 U64_MAX = 2**64 - 1
 

@@ -11,21 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.inbox import InputRecord
-from stream.input_limits import FIRST_NO_JSON, MOST_JSON_BYTES
-from stream.inputs import (
+from stream.input_events import (
     EMPTY_EVENTS,
     EVENT_COLUMNS,
     EventRows,
-    ServedRows,
-    SpecWidths,
-    check_ahead,
     decode_events,
-    decode_served,
     events_until,
     is_json,
     json_events,
-    served_until,
 )
+from stream.input_limits import FIRST_NO_JSON, MOST_JSON_BYTES, check_ahead
+from stream.input_served import ServedRows, SpecWidths, decode_served, served_until
 from stream.join_output import Records
 from stream.join_rejects import Reject
 from stream.records import SCORES, RecordError

@@ -36,7 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.examples import ExampleRows, concat
-from stream.inputs import EventRows, ServedRows
+from stream.input_events import EventRows
+from stream.input_served import ServedRows
 from stream.join_config import JoinConfig
 from stream.join_events import JoinEvents, short
 from stream.join_inputs import Arrived, JoinInputs

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.inputs import event_json
+from stream.input_events import event_json
 from stream.topics import CLICKS
 from stream.waiting_events import Events
 

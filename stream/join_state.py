@@ -9,7 +9,7 @@ from learners.kinds import CLICK, EXPOSURE
 from stream import join_kernels as kernels
 from stream.examples import ExampleRows
 from stream.exposure_index import ExposureIndex
-from stream.inputs import ServedRows
+from stream.input_served import ServedRows
 from stream.join_config import JoinConfig
 from stream.join_kernels import COUNT, HEAD, NEVER, TAIL, Open, Rules
 from stream.join_rows import FIRST_EXPOSED, FIRST_SLOTS, FULL_AT, longer, no_rows, with_blocks, with_exposed, with_slots

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from stream.examples import ExampleRows
-from stream.inputs import EventRows, ServedRows
+from stream.input_events import EventRows
+from stream.input_served import ServedRows
 from stream.join import JoinCore
 from stream.join_config import JoinConfig
 from stream.join_output import JoinOutput, Records

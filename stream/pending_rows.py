@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.inputs import ServedRows
+from stream.input_served import ServedRows
 from stream.join_kernels import BLOCK, gather
 from stream.records import SCORES
 

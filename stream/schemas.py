@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from stream.inputs import JSON_EVENTS, Watermark
+from stream.input_events import JSON_EVENTS, Watermark
 from stream.records import (
     CalibrationRecord,
     DeadLetter,

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from stream.inputs import EARLIEST_MS
+from stream.input_limits import EARLIEST_MS
 from stream.join_config import JoinConfig
 from stream.records import EventsRecord, ServedRecord
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, SERVED

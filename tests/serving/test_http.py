@@ -17,7 +17,7 @@ from serving.cohorts import WINDOWS_OF, CohortFigures
 from serving.metrics import ServingMetrics
 from serving.server import ServingServer, wall_ms
 from serving.settings import ServingSettings
-from stream.inputs import decode_served
+from stream.input_served import decode_served
 from stream.partition import partition_of
 from stream.topics import CALIBRATION, WEIGHTS
 from tests.learners.small_spec import SMALL

@@ -15,7 +15,7 @@ from serving.impression_ids import ImpressionIds
 from serving.model import HotModel
 from serving.ranking import Prices, Ranker, Scored, expected_value, ranked
 from serving.served_rows import heartbeat, served_records
-from stream.inputs import decode_served
+from stream.input_served import decode_served
 from stream.partition import partition_of
 from tests.learners.small_spec import SMALL
 from tests.serving.test_calibrator import record, state_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from stream.input_events import decode_events
 from stream.input_limits import MOST_JSON_BYTES, MOST_RECORD_BYTES, MOST_ROWS, check_rows, check_size, unreadable
-from stream.inputs import decode_events
 from stream.records import RecordError
 from stream.topics import CLICKS
 

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.inputs import EARLIEST_MS, LATEST_MS, decode_events, decode_served
+from stream.input_events import decode_events
+from stream.input_limits import EARLIEST_MS, LATEST_MS
+from stream.input_served import decode_served
 from stream.records import EventsRecord, RecordError, ServedRecord
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 

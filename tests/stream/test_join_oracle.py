@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from stream import join_kernels as kernels
 from stream.examples import ExampleRows
-from stream.inputs import EventRows, ServedRows
+from stream.input_events import EventRows
+from stream.input_served import ServedRows
 from stream.join import JoinCore
 from stream.join_output import JoinOutput, Resume
 from stream.join_rejects import Reject
