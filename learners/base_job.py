@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from learners.archive import log_reach, read_examples, spec_name_of
+from learners.autograd_network import chosen_device
 from learners.base import Base, BaseConfig, Progress, known_users, train_base
 from learners.checkpoints import Checkpoints
 from learners.deepfm import DeepFMConfig
 from learners.examples import Examples
-from learners.gpu import chosen_device
 from learners.next_base import write_base
 from learners.offline_report import QUALITY_HEADING, OfflineReport, offline_report, plain_quality, quality_line
 from learners.segments import SegmentRows, check_wanted, segments

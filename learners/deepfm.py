@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from learners.autograd_network import AutogradNetwork
 from learners.batch import check_widths
 from learners.checks import check_finite, checked_labels, checked_terms, checked_weight
 from learners.deepfm_config import DeepFMConfig
@@ -82,12 +83,19 @@ class DeepFM:
         )
         self.table = EmbeddingTable(config.dim, shape.default_keys, table)
         self._columns = np.array(shape.embedded, np.intp)
-        self.network = Network(config, columns=len(self._columns), dense=shape.dense)
+        kind = AutogradNetwork if config.regularised else Network
+        self.network: Network | AutogradNetwork = kind(config, columns=len(self._columns), dense=shape.dense)
         self.dense = self.network.parameters
         self.heads = self.network.heads
         self._start_at(config)
         self._output_bias = f"mlp.{config.heads[0].name}.{len(config.tower_widths[0])}.bias"
         self._adam = Adam(self.dense.learned_size, config.full_batch_rows)
+
+    def move_to(self, device: torch.device) -> None:
+        """Have the dense part on ``device`` from now on; states are exchanged freely with models that lie elsewhere."""
+        network = AutogradNetwork(self.config, columns=len(self._columns), dense=self.shape.dense, device=device)
+        network.parameters.load(self.dense.arrays())
+        self.network, self.dense = network, network.parameters
 
     def _start_at(self, config: DeepFMConfig) -> None:
         """Biases at the heads' rates, so that the ids need not share out the mean among them: a new id has no share."""

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from learners.checkpoints import Checkpoint, Checkpoints, Progress, State
 from learners.deepfm import DeepFM
 from learners.examples import Examples, Index
-from learners.gpu import moved
 from learners.metrics import Quality, quality
 from learners.rows import Rows
 from learners.sampling import NegativeSampling
@@ -108,7 +107,7 @@ class Fit:
             progress, best = found.progress, found.best
             model = DeepFM.from_state(model.config, model.shape, found.state)
         if self._device.type != "cpu":
-            model = moved(model, self._device)
+            model.move_to(self._device)
         while not self._finished(progress):
             progress = self._epoch(model, progress, best)
             if progress.best_epoch == progress.epoch - 1 and self._config.epochs > 1:

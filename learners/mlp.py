@@ -75,8 +75,8 @@ class Mlp:
         widths = self.widths[1:]
         return Buffers([torch.empty((rows, w)) for w in widths], [torch.empty((rows, w)) for w in widths], [])
 
-    def begin(self, step: int, first_row: int) -> None:
-        """Before the step with this number over rows from ``first_row`` of its batch on; no bit depends on either."""
+    def begin(self) -> None:
+        """Before a batch is learned: the weights are as they will be until its end."""
         if self._bf16:
             self._bf16_weights = [self._value[name].bfloat16() for name, _ in self._names[:-1]]
 

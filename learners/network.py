@@ -17,7 +17,6 @@ from learners.dense import DenseParameters
 from learners.fm_kernels import expand, less_own_vector, scatter
 from learners.heads import Heads, grad_logits
 from learners.mlp import Mlp
-from learners.regularised import RegularisedMlp
 from learners.terms import Terms
 
 __all__ = ["CHUNK_ROWS", "Floats", "Inputs", "Network"]
@@ -33,43 +32,19 @@ class Network:
         self._dim, self._dense = config.dim, dense
         self._width = columns * config.dim + dense
         self.heads = Heads(config.heads)
-        self._regularised = config.regularised
-        self.parameters, self.mlps = self._made(config)
+        towers = list(zip((f"mlp.{name}" for name in self.heads.names), config.tower_widths, strict=True))
+        learned: dict[str, tuple[int, ...]] = {"linear.weight": (dense,)}
+        for prefix, hidden in towers:
+            learned |= Mlp.shapes(prefix, self._width, hidden)
+        self.parameters = DenseParameters(learned)
+        value, bf16 = self.parameters.value, config.precision == "bf16"
+        self.mlps = [Mlp(prefix, self._width, hidden, value, bf16=bf16) for prefix, hidden in towers]
         for place, mlp in enumerate(self.mlps):
             mlp.start(np.random.default_rng((config.seed, 1, place)))  # not the table's stream
-        self._threads = ChunkThreads(1 if config.regularised else config.threads)
+        self._threads = ChunkThreads(config.threads)
         self._chunks: list[Chunk | None] = [None] * self._threads.threads
         self._total = self.parameters.like()  # the gradients of the chunks so far
         self._sums = [self.parameters.like() for _ in range(self._threads.threads)]  # and each thread's of the next one
-
-    def _made(self, config: DeepFMConfig) -> tuple[DenseParameters, list[Mlp]]:
-        learned: dict[str, tuple[int, ...]] = {"linear.weight": (self._dense,)}
-        statistics: dict[str, tuple[int, ...]] = {}
-        towers = list(zip((f"mlp.{name}" for name in self.heads.names), config.tower_widths, strict=True))
-        for prefix, hidden in towers:
-            learned |= Mlp.shapes(prefix, self._width, hidden)
-            if config.batch_norm:
-                learned |= RegularisedMlp.norm_shapes(prefix, hidden)
-                statistics |= RegularisedMlp.statistics_shapes(prefix, hidden)
-        parameters = DenseParameters(learned, statistics)
-        if not config.regularised:
-            bf16 = config.precision == "bf16"
-            return parameters, [
-                Mlp(prefix, self._width, hidden, parameters.value, bf16=bf16) for prefix, hidden in towers
-            ]
-        regularised = [
-            RegularisedMlp(
-                prefix,
-                self._width,
-                hidden,
-                parameters.value,
-                batch_norm=config.batch_norm,
-                dropout=config.dropout,
-                seed=(config.seed, 2, place),
-            )
-            for place, (prefix, hidden) in enumerate(towers)
-        ]
-        return parameters, list(regularised)
 
     def logits(self, inputs: Inputs) -> Floats:
         """Each head's own logit, (H, B), in fp32."""
@@ -86,13 +61,13 @@ class Network:
         """Sums over the rows of the loss' gradients: of ``values``, (U, D + 1), and of the parameters, flat (P,).
 
         ``terms`` are (B, H). The second result is a buffer that the next call overwrites. ``step`` and ``first_row``
-        seed the dropout.
+        are for `learners.autograd_network`, whose dropout they seed.
         """
         gradients = np.zeros(inputs.values.shape, np.float32)
         if not len(inputs.inverse):
             self._total.flat.zero_()
         for mlp in self.mlps:
-            mlp.begin(step, first_row)
+            mlp.begin()
 
         def learn(thread: int, rows: slice) -> None:
             into = self._total if rows.start == 0 else self._sums[thread]
@@ -109,15 +84,14 @@ class Network:
 
     def _cuts(self, rows: int) -> list[slice]:
         """The chunks of a batch."""
-        size = max(rows, 1) if self._regularised else CHUNK_ROWS  # batch norm needs the whole batch
-        return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+        return [slice(start, min(start + CHUNK_ROWS, rows)) for start in range(0, rows, CHUNK_ROWS)]
 
     def _chunk(self, thread: int, inputs: Inputs) -> Chunk:
         """Of a thread, for these rows."""
         rows = len(inputs.inverse)
         chunk = self._chunks[thread]
         if chunk is None or chunk.rows < rows:
-            room = rows if self._regularised else min(CHUNK_ROWS, 1 << (rows - 1).bit_length())
+            room = min(CHUNK_ROWS, 1 << (rows - 1).bit_length())
             chunk = self._chunks[thread] = Chunk(room, self._width, self._dim, self.mlps)
         return chunk.first(rows)
 
