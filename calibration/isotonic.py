@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 
 from calibration.bins import WEIGHT_SCALE, BinState
 from calibration.curve import CalibrationMap
@@ -46,35 +47,21 @@ def pava_blocks(y: NDArray[np.float64], w: NDArray[np.float64]) -> tuple[NDArray
             f"y={y[at]} with w={w[at]} at {at}: isotonic regression needs finite values and positive "
             "weights. Leave empty bins out."
         )
-    starts: list[int] = []
-    means: list[float] = []
-    weights: list[float] = []
-    for i, (mean, weight) in enumerate(zip(y.tolist(), w.tolist(), strict=True)):
-        start = i
-        while means and means[-1] >= mean:
-            before = weights.pop()
-            weight += before
-            mean += (means.pop() - mean) * (before / weight)
-            start = starts.pop()
-        starts.append(start)
-        means.append(mean)
-        weights.append(weight)
-    return np.asarray(starts, dtype=np.int64), np.asarray(means, dtype=np.float64)
+    fit = isotonic_regression(y, weights=w)
+    starts = np.asarray(fit.blocks[:-1], dtype=np.int64)
+    return starts, np.asarray(fit.x[starts], dtype=np.float64)
 
 
 def fit_map(state: BinState, *, prior_weight: float = PRIOR_WEIGHT, version: int = 0) -> CalibrationMap:
     """The calibration map of the rows in `state`, in two steps that each fall back on the one before.
 
-    1. Platt's line: log-odds = logit + shift + stretch. Both start from the identity with a Gaussian prior,
-    so a
-       few hundred rows correct the average and little else, and no rows leave the identity.
-    2. Isotonic regression of the bins' click rates, where each bin also holds pseudo-rows that click as the
-    line
-       says. `prior_weight` is their number per unit of log-odds at p = 1/2; elsewhere it grows as 1 / (4 p (1
-       - p)), so that a log-odds error weighs the same at 1 % CTR as at 50 %. Where a unit of log-odds holds
-       fewer rows than that, the line speaks; where it holds many more, the isotonic fit of the data does.
-       Isotonic regression alone costs 4e-4 of log loss on 50,000 rows that were calibrated before; with the
-       default prior, line and all cost less than 1e-4.
+    1. Platt's line: log-odds = logit + shift + stretch. Both start from the identity with a Gaussian prior, so a few
+       hundred rows correct the average and little else, and no rows leave the identity.
+    2. Isotonic regression of the bins' click rates, where each bin also holds pseudo-rows that click as the line says.
+       `prior_weight` is their number per unit of log-odds at p = 1/2; elsewhere it grows as 1 / (4 p (1 - p)), so that
+       a log-odds error weighs the same at 1 % CTR as at 50 %. Where a unit of log-odds holds fewer rows than that, the
+       line speaks; where it holds many more, the isotonic fit of the data does. Isotonic regression alone costs 4e-4 of
+       log loss on 50,000 rows that were calibrated before; with the default prior, line and all cost less than 1e-4.
 
     Knots sit at the weighted mean logit of each level block, and the map runs straight between them in
     log-odds; beyond the rows it goes on with slope 1. Raises ValueError for a prior that is not positive.

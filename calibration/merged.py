@@ -15,11 +15,6 @@ from calibration.head import RIPE_SHARE, HeadCalibration
 from calibration.slice_map import SliceMap
 
 
-def candidate_of(parts: Sequence[HeadCalibration], version: int = 0) -> SliceMap:
-    """The map fitted to the evidence of several partitions together, proved or not."""
-    return parts[0].fitted(_weighed(parts), version)
-
-
 def map_of(parts: Sequence[HeadCalibration], version: int = 0) -> SliceMap:
     """The map to apply: what of the candidate of all partitions has beaten no map on displays that came after it."""
     if not parts:
@@ -31,13 +26,14 @@ def map_of(parts: Sequence[HeadCalibration], version: int = 0) -> SliceMap:
     proved = gate(gains, first.plan, first.config.gate_half_life_clicks)
     if not proved.curve and not len(proved.firsts):
         return SliceMap(first.plan, version=version)
-    weighed = _weighed(parts)
+    weighed = weighed_of(parts)
     candidate = first.fitted(weighed, version)
     opened = np.isin(first.plan.firsts(candidate.nodes), proved.firsts)
     return levelled(gated(candidate, opened, curve_open=proved.curve), weighed)
 
 
-def _weighed(parts: Sequence[HeadCalibration]) -> Weighed:
+def weighed_of(parts: Sequence[HeadCalibration]) -> Weighed:
+    """The evidence of one or more partitions together, which `HeadCalibration.fitted` makes a map of."""
     if len(parts) == 1:
         return parts[0].weighed()
     evidence = parts[0].evidence.merged_with([one.evidence for one in parts[1:]])

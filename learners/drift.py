@@ -12,7 +12,7 @@ class DriftWatch:
     """ADWIN (Bifet & Gavaldà, SDM 2007) over normalised entropy, the log loss over that of the click rate.
 
     Normalised, because a click rate that merely rises or falls moves the log loss without any fault of the model.
-    ``detections`` counts the changes found, in either direction. The first one made in a process imports river.
+    It finds changes in either direction. The first one made in a process imports river.
 
     Parameters
     ----------
@@ -29,7 +29,6 @@ class DriftWatch:
         self._detector = adwin(delta=delta)
         self._pool_rows = rows
         self._rows, self._clicks, self._loss = 0, 0, 0.0
-        self.detections = 0
 
     def update(self, *, rows: int, clicks: int, loss: float) -> bool:
         """Add a batch of ``rows`` with ``clicks`` clicks and a summed log loss; True when it proves a change.
@@ -49,6 +48,4 @@ class DriftWatch:
             return False
         self._detector.update(self._loss / self._rows / entropy(self._clicks / self._rows))
         self._rows, self._clicks, self._loss = 0, 0, 0.0
-        found = bool(self._detector.drift_detected)
-        self.detections += int(found)
-        return found
+        return bool(self._detector.drift_detected)

@@ -11,19 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.logistic import sigmoid
+from calibration.reliability import observed_over_expected
+
 Floats = NDArray[np.floating[Any]]
 Labels = NDArray[Any]  # (B,) of 0 and 1, any dtype
 
 
-def probability(logits: Floats) -> NDArray[np.float64]:
-    """1 / (1 + e^−logit), without overflow.
-
-    >>> probability(np.array([0.0, -1000.0, 1000.0])).tolist()
-    [0.5, 0.0, 1.0]
-    """
-    z = logits.astype(np.float64)
-    small = np.exp(-np.abs(z))
-    return np.where(z >= 0, 1 / (1 + small), small / (1 + small))
+probability = sigmoid  # of a click, of its logit
 
 
 def auc(logits: Floats, labels: Labels) -> float:
@@ -78,20 +73,6 @@ def normalized_entropy(logits: Floats, labels: Labels) -> float:
     return log_loss(logits, labels) / entropy(float(labels.mean())) if len(labels) else float("nan")
 
 
-def observed_over_expected(probabilities: Floats, labels: Labels) -> float:
-    """Clicks over the sum of predicted probabilities: 1 is calibrated, above 1 predicts too little.
-
-    >>> observed_over_expected(np.array([0.5, 0.25, 0.25]), np.array([1, 1, 0]))
-    2.0
-    """
-    return divided(float(labels.sum(dtype=np.float64)), float(probabilities.sum(dtype=np.float64)))
-
-
-def divided(above: float, below: float) -> float:
-    """The quotient, NaN where ``below`` is 0."""
-    return above / below if below else float("nan")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
     """The four figures that every report shows."""
@@ -111,5 +92,5 @@ def quality(logits: Floats, labels: Labels, probabilities: Floats | None = None)
         auc=auc(logits, labels),
         log_loss=log_loss(logits, labels),
         ne=normalized_entropy(logits, labels),
-        observed_over_expected=observed_over_expected(expected, labels),
+        observed_over_expected=observed_over_expected(labels, expected),
     )

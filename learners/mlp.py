@@ -47,7 +47,6 @@ class Mlp:
     ) -> None:
         self.widths = (inputs, *hidden)
         self._layers = len(hidden)
-        self._prefix = prefix
         self._names = [(f"{prefix}.{layer}.weight", f"{prefix}.{layer}.bias") for layer in range(self._layers + 1)]
         self._value = value
         self._bf16 = bf16

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from calibration.reliability import observed_over_expected
 from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.metrics import auc, log_loss, normalized_entropy, observed_over_expected, probability
+from learners.metrics import auc, log_loss, normalized_entropy, probability
 from stream.examples import ExampleRows
 
 SMALLEST_P = 1e-7  # float32 rounds probabilities this near to 0 and 1 to them
@@ -83,7 +84,7 @@ def quality(label: NDArray[np.bool_], p: NDArray[np.float64]) -> dict[str, float
         "auc": auc(logits, label),
         "log_loss": log_loss(logits, label),
         "ne": normalized_entropy(logits, label),
-        "observed_over_expected": observed_over_expected(p, label),
+        "observed_over_expected": observed_over_expected(label, p),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from calibration.evidence import MapEvidence
 from calibration.head import HeadCalibration, HeadRows
 from calibration.instruments import figures
 from calibration.logistic import sigmoid
-from calibration.merged import candidate_of, map_of
+from calibration.merged import map_of, weighed_of
 from calibration.slice_map import SliceMap
 from calibration.slices import SlicePlan
 from tests.calibration.world import PLAN, Displays, Teller, Truth, displays, right
@@ -42,6 +43,11 @@ def applied(curve: SliceMap, shown: Displays, at: slice) -> Array:
     """P of displays under a map."""
     index = np.arange(len(shown.ts_ms))[at]
     return np.asarray(sigmoid(curve.log_odds_of(shown.logit[index], shown.paths(PLAN, index))))
+
+
+def candidate_of(parts: Sequence[HeadCalibration]) -> SliceMap:
+    """The map fitted to the evidence of several partitions together, proved or not."""
+    return parts[0].fitted(weighed_of(parts), 0)
 
 
 @pytest.mark.parametrize("truth", [sharp, placed])

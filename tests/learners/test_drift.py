@@ -11,31 +11,29 @@ from learners.drift import DriftWatch
 from learners.metrics import losses, probability
 
 
-def feed(watch: DriftWatch, *, rate: float, fault: float, batches: int, seed: int) -> None:
-    """Batches of 128 rows whose logits know the click probability but for an error of ``fault``."""
-    generator = np.random.default_rng(seed)
+def feed(watch: DriftWatch, *, rate: float, fault: float, batches: int, seed: int) -> int:
+    """Batches of 128 rows whose logits know the click probability but for an error of ``fault``; the changes found."""
+    generator, detections = np.random.default_rng(seed), 0
     for _ in range(batches):
         truth = generator.normal(math.log(rate / (1 - rate)), 1.0, 128)
         labels = generator.random(128) < probability(truth)
         loss = float(losses(truth + generator.normal(0, fault, 128), labels).sum())
-        watch.update(rows=128, clicks=int(labels.sum()), loss=loss)
+        detections += watch.update(rows=128, clicks=int(labels.sum()), loss=loss)
+    return detections
 
 
 def test_a_model_that_breaks_is_noticed() -> None:
     """Logits that lose their meaning raise a detection."""
     watch = DriftWatch()
-    feed(watch, rate=0.4, fault=0.1, batches=600, seed=1)
-    assert watch.detections == 0
-    feed(watch, rate=0.4, fault=4.0, batches=300, seed=2)
-    assert watch.detections >= 1
+    assert feed(watch, rate=0.4, fault=0.1, batches=600, seed=1) == 0
+    assert feed(watch, rate=0.4, fault=4.0, batches=300, seed=2) >= 1
 
 
 def test_a_click_rate_that_falls_is_no_drift_of_the_model() -> None:
     """The log loss halves with the rate; the normalised one hardly moves."""
     watch = DriftWatch()
-    feed(watch, rate=0.5, fault=0.1, batches=400, seed=3)
-    feed(watch, rate=0.1, fault=0.1, batches=400, seed=4)
-    assert watch.detections == 0
+    assert feed(watch, rate=0.5, fault=0.1, batches=400, seed=3) == 0
+    assert feed(watch, rate=0.1, fault=0.1, batches=400, seed=4) == 0
 
 
 def test_batches_without_a_click_are_pooled_until_there_is_one() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners import metrics
-from learners.metrics import auc, log_loss, normalized_entropy, observed_over_expected, probability, quality
+from learners.metrics import auc, log_loss, normalized_entropy, probability, quality
 
 few_logits = st.lists(st.tuples(st.sampled_from([-2.0, -0.5, 0.0, 0.1, 3.0]), st.booleans()), min_size=1, max_size=40)
 
@@ -59,12 +59,6 @@ def test_ne_is_one_for_the_click_rate_itself() -> None:
 def test_ne_of_rows_of_one_label_is_undefined() -> None:
     """Their entropy is 0."""
     assert math.isnan(normalized_entropy(np.zeros(3), np.ones(3)))
-
-
-def test_observed_over_expected_above_one_predicts_too_little() -> None:
-    """Two clicks where one was expected."""
-    assert observed_over_expected(np.array([0.4, 0.6]), np.array([1, 1])) == pytest.approx(2)
-    assert math.isnan(observed_over_expected(np.zeros(2), np.array([0, 1])))
 
 
 def test_quality_takes_calibrated_probabilities_for_the_ratio_only() -> None:
