@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from learners.hashing import bucket_ids
 from learners.session_state import REMEMBERED, SessionView, decay, sums_of
-from learners.spec import Counter, FeatureSpec, Session
+from learners.spec import FeatureSpec
+from learners.spec_parts import Counter, Session
 
 # The order in which `_CounterInputs` lays the quantities of one counter side by side.
 _DENSE = ("ctr", "value_rate", "recent_ctr", "recent_value_rate", "log_count", "log_recent_count")

@@ -18,7 +18,8 @@ from learners.derived import DerivedInputs
 from learners.hashing import FeatureError, FieldHasher, cross_ids, salt_of
 from learners.rows import Rows
 from learners.session_state import SessionView
-from learners.spec import FeatureSpec, Field
+from learners.spec import FeatureSpec
+from learners.spec_parts import Field
 
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 _EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.hashing import FieldHasher, bucket_ids
-from learners.spec import FeatureSpec, Field, SpecError
+from learners.spec import FeatureSpec
+from learners.spec_parts import Field, SpecError
 
 MOST_VALUES = 24
 """A field with more is no segment by itself; asked for, it is shown by its most frequent values and ``others``."""

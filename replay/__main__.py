@@ -15,7 +15,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from learners.archive import ArchiveError
+from learners.archive_parts import ArchiveError
 from learners.deepfm import DivergenceError
 from learners.family import FAMILY, Member
 from learners.losses import LOSSES

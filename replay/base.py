@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from learners.archive import Examples, read_examples, write_examples
+from learners.archive import read_examples
+from learners.archive_writer import write_examples
 from learners.base import BaseConfig, train_base
+from learners.examples import Examples
 from learners.shape import ModelShape
 from learners.snapshot import Snapshot
 from learners.spec import FeatureSpec

@@ -12,7 +12,8 @@ import typer
 from pydantic import ValidationError
 
 from learners.snapshot import SnapshotError
-from learners.spec import SpecError, load_spec
+from learners.spec import load_spec
+from learners.spec_parts import SpecError
 from serving.metrics import ServingMetrics
 from serving.server import Clock, ServingOptions, ServingServer
 from serving.settings import ServingSettings

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import fsspec  # type: ignore[import-untyped]  # it ships no types
 
-from learners.archive import LogStretch, NamedSpec, archived_up_to, write_part
+from learners.archive_parts import LogStretch, archived_up_to
+from learners.archive_writer import NamedSpec, write_part
 from stream.archiving import Part
 
 

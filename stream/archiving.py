@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.archive import LogStretch
+from learners.archive_parts import LogStretch
 from stream.examples import ExampleRows, concat
 from stream.learnable import faults
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from learners.snapshot import Manifest, SnapshotError
-from learners.spec import FeatureSpec, SpecError, load_spec
+from learners.spec import FeatureSpec, load_spec
+from learners.spec_parts import SpecError
 from stream.admin import BrokerUnreachableError
 from stream.broker import find_broker
 from stream.log_reader import LogEndsEarlierError

@@ -10,7 +10,8 @@ import redis.asyncio
 import typer
 from redis.exceptions import RedisError
 
-from learners.spec import SpecError, load_spec
+from learners.spec import load_spec
+from learners.spec_parts import SpecError
 from stream.session_memory import SessionExport
 from stream.session_store import RedisSessionStore, SeedError
 from stream.settings import StreamSettings, redis_client_options, without_password

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from learners.spec import SpecError, load_spec
+from learners.spec import load_spec
+from learners.spec_parts import SpecError
 from stream.logs import log_to_stderr
 from stream.settings import StreamSettings, settings_fault
 from stream.source import SourceKind

@@ -12,7 +12,8 @@ from typing import Any
 
 import orjson
 
-from learners.archive import ArchiveError, read_examples
+from learners.archive import read_examples
+from learners.archive_parts import ArchiveError
 from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.snapshot import versions
 from stream.calibrating import PartitionCalibrator

@@ -12,7 +12,8 @@ import numpy as np
 
 from learners.encode import Request
 from learners.hashing import hash_text, salt_of
-from learners.spec import Counter, FeatureSpec
+from learners.spec import FeatureSpec
+from learners.spec_parts import Counter
 
 
 def raw_id(spec: FeatureSpec, name: str, request: Request, ad: Mapping[str, Any]) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from learners.spec import Counter, FeatureSpec, Field, Rates, Session
+from learners.spec import FeatureSpec
+from learners.spec_parts import Counter, Field, Rates, Session
 
 SMALL = FeatureSpec(
     name="small",

@@ -16,17 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.archive import (
-    SCALARS,
-    ArchiveError,
-    Examples,
-    LogStretch,
-    archived_up_to,
-    log_reach,
-    read_examples,
-    write_examples,
-    write_part,
-)
+from learners.archive import log_reach, read_examples
+from learners.archive_parts import ArchiveError, LogStretch, archived_up_to
+from learners.archive_writer import write_examples, write_part
+from learners.examples import SCALARS, Examples
 from learners.kinds import CLICK, CONVERSION, EXPOSURE
 from tests.learners.archived import encoded
 

@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from learners.__main__ import app
-from learners.archive import LogStretch, write_examples, write_part
+from learners.archive_parts import LogStretch
+from learners.archive_writer import write_examples, write_part
 from learners.hashing import FieldHasher
 from learners.next_base import waiting_base
 from learners.snapshot import load_snapshot

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from learners.encode import Encoder, Request
 from learners.segments import MOST_VALUES, Segment, SegmentRows, segments
-from learners.spec import SpecError
+from learners.spec_parts import SpecError
 from tests.learners.small_spec import SMALL
 
 NO_USERS = np.empty(0, np.uint64)

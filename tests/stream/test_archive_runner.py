@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from learners.archive import Examples, NamedSpec, read_examples
+from learners.archive import read_examples
+from learners.archive_writer import NamedSpec
+from learners.examples import Examples
 from stream.archive_runner import ArchiveRunner
 from stream.archive_store import ArchiveStore, archive_store_of
 from stream.archiving import ArchiveConfig, Part
