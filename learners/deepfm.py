@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,33 +21,18 @@ from learners.checks import check_finite, checked_labels, checked_terms, checked
 from learners.deepfm_config import DeepFMConfig
 from learners.delta import Delta, DeltaError
 from learners.dense import Adam
+from learners.gradients import DivergenceError, Gradients
 from learners.model_state import ModelCopy, sha256_of, to_state
 from learners.network import Inputs, Network
 from learners.rows import Rows
 from learners.shape import ModelShape
 from learners.state_names import prefixed, under
-from learners.table import EmbeddingTable, Lookup, TableConfig
+from learners.table import EmbeddingTable, TableConfig
 from learners.terms import Terms
 
 __all__ = ["DeepFM", "DeepFMConfig", "DivergenceError", "Gradients"]
 
 _STATISTICS_RATE = 0.1  # of batch norm's running statistics, torch's default
-
-
-class DivergenceError(ArithmeticError):
-    """The gradient of a batch is not finite; weights and optimiser were left as they were before the batch."""
-
-
-class Gradients(NamedTuple):
-    """Of the summed log loss of some rows of a batch; those of several parts of a batch may be added up.
-
-    lookup : the table rows of the whole batch · table : (U, D + 1) float32, in the order of ``lookup.unique`` ·
-    dense : (P,) float32, flat; a buffer that the model's next ``gradients`` overwrites.
-    """
-
-    lookup: Lookup
-    table: NDArray[np.float32]
-    dense: NDArray[np.float32]
 
 
 class DeepFM:
@@ -213,7 +198,7 @@ class DeepFM:
 
     def step(self, gradients: Gradients, batch_rows: int, *, rate_factor: float = 1.0) -> None:
         """The second half of ``learn_terms``: one step of both optimisers. Raises DivergenceError as it does."""
-        self._check_finite(gradients)
+        gradients.check_finite(self.config)
         learned, config = self.dense.learned_size, self.config
         flat = self.dense.flat.numpy()
         dense_rate = config.scaled_dense_rate * rate_factor
@@ -223,17 +208,6 @@ class DeepFM:
         rates = (config.vector_rate * rate_factor, config.scaled_weight_rate * rate_factor)
         betas = (config.vector_beta, config.weight_beta)
         self.table.update(gradients.lookup.unique, gradients.table, rates=rates, betas=betas)
-
-    def _check_finite(self, gradients: Gradients) -> None:
-        """The squared norms must be finite: then so is every square that the optimisers accumulate."""
-        dense, table = (_squared_norm(array) for array in (gradients.dense, gradients.table))
-        if not (math.isfinite(dense) and math.isfinite(table)):
-            raise DivergenceError(
-                f"squared gradient norms {dense:g} (dense) and {table:g} (table) must be finite: a step would make "
-                "every weight NaN. Nothing was learned; go back to a snapshot or lower "
-                f"vector_rate={self.config.vector_rate:g}, weight_rate={self.config.weight_rate:g} and "
-                f"dense_rate={self.config.dense_rate:g}."
-            )
 
     def changes(
         self, *, version: int, parent: int, watermark_ms: int, newest_event_ms: int, clicks_produced_ms: ArrayLike = ()
@@ -324,8 +298,3 @@ class DeepFM:
     def weights_sha256(self) -> str:
         """SHA-256 over what a prediction depends on, by ascending key: `learners.model_state.sha256_of` its state."""
         return sha256_of(self.state())
-
-
-def _squared_norm(array: NDArray[np.float32]) -> float:
-    flat = torch.from_numpy(array).view(-1)
-    return float(torch.dot(flat, flat))
