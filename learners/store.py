@@ -10,8 +10,6 @@ from typing import Any, Protocol
 
 import fsspec  # type: ignore[import-untyped]  # it ships no types
 
-from learners.disk import write_synced
-
 Pieces = Iterable[bytes | memoryview]
 """A file's content, to be written one after the other."""
 
@@ -129,6 +127,15 @@ class UrlStore:
     def remove_folder(self, folder: str) -> None:
         """Remove it."""
         self._files.rm(f"{self._path}/{folder}", recursive=True)
+
+
+def write_synced(path: Path, pieces: Pieces) -> None:
+    """Write a new file of these pieces; when this returns they are on the disk."""
+    with path.open("wb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_directory(path: Path) -> None:

@@ -15,13 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from learners import row_kernels, sketch
 from learners import table_kernels as kernels
-from learners.memory import Spare, aligned
+from learners.memory import aligned
 from learners.table_answers import Changed, ColumnStatistics, Lookup, TableMemory
 from learners.table_checks import check_assigned, check_columns, check_gradients, check_keys, check_room
 from learners.table_config import TableConfig
-from learners.table_copy import TableArrays, TableCopy, prepare
+from learners.table_copy import TableArrays, TableCopy
 from learners.table_expiry import Expiry, Removed, oldest
-from learners.table_growth import Growth, most_rows
+from learners.table_memory import memory_of, most_rows
 from learners.table_restore import check_state, fill
 from learners.table_store import (
     HELD,
@@ -52,7 +52,6 @@ __all__ = [
 _SWEPT_ROWS = 1 << 15  # rows looked at for expiry by one call of advance
 _EVICTED_SHARE = 32  # a full table frees one in so many rows
 _FIRST_SLOTS = 64
-_PREPARED_GROWTH = 1.1  # rows that a prepared snapshot has memory for, to rows there are
 
 
 class EmbeddingTable:
@@ -109,8 +108,6 @@ class EmbeddingTable:
         """An empty table: only the default rows."""
         columns = len(self.default_keys)
         self._store = Store.empty(self._capacity, self.dim, self.default_keys, self.config)
-        self._spare = Spare()
-        self._growth = Growth(self._store)
         self._copy: TableCopy | None = None
         self._met, self._before = np.empty(0, np.int32), np.empty(0, np.uint64)
         self._expired, self._evicted = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
@@ -135,10 +132,10 @@ class EmbeddingTable:
 
     def memory(self) -> TableMemory:
         """Memory in use, by what for."""
-        return self._growth.memory(self._store, self._spare.bytes)
+        return memory_of(self._store)
 
     def memory_bytes(self) -> int:
-        """Memory in use, with what is kept for the next snapshot."""
+        """Memory in use."""
         return self.memory().total
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int32]:
@@ -176,7 +173,6 @@ class EmbeddingTable:
         if self._halvings:
             row_kernels.decay(self._store, unique, before, self._expiry.epoch, len(self.default_keys), self._halvings)
         row_kernels.stamp(self._store, unique, before, self._expiry.epoch, len(self.default_keys))
-        self._growth.reach(self._store)
         return Lookup(unique, inverse)
 
     def _make_room(self, keys: NDArray[np.uint64]) -> None:
@@ -319,30 +315,11 @@ class EmbeddingTable:
     def begin_snapshot(self) -> TableCopy:
         """A copy of the table as it is now, to be made while it learns on.
 
-        Its memory is the table's, which keeps it for the next snapshot once the copy and its state are gone.
-
         Raises
         ------
         RuntimeError
             Another copy is being made.
         """
-        return self._begin(self._spare)
-
-    def prepare_snapshot(self) -> None:
-        """Have the memory of the next snapshot at hand, with room for growth; fit for a thread beside the learning.
-
-        Without it the first snapshot, and each after much growth, waits for the system at every step. Call it while no
-        copy and no state of one is held: their memory is what the next one gets.
-        """
-        trial = EmbeddingTable(self.dim, self.default_keys)  # loads the kernels
-        trial.begin_snapshot()
-        trial.admit(self.default_keys[None, :])
-        trial.end_snapshot()
-        trial.state()
-        rows = int(self._store.counters[USED] * _PREPARED_GROWTH)
-        prepare(self._spare, rows, self.dim + 3, self._store.sketch.shape)
-
-    def _begin(self, spare: Spare) -> TableCopy:
         if self._copy is not None and not self._copy.done:
             raise RuntimeError(
                 "a snapshot has begun and is not done, there can be one at a time: its rows would be saved twice. "
@@ -350,8 +327,16 @@ class EmbeddingTable:
             )
         self._store = self._store._replace(saved=np.zeros(int(self._store.counters[USED]), np.uint8))
         horizon, removed = self._expiry.horizon, self._removed.lists()
-        self._copy = TableCopy(self._store, horizon, removed, self._rest(spare), spare)
+        self._copy = TableCopy(self._store, horizon, removed, self._rest())
         return self._copy
+
+    def load_snapshot_kernels(self) -> None:
+        """Compile or load what a snapshot calls, so that the learning does not wait for it at the first one."""
+        trial = EmbeddingTable(self.dim, self.default_keys)
+        trial.begin_snapshot()
+        trial.admit(self.default_keys[None, :])
+        trial.end_snapshot()
+        trial.state()
 
     def end_snapshot(self) -> None:
         """Forget the copy that was begun, done or not."""
@@ -360,18 +345,16 @@ class EmbeddingTable:
 
     def state(self) -> TableArrays:
         """Everything that ``restore`` needs to continue bit-equal, by ascending key: copies."""
-        copy = self._begin(Spare())
+        copy = self.begin_snapshot()
         while not copy.step():
             pass
         self.end_snapshot()
         return copy.state()
 
-    def _rest(self, spare: Spare) -> TableArrays:
-        counters, sketched = self._store.counters, self._store.sketch
-        sketch_now = spare.array(sketched.shape, np.uint8)
-        sketch_now[...] = sketched
+    def _rest(self) -> TableArrays:
+        counters = self._store.counters
         return {
-            "sketch": sketch_now,
+            "sketch": self._store.sketch.copy(),
             "sightings": counters[[TURN, SIGHTED, SIGHTED_BEFORE]],
             "admitted": self._store.admitted.copy(),
             "expired": self._expired.copy(),

@@ -45,18 +45,15 @@ class ColumnStatistics(NamedTuple):
 class TableMemory:
     """Bytes in use, of rows that ever were used: the arrays reserve address space, which is not memory.
 
-    numbers : vectors, weights and accumulators · last_seen · keys : with columns and flags · index : provided for
-    growth included · ahead : provided for further rows, not used yet · fixed : sketch and lists · snapshot : kept for
-    the next one.
+    numbers : vectors, weights and accumulators · last_seen · keys : with columns and flags · index · fixed : sketch and
+    lists. A snapshot takes as much again as numbers and keys, twice, until it is written.
     """
 
     numbers: int
     last_seen: int
     keys: int
     index: int
-    ahead: int
     fixed: int
-    snapshot: int
 
     @property
     def total(self) -> int:

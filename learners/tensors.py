@@ -2,6 +2,8 @@
 
 ``safetensors.numpy.save`` joins everything to one ``bytes`` under the interpreter's lock: 0.2 s for 150 MB, in which no
 other thread runs. The pieces here are views of the arrays; hashing and writing them releases the lock.
+``save_file`` in a thread does not hold it either (pauses of 5 ms at two million rows, as here), but it writes to a path
+alone: neither behind a URL nor hashed on the way.
 The format (github.com/huggingface/safetensors): length of the header as 8 little-endian bytes, a JSON header, the data.
 """
 

@@ -205,7 +205,7 @@ class LearnRunner:
                     f"--snapshots the folder of this stream, not {self._snapshots}; if retention took the journal, "
                     "train a new base (python -m learners base --out) and keep the topic for longer (retention.ms)."
                 )
-            await asyncio.to_thread(loop.model.table.prepare_snapshot)
+            await asyncio.to_thread(loop.model.table.load_snapshot_kernels)
             if 0 < published < snapshot.version:  # a new base's, of which nothing was published yet
                 loop.resume_after(published)
                 await self._begin_line(log, loop, snapshot.version)
@@ -319,12 +319,11 @@ class LearnRunner:
             await task
 
     async def _write_snapshot(self, model: DeepFM, copy: ModelCopy, state: LoopState) -> None:
-        """Copy and write beside the learning; then say so, commit, and have the next one's memory at hand."""
+        """Copy and write beside the learning; then say so and commit."""
         line, calibration = self._line, self._calibration
         written = await write_beside(
             copy, self._snapshots, lambda held: _snapshot(model, state, held, line, calibration)
         )
-        del copy  # its memory is the next one's
         notice = SnapshotNotice(
             spec_hash=self._spec.hash,
             version=state.version,
@@ -336,4 +335,3 @@ class LearnRunner:
         self._committable = {(EXAMPLES, partition): at[0] for partition, at in state.positions.items()}
         self._metrics.counter("snapshots_total").inc()
         _log.info("snapshot written", version=state.version, url=written.url)
-        await asyncio.to_thread(model.table.prepare_snapshot)

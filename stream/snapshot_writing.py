@@ -8,7 +8,7 @@ from collections.abc import Callable
 from learners.model_state import ModelCopy, State
 from learners.snapshot import Snapshot, Written, write_snapshot
 
-_COPY_BYTES = 8 << 20  # between two learning steps: some 4 ms, and 40 where the memory was not provided before
+_COPY_BYTES = 8 << 20  # between two learning steps: some 30 ms, most of them for fresh memory
 
 
 async def write_beside(copy: ModelCopy, root: str, snapshot_of: Callable[[State], Snapshot]) -> Written:

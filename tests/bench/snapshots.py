@@ -49,7 +49,7 @@ def measures(*, quick: bool = False) -> list[Measure]:
         progress("snapshot: " + ", ".join(f"{name} {value:.4g}" for name, value in one.items()))
     seconds, pauses = ([one[name] for one in found] for name in ("seconds", "pause_ms"))
     return [
-        Measure(name="snapshot of 2 M rows, fsync included, s", ours=median(seconds), target=Bound("ours", most=1)),
+        Measure(name="snapshot of 2 M rows, fsync included, s", ours=median(seconds), target=Bound("ours", most=2)),
         Measure(name="the least disturbed one, s", ours=min(seconds)),
         Measure(name="their core time beside the learning, s", ours=median(one["core_s"] for one in found)),
         Measure(name="longest pause of learning, median, ms", ours=median(pauses), target=Bound("ours", most=50)),
@@ -69,7 +69,7 @@ class Learning:
             self.model.table.admit(known[-1])
         self._known = np.concatenate(known).reshape(-1)
         self.model.table.take_changed()  # as after a publication: a snapshot follows one
-        self.model.table.prepare_snapshot()
+        self.model.table.load_snapshot_kernels()
         self.version = 0
         self.stopped = False
         self._learning_s = 0.0  # of the thread's processor time
@@ -109,7 +109,6 @@ class Learning:
         self.stopped = True
         gaps = await learning
         del copy
-        await asyncio.to_thread(self.model.table.prepare_snapshot)
         return {
             "seconds": ended - began,
             "core_s": core_s,

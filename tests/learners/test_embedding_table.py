@@ -356,10 +356,10 @@ def test_a_state_of_another_table_is_refused() -> None:
         source.restore(state)
 
 
-def test_a_prepared_snapshot_holds_what_any_other_does() -> None:
-    """With memory provided before, used again, and outgrown in between."""
+def test_a_snapshot_holds_the_state_of_its_beginning() -> None:
+    """Whatever is learned, admitted and expired while it is copied, and after another one."""
     t = table(TableConfig(admit_after=2, expire_after_s=64.0, sketch_bytes=1 << 12))
-    t.prepare_snapshot()
+    t.load_snapshot_kernels()
     for step, keys in enumerate((50, 400, 3000, 500)):
         t.advance(40 * step * EPOCH_MS)
         for seed in range(4):
@@ -369,13 +369,10 @@ def test_a_prepared_snapshot_holds_what_any_other_does() -> None:
             learn(t, batch(step, 20, keys), step)
         t.end_snapshot()
         assert_equal(copy.state(), expected)
-        del copy
-        if step % 2:
-            t.prepare_snapshot()
 
 
 def test_memory_is_told_by_what_it_is_for() -> None:
-    """Twelve bytes and an index slot at a load of a half or more for each key, and what a snapshot needs once taken."""
+    """Twelve bytes and an index slot at a load of a half or more for each key."""
     t = table(TableConfig())
     t.admit(np.arange(1, 30_001, dtype=np.uint64).reshape(-1, 3))
     memory = t.memory()
@@ -383,9 +380,6 @@ def test_memory_is_told_by_what_it_is_for() -> None:
     assert memory.last_seen == 4 * (len(t) + 1)
     assert memory.numbers == 4 * (5 + 3) * (len(t) + 1)
     assert 8 / 0.81 * len(t) <= memory.index <= 16 * len(t)
-    assert (memory.ahead, memory.snapshot) == (0, 0)
-    t.prepare_snapshot()
-    assert t.memory().snapshot > memory.numbers
     assert t.memory_bytes() == t.memory().total
 
 

@@ -10,8 +10,8 @@ import pytest
 import structlog
 
 from learners import store
-from learners.disk import write_synced
 from learners.snapshot import versions
+from learners.store import write_synced
 from stream.records import DeltaPart, SnapshotNotice
 from stream.topics import JOURNAL, WEIGHTS
 from tests.brokers import TestTopics
