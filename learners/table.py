@@ -20,22 +20,19 @@ from learners.table_answers import Changed, ColumnStatistics, Lookup, TableMemor
 from learners.table_checks import check_assigned, check_columns, check_gradients, check_keys, check_room
 from learners.table_config import TableConfig
 from learners.table_copy import TableArrays, TableCopy
-from learners.table_expiry import Expiry, Removed, oldest
-from learners.table_memory import memory_of, most_rows
+from learners.table_expiry import Removed
+from learners.table_memory import memory_of
 from learners.table_restore import check_state, fill
+from learners.table_rows import TableRows
 from learners.table_store import (
     HELD,
-    NEW,
     NOTED,
     SIGHTED,
     SIGHTED_BEFORE,
-    TURN,
     USED,
     Rules,
-    Store,
     column_of,
     live,
-    seen_of,
 )
 
 __all__ = [
@@ -48,10 +45,6 @@ __all__ = [
     "TableCopy",
     "TableMemory",
 ]
-
-_SWEPT_ROWS = 1 << 15  # rows looked at for expiry by one call of advance
-_EVICTED_SHARE = 32  # a full table frees one in so many rows
-_FIRST_SLOTS = 64
 
 
 class EmbeddingTable:
@@ -100,39 +93,22 @@ class EmbeddingTable:
             scale=config.init_scale,
             from_default=config.start_from_default,
         )
-        self._halvings = config.halvings_per_epoch
-        self._capacity = most_rows(dim, columns, config.max_rows)
-        self._clear()
-
-    def _clear(self) -> None:
-        """An empty table: only the default rows."""
-        columns = len(self.default_keys)
-        self._store = Store.empty(self._capacity, self.dim, self.default_keys, self.config)
-        self._copy: TableCopy | None = None
         self._met, self._before = np.empty(0, np.int32), np.empty(0, np.uint64)
-        self._expired, self._evicted = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
-        self._removed, self._expiry = Removed(), Expiry(self.config)
-        self._index()
-
-    def _index(self) -> None:
-        """Build the index of the rows that are there."""
-        self._store.slots[:_FIRST_SLOTS] = 0
-        self._store.counters[NEW] = max(_FIRST_SLOTS, int(self._store.counters[HELD] * 1.3))
-        kernels.build_index(self._store)
+        self._rows = TableRows(dim, self.default_keys, config)
 
     def __len__(self) -> int:
         """Rows held, default rows included."""
-        self._finish_sweep()
-        return int(self._store.counters[HELD])
+        self._rows.finish_sweep()
+        return int(self._rows.store.counters[HELD])
 
     @property
     def numbers(self) -> NDArray[np.float32]:
         """The storage, (capacity, dim + 3): vector, weight, two accumulators. For kernels that read rows in place."""
-        return self._store.numbers
+        return self._rows.store.numbers
 
     def memory(self) -> TableMemory:
         """Memory in use, by what for."""
-        return memory_of(self._store)
+        return memory_of(self._rows.store)
 
     def memory_bytes(self) -> int:
         """Memory in use."""
@@ -142,7 +118,7 @@ class EmbeddingTable:
         """Keys (B, E) → rows (B, E) int32; changes nothing. A key without a row gets its column's default row."""
         keys = self._checked(keys)
         rows = np.empty(keys.shape, np.int32)
-        kernels.find(self._store, keys, self._expiry.horizon, rows)
+        kernels.find(self._rows.store, keys, self._rows.expiry.horizon, rows)
         return rows
 
     def _checked(self, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -157,66 +133,32 @@ class EmbeddingTable:
         MemoryError
             The keys might not fit into this machine's memory. The table is untouched.
         """
-        keys = self._checked(keys)
-        self._make_room(keys)
-        if self._expiry.looking:
-            self._expire_met(keys)
+        keys, rows, columns = self._checked(keys), self._rows, len(self.default_keys)
+        rows.make_room(keys)
+        rows.expire_met(keys)
         if len(self._met) < keys.size:  # kept: fresh memory costs more than filling it
             self._met, self._before = np.empty(keys.size, np.int32), np.empty(keys.size, np.uint64)
         unique, before = self._met, self._before
         inverse = np.empty(keys.shape, np.int32)
-        count = kernels.admit(self._store, self._rules, keys, unique, before, inverse)
-        unique = unique[:count].copy()
-        if self._copy is not None:
-            row_kernels.restore_heads(self._store, unique, before)
-            self._copy.save(unique)
-        if self._halvings:
-            row_kernels.decay(self._store, unique, before, self._expiry.epoch, len(self.default_keys), self._halvings)
-        row_kernels.stamp(self._store, unique, before, self._expiry.epoch, len(self.default_keys))
+        count = kernels.admit(rows.store, self._rules, keys, unique, before, inverse)
+        unique, epoch = unique[:count].copy(), rows.expiry.epoch
+        if rows.copy is not None:
+            row_kernels.restore_heads(rows.store, unique, before)
+            rows.copy.save(unique)
+        if halvings := self.config.halvings_per_epoch:
+            row_kernels.decay(rows.store, unique, before, epoch, columns, halvings)
+        row_kernels.stamp(rows.store, unique, before, epoch, columns)
         return Lookup(unique, inverse)
-
-    def _make_room(self, keys: NDArray[np.uint64]) -> None:
-        held, most = int(self._store.counters[HELD]) - len(self.default_keys), self.config.max_rows
-        if most is None:
-            check_room(self._store, keys.size)
-        elif held + keys.size >= most:  # what has expired must not count as held when the table is full
-            self._finish_sweep()
-            if self._store.counters[HELD] - len(self.default_keys) >= most:
-                rows = oldest(self._store, 1 + len(self.default_keys), max(1, most // _EVICTED_SHARE))
-                self._drop(rows, self._evicted)
-
-    def _expire_met(self, keys: NDArray[np.uint64]) -> None:
-        """Take out expired rows of these keys now: they are about to be sighted as strangers."""
-        rows = np.unique(self._rows_of(keys.reshape(-1)))
-        rows = rows[seen_of(self._store.heads[rows, 1]) < self._expiry.horizon]
-        self._drop(rows[rows > 0], self._expired)
-
-    def _rows_of(self, keys: NDArray[np.uint64]) -> NDArray[np.int32]:
-        rows = np.empty(len(keys), np.int32)
-        kernels.rows_of(self._store, keys, rows)
-        return rows
-
-    def _drop(self, rows: NDArray[np.integer[Any]], counts: NDArray[np.int64]) -> None:
-        if not len(rows):
-            return
-        gone = rows.astype(np.int32)
-        self._before_change(gone)
-        self._removed.add(self._store.heads[gone, 0])
-        kernels.remove(self._store, gone, counts)
-
-    def _before_change(self, rows: NDArray[np.int32]) -> None:
-        if self._copy is not None:
-            self._copy.save(rows)
 
     def keys_of(self, rows: NDArray[np.int32]) -> NDArray[np.uint64]:
         """The key of each row (n,); 0 for row 0."""
-        keys: NDArray[np.uint64] = self._store.heads[rows, 0]
+        keys: NDArray[np.uint64] = self._rows.store.heads[rows, 0]
         return keys
 
     def gather(self, rows: NDArray[np.int32]) -> NDArray[np.float32]:
         """Rows (U,) → their vectors and weights, (U, dim + 1) float32: a copy, aligned to 64 bytes."""
         out = aligned((len(rows), self.dim + 1))
-        row_kernels.gather(self._store.numbers, rows, 0, out)
+        row_kernels.gather(self._rows.store.numbers, rows, 0, out)
         return out
 
     def update(
@@ -237,8 +179,8 @@ class EmbeddingTable:
             Gradients that are not (U, dim + 1). The table is untouched.
         """
         check_gradients(gradients, len(rows), self.dim)
-        self._before_change(rows)
-        kernels.update(self._store, rows, np.ascontiguousarray(gradients), *np.array((*rates, *betas), np.float32))
+        self._rows.before_change(rows)
+        kernels.update(self._rows.store, rows, np.ascontiguousarray(gradients), *np.array((*rates, *betas), np.float32))
 
     def advance(self, event_ms: int) -> None:
         """Event time has moved on to ``event_ms``; an earlier time than before changes nothing.
@@ -248,40 +190,25 @@ class EmbeddingTable:
         ValueError
             A time that is negative or beyond the year 2106.
         """
-        before = self._expiry.epoch
-        self._expiry.advance(event_ms, self._store)
-        if self._halvings and 0 < before < self._expiry.epoch:
-            self._decay_default_rows(self._expiry.epoch - before)
-        for rows in self._expiry.found(self._store, _SWEPT_ROWS):
-            self._drop(rows, self._expired)
-
-    def _decay_default_rows(self, epochs: int) -> None:
-        """They have no last seen epoch: they decay as time passes."""
-        rows = np.arange(1, 1 + len(self.default_keys), dtype=np.int32)
-        self._before_change(rows)
-        self._store.numbers[rows, self.dim + 1 :] *= np.float32(0.5 ** (epochs * self._halvings))
-
-    def _finish_sweep(self) -> None:
-        for rows in self._expiry.found(self._store):
-            self._drop(rows, self._expired)
+        self._rows.advance(event_ms)
 
     def take_changed(self) -> Changed:
         """Keys whose rows were made or updated, and keys removed, since the last call."""
-        self._finish_sweep()
-        counters = self._store.counters
-        if counters[NOTED] <= len(self._store.noted):
-            candidates = self._store.noted[: counters[NOTED]]
+        self._rows.finish_sweep()
+        counters = self._rows.store.counters
+        if counters[NOTED] <= len(self._rows.store.noted):
+            candidates = self._rows.store.noted[: counters[NOTED]]
         else:
             candidates = np.arange(1, counters[USED], dtype=np.int32)
-        self._before_change(candidates)
+        self._rows.before_change(candidates)
         rows = np.empty(len(candidates), np.int32)
-        rows = rows[: row_kernels.take_noted(self._store, candidates, rows)]
+        rows = rows[: row_kernels.take_noted(self._rows.store, candidates, rows)]
         counters[NOTED] = 0
-        keys = self._store.heads[rows, 0]
+        keys = self._rows.store.heads[rows, 0]
         order = np.argsort(keys)
-        removed = self._removed.keys()
-        removed = removed[self._rows_of(removed) == 0]
-        self._removed = Removed()
+        removed = self._rows.removed.keys()
+        removed = removed[self._rows.rows_of(removed) == 0]
+        self._rows.removed = Removed()
         return Changed(keys[order], self.gather(rows[order]), removed)
 
     def assign(self, keys: NDArray[np.uint64], values: NDArray[np.float32]) -> None:
@@ -296,21 +223,21 @@ class EmbeddingTable:
         """
         keys = np.ascontiguousarray(keys, np.uint64)
         check_assigned(keys, values, self.dim)
-        self._finish_sweep()
-        check_room(self._store, len(keys))
-        if self._copy is not None:
-            self._copy.save(self._rows_of(keys))
+        self._rows.finish_sweep()
+        check_room(self._rows.store, len(keys))
+        if self._rows.copy is not None:
+            self._rows.copy.save(self._rows.rows_of(keys))
         rows = np.empty(len(keys), np.int32)
-        kernels.assign(self._store, self._rules, keys, self._expiry.epoch, rows)
-        self._store.numbers[rows, : self.dim + 1] = values
+        kernels.assign(self._rows.store, self._rules, keys, self._rows.expiry.epoch, rows)
+        self._rows.store.numbers[rows, : self.dim + 1] = values
 
     def remove(self, keys: NDArray[np.uint64]) -> None:
         """Take the rows of keys (m,) out, as a reader of deltas does; other keys and default rows are let be."""
-        self._finish_sweep()
-        rows = np.unique(self._rows_of(np.ascontiguousarray(keys, np.uint64)))
+        self._rows.finish_sweep()
+        rows = np.unique(self._rows.rows_of(np.ascontiguousarray(keys, np.uint64)))
         rows = rows[rows > len(self.default_keys)]
-        self._before_change(rows)
-        kernels.remove(self._store, rows, np.zeros(0, np.int64))
+        self._rows.before_change(rows)
+        kernels.remove(self._rows.store, rows, np.zeros(0, np.int64))
 
     def begin_snapshot(self) -> TableCopy:
         """A copy of the table as it is now, to be made while it learns on.
@@ -320,15 +247,11 @@ class EmbeddingTable:
         RuntimeError
             Another copy is being made.
         """
-        if self._copy is not None and not self._copy.done:
-            raise RuntimeError(
-                "a snapshot has begun and is not done, there can be one at a time: its rows would be saved twice. "
-                "Call its step() until done, or end_snapshot()."
-            )
-        self._store = self._store._replace(saved=np.zeros(int(self._store.counters[USED]), np.uint8))
-        horizon, removed = self._expiry.horizon, self._removed.lists()
-        self._copy = TableCopy(self._store, horizon, removed, self._rest())
-        return self._copy
+        return self._rows.begin_copy()
+
+    def end_snapshot(self) -> None:
+        """Forget the copy that was begun, done or not."""
+        self._rows.end_copy()
 
     def load_snapshot_kernels(self) -> None:
         """Compile or load what a snapshot calls, so that the learning does not wait for it at the first one."""
@@ -338,11 +261,6 @@ class EmbeddingTable:
         trial.end_snapshot()
         trial.state()
 
-    def end_snapshot(self) -> None:
-        """Forget the copy that was begun, done or not."""
-        self._copy = None
-        self._store = self._store._replace(saved=np.empty(0, np.uint8))
-
     def state(self) -> TableArrays:
         """Everything that ``restore`` needs to continue bit-equal, by ascending key: copies."""
         copy = self.begin_snapshot()
@@ -350,17 +268,6 @@ class EmbeddingTable:
             pass
         self.end_snapshot()
         return copy.state()
-
-    def _rest(self) -> TableArrays:
-        counters = self._store.counters
-        return {
-            "sketch": self._store.sketch.copy(),
-            "sightings": counters[[TURN, SIGHTED, SIGHTED_BEFORE]],
-            "admitted": self._store.admitted.copy(),
-            "expired": self._expired.copy(),
-            "evicted": self._evicted.copy(),
-            "clock": np.array([self._expiry.epoch], np.int64),
-        }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Become the table that ``state`` was taken from; it must have had the same dim, columns and config.
@@ -370,24 +277,24 @@ class EmbeddingTable:
         ValueError
             A state that lacks arrays, or of another dim, other columns or another sketch. The table is untouched.
         """
-        check_state(state, self._store, self.default_keys)
-        self._clear()
-        fill(self._store, state, self.default_keys)
-        self._index()
-        kernels.note(self._store, self._rows_of(state["pending"]))
-        self._expired, self._evicted = state["expired"].copy(), state["evicted"].copy()
-        self._removed = Removed(state["removed"].copy())
-        self._expiry.set(int(state["clock"][0]))
+        check_state(state, self._rows.store, self.default_keys)
+        self._rows = TableRows(self.dim, self.default_keys, self.config)
+        fill(self._rows.store, state, self.default_keys)
+        self._rows.index()
+        kernels.note(self._rows.store, self._rows.rows_of(state["pending"]))
+        self._rows.expired, self._rows.evicted = state["expired"].copy(), state["evicted"].copy()
+        self._rows.removed = Removed(state["removed"].copy())
+        self._rows.expiry.set(int(state["clock"][0]))
 
     def vocabulary(self) -> list[ColumnStatistics]:
         """Statistics of each embedded column; default rows count among its rows."""
-        self._finish_sweep()
-        heads = self._store.heads[1 : self._store.counters[USED], 1]
+        self._rows.finish_sweep()
+        heads = self._rows.store.heads[1 : self._rows.store.counters[USED], 1]
         rows = np.bincount(column_of(heads[live(heads)]), minlength=len(self.default_keys))
-        totals = zip(rows, self._store.admitted, self._expired, self._evicted, strict=False)
+        totals = zip(rows, self._rows.store.admitted, self._rows.expired, self._rows.evicted, strict=False)
         return [ColumnStatistics(column, *map(int, total)) for column, total in enumerate(totals)]
 
     @property
     def waiting(self) -> int:
         """Sightings that the sketch remembers."""
-        return int(self._store.counters[[SIGHTED, SIGHTED_BEFORE]].sum())
+        return int(self._rows.store.counters[[SIGHTED, SIGHTED_BEFORE]].sum())
