@@ -95,7 +95,8 @@ def _export(rows: int, width: int) -> tuple[NDArray[Any], ...]:
     """Keys twice and rows, then values, accumulators, last seen epochs and columns.
 
     In large pages: with small ones their first use stops the learning beside it for up to 0.2 s at two million rows,
-    with these for 30 ms (0.3 s at worst, on a machine of which others take half). To keep the memory for the next snapshot would bring that to 5 ms, for 290 bytes a row.
+    with these for 30 ms (0.3 s at worst, on a machine of which others take half). To keep the memory for the next
+    snapshot would bring that to 5 ms, for 290 bytes a row.
     """
     shapes = ((rows,), np.uint64), ((rows,), np.uint64), ((rows,), np.int32), ((rows, width - 2), np.float32)
     others = ((rows, 2), np.float32), ((rows,), np.uint32), ((rows,), np.uint16)
