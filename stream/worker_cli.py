@@ -13,7 +13,8 @@ from learners.spec_parts import SpecError
 from stream.logs import log_to_stderr
 from stream.settings import StreamSettings, settings_fault
 from stream.source import SourceKind
-from stream.worker import AGENTS, WorkerOptions, WorkerStartError, run_worker
+from stream.worker import run_worker
+from stream.worker_options import AGENTS, WorkerOptions, WorkerStartError
 from stream.worker_settings import Clock, WorkerSettings
 
 

@@ -37,7 +37,7 @@ from stream.metrics import WorkerMetrics
 from stream.settings import StreamSettings, kafka_client_options, redis_client_options, without_password
 from stream.source import SourceKind
 from stream.topics import EXAMPLES
-from stream.worker import redis_client
+from stream.worker_servers import redis_client
 from tests.apache_kafka import ApacheKafka, java_program
 from tests.brokers import skip_or_fail
 from tests.stream.rig import SPEC
