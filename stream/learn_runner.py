@@ -14,11 +14,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import msgspec
 import structlog
 
-from learners.deepfm import DeepFM
 from learners.delta import Delta
 from learners.drift import DriftWatch
-from learners.model_state import ModelCopy, State
-from learners.snapshot import Snapshot, newest_snapshot
+from learners.snapshot import Snapshot, Written
 from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.deltas import to_parts
@@ -26,6 +24,7 @@ from stream.examples import ExampleRows
 from stream.examples_log import decode_examples, refuse_settled
 from stream.inbox import Inbox, InputRecord, Place
 from stream.learn_reports import LearnReports
+from stream.learn_snapshots import LearnSnapshots, NoSnapshotError, first_snapshot
 from stream.learning import LearningLoop, LearnOutcome, LoopState
 from stream.learning_config import LearningConfig
 from stream.line_calibration import LineCalibration
@@ -37,7 +36,6 @@ from stream.published import last_published
 from stream.rebasing import as_they_came, take_base
 from stream.records import RecordError, SnapshotNotice
 from stream.relearning import loop_state, relearn
-from stream.snapshot_writing import write_beside
 from stream.topics import EXAMPLES, JOURNAL, WEIGHTS
 
 MAX_PART_BYTES = 4 << 20  # half of the topic's limit
@@ -45,37 +43,6 @@ _JOURNALED_AT_ONCE = 64  # learned batches that are sent to the broker together 
 
 _encode = msgspec.msgpack.Encoder().encode
 _log = structlog.get_logger(__name__)
-
-
-class NoSnapshotError(RuntimeError):
-    """There is no snapshot to start from."""
-
-
-def first_snapshot(root: str, spec: FeatureSpec) -> Snapshot:
-    """The newest whole snapshot under ``root``. Raises NoSnapshotError, SnapshotSpecError, TornSnapshotError."""
-    found = newest_snapshot(root, spec_hash=spec.hash)
-    if found is None:
-        raise NoSnapshotError(
-            f"{root} holds no snapshot: there is no model to learn on. Train a base first: python -m learners base "
-            f"--spec {spec.name} --examples FILE.parquet --out {root}"
-        )
-    return found[1]
-
-
-def _snapshot(model: DeepFM, at: LoopState, held: State, line: int, calibration: bytes | None) -> Snapshot:
-    """The model's state as it was, with that of the loop, and what its line brought."""
-    return Snapshot(
-        version=at.version,
-        created_from="stream",
-        watermark_ms=at.watermark_ms,
-        newest_event_ms=at.newest_event_ms,
-        shape=model.shape,
-        config=model.config,
-        state={**held, **at.to_arrays()},
-        offsets={partition: place[0] for partition, place in at.positions.items()},
-        line=line,
-        calibration=calibration,
-    )
 
 
 class LearnRunner:
@@ -113,7 +80,8 @@ class LearnRunner:
         self._writer: LogWriter | None = None  # while the model is ours
         self._spec = spec
         self._config = config
-        self._snapshots = snapshots
+        self._root = snapshots
+        self._snapshots = LearnSnapshots(snapshots, self._tell_snapshot)
         self._metrics = metrics
         self._fresh_log = fresh_log
         self._foreign_version = -1  # snapshots up to it are of another log
@@ -122,10 +90,6 @@ class LearnRunner:
         self._gaps = LogGaps(broker, EXAMPLES, metrics.counter("learn_lost_records_total"), "learned")
         self._loop: LearningLoop | None = None
         self._committable: dict[Place, int] = {}
-        self._snapshot_task: asyncio.Task[None] | None = None
-        self._snapshot_version = -1
-        self._line = 0
-        self._calibration: bytes | None = None  # that the line brought
         self._drift = asyncio.create_task(asyncio.to_thread(DriftWatch))  # made while the group is joined
         self._reports = LearnReports(spec, metrics)
 
@@ -139,17 +103,15 @@ class LearnRunner:
             outcomes += await self._step(self._loop, record)
         self._metrics.counter("learned_conversions_total").inc(self._loop.conversions - conversions)
         await self._write([*self._reports.records(self._loop, outcomes), *self._publication(self._loop)])
-        if self._snapshot_task is not None and self._snapshot_task.done():
-            await self._end_snapshot()
-        if self._loop.snapshot_due() and self._snapshot_task is None:
+        await self._snapshots.end_if_done()
+        if self._loop.snapshot_due() and not self._snapshots.is_under_way:
             await self._begin_snapshot(self._loop)
         await self._gaps.check(time.monotonic())
         self._reports.measure(self._loop)
 
     async def tick(self) -> None:
         """On the wall clock, learn and publish what waits. A snapshot that failed is raised here or in `work`."""
-        if self._snapshot_task is not None and self._snapshot_task.done():
-            await self._end_snapshot()
+        await self._snapshots.end_if_done()
         if self._loop is None or self._wall_s is None:
             return
         now_s = self._wall_s()
@@ -163,15 +125,23 @@ class LearnRunner:
         loop, self._loop = self._loop, None
         if loop is None:
             return
-        if self._snapshot_task is not None:
-            await self._snapshot_task
+        await self._snapshots.end()
         await self._write(self._publication(loop, at_once=True))
-        if loop.whole and loop.version > self._snapshot_version:
+        if loop.whole and loop.version > self._snapshots.version:
             await self._begin_snapshot(loop)
-            await self._end_snapshot()
-        if self._writer is not None:
-            await self._writer.close()
-            self._writer = None
+            await self._snapshots.end()
+        await self.close()
+
+    async def snapshot_written(self) -> None:
+        """Wait for a snapshot that is under way; if it fails, the next step raises that."""
+        await self._snapshots.written()
+
+    async def close(self) -> None:
+        """Let go of the model, without another record or snapshot."""
+        await self._snapshots.written()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            await writer.close()
 
     def committable(self) -> Mapping[Place, int]:
         """For each partition the first offset of which the newest snapshot does not hold all rows."""
@@ -189,10 +159,10 @@ class LearnRunner:
             self._writer = await self._open_writer(self._broker, self._broker.group("learn"))
         async with LogReader(self._broker) as log:
             if await take_base(
-                log, self._snapshots, self._spec, self._config, self._broker.partitions, new_log=self._fresh_log
+                log, self._root, self._spec, self._config, self._broker.partitions, new_log=self._fresh_log
             ):
                 self._metrics.counter("learn_bases_total").inc()
-            snapshot = await asyncio.to_thread(first_snapshot, self._snapshots, self._spec)
+            snapshot = await asyncio.to_thread(first_snapshot, self._root, self._spec)
             self._loop = loop = self._loop_of(snapshot)
             self._gaps.assigned(partitions)
             await self._relearn(log, loop, snapshot)
@@ -202,7 +172,7 @@ class LearnRunner:
                 raise NoSnapshotError(
                     f"version {published} was published, but snapshot {snapshot.version} and the journal ({JOURNAL}[0] "
                     f"from offset {oldest} on) lead to {loop.version} only: its weights cannot be made again. Give "
-                    f"--snapshots the folder of this stream, not {self._snapshots}; if retention took the journal, "
+                    f"--snapshots the folder of this stream, not {self._root}; if retention took the journal, "
                     "train a new base (python -m learners base --out) and keep the topic for longer (retention.ms)."
                 )
             await asyncio.to_thread(loop.model.table.load_snapshot_kernels)
@@ -218,8 +188,7 @@ class LearnRunner:
     def _loop_of(self, snapshot: Snapshot) -> LearningLoop:
         if self._fresh_log:  # of a second assignment the log is the one that was written to
             self._foreign_version, self._fresh_log = snapshot.version, False
-        self._snapshot_version = snapshot.version
-        self._line, self._calibration = snapshot.line, snapshot.calibration
+        self._snapshots.go_on_from(snapshot)
         return LearningLoop(
             snapshot.model(),
             self._config,
@@ -245,10 +214,9 @@ class LearnRunner:
         if loop.diverged:
             return
         if loop.version > base_version:
-            self._calibration = tail.to_bytes()
-            state = loop.state()
-            self._snapshot_version = state.version
-            await self._write_snapshot(loop.model, loop.model.begin_snapshot(), state)
+            self._snapshots.calibration = tail.to_bytes()
+            self._snapshots.begin(loop.model, loop.state())
+            await self._snapshots.end()
         loop.resume_from_base(base_version)
         await self._write(self._parts(loop.take_publication(at_once=True, in_silence=True) or loop.heartbeat()))
         _log.info("the new base's line is published", base=base_version, version=loop.version)
@@ -306,24 +274,12 @@ class LearnRunner:
         return parts
 
     async def _begin_snapshot(self, loop: LearningLoop) -> None:
-        """Hold on to the state as it is now, after publishing it; copy and write it beside the learning."""
+        """Begin a snapshot of the state as it is now, after publishing it."""
         await self._write(self._publication(loop, at_once=True))
-        state = loop.state()
-        self._snapshot_version = state.version
-        copy = loop.model.begin_snapshot()
-        self._snapshot_task = asyncio.create_task(self._write_snapshot(loop.model, copy, state))
+        self._snapshots.begin(loop.model, loop.state())
 
-    async def _end_snapshot(self) -> None:
-        task, self._snapshot_task = self._snapshot_task, None
-        if task is not None:
-            await task
-
-    async def _write_snapshot(self, model: DeepFM, copy: ModelCopy, state: LoopState) -> None:
-        """Copy and write beside the learning; then say so and commit."""
-        line, calibration = self._line, self._calibration
-        written = await write_beside(
-            copy, self._snapshots, lambda held: _snapshot(model, state, held, line, calibration)
-        )
+    async def _tell_snapshot(self, state: LoopState, written: Written) -> None:
+        """Say that there is a snapshot, and have it committed."""
         notice = SnapshotNotice(
             spec_hash=self._spec.hash,
             version=state.version,

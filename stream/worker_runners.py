@@ -96,7 +96,7 @@ class WorkerRunners:
 def check_snapshot(options: WorkerOptions) -> None:
     """Raise WorkerStartError when there is no snapshot to learn on."""
     from learners.snapshot import SnapshotError
-    from stream.learn_runner import NoSnapshotError, first_snapshot
+    from stream.learn_snapshots import NoSnapshotError, first_snapshot
 
     try:
         first_snapshot(options.snapshots, options.spec)

@@ -20,7 +20,7 @@ from learners.model_state import State
 from learners.rows import Rows
 from learners.shape import ModelShape
 from learners.snapshot import Snapshot, load_snapshot
-from stream.snapshot_writing import write_beside
+from stream.learn_snapshots import write_beside
 from tests.bench.harness import Bound, Child, Measure, median, progress
 from tests.bench.turns import serve
 

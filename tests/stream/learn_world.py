@@ -139,7 +139,7 @@ class World:
                 if record.offset >= (committed or {}).get(record.place, 0):
                     await runner.work([record])
                     if in_step:
-                        await _written(runner)  # a process that is killed writes nothing afterwards
+                        await runner.snapshot_written()  # a process that is killed writes nothing afterwards
             await runner.give_up()
         except Killed:
             return True, dict(runner.committable())
@@ -205,9 +205,3 @@ def with_clicks(shown: ExampleRows) -> ExampleRows:
     clicked = shown.take(slice(None, None, 3))
     after_ms = np.full(len(clicked), 1_000)
     return concat([shown, clicked.with_event(CLICK, known_ms=clicked.ts_ms + 1_000, delay_ms=after_ms)])
-
-
-async def _written(runner: LearnRunner) -> None:
-    task = runner._snapshot_task
-    if task is not None:
-        await asyncio.wait([task])

@@ -24,7 +24,8 @@ from stream.broker import find_broker
 from stream.examples import ExampleRows
 from stream.examples_log import decode_examples
 from stream.inbox import InputRecord
-from stream.learn_runner import LearnRunner, NoSnapshotError, first_snapshot
+from stream.learn_runner import LearnRunner
+from stream.learn_snapshots import NoSnapshotError, first_snapshot
 from stream.learning import LearningLoop
 from stream.learning_config import LearningConfig
 from stream.log_reader import LogReader
@@ -58,7 +59,7 @@ async def test_a_snapshot_that_cannot_be_written_stops_the_learner(
         return [InputRecord(EXAMPLES, p, offset, record, START_MS) for p in range(broker.partitions)]
 
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr("stream.snapshot_writing.write_snapshot", full)
+    monkeypatch.setattr("stream.learn_snapshots.write_snapshot", full)
     try:
         await runner.on_assigned(frozenset(range(broker.partitions)))
         await runner.work([*records(0)])
@@ -68,14 +69,14 @@ async def test_a_snapshot_that_cannot_be_written_stops_the_learner(
         with pytest.raises(OSError, match="no space left"):
             await runner.work(records(2))
     finally:
-        await runner._writer.close() if runner._writer else None
+        await runner.close()
 
 
 async def test_a_snapshot_is_of_the_moment_at_which_it_began(
     kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copied a few rows at a time while batches are learned, it holds the weights of its version and no later ones."""
-    monkeypatch.setattr("stream.snapshot_writing._COPY_BYTES", 2_000)
+    monkeypatch.setattr("stream.learn_snapshots._COPY_BYTES", 2_000)
     world = await World.make(kafka_topics.settings(), tmp_path)
     await world.learn(in_step=False)
     taken = [version for version in versions(str(tmp_path)) if version]

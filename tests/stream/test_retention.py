@@ -20,7 +20,8 @@ from stream.calibrate_runner import CalibrateRunner
 from stream.calibrating import PartitionCalibrator
 from stream.examples_log import decode_examples
 from stream.inbox import InputRecord
-from stream.learn_runner import LearnRunner, NoSnapshotError
+from stream.learn_runner import LearnRunner
+from stream.learn_snapshots import NoSnapshotError
 from stream.log_reader import LogReader
 from stream.log_writer import Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
@@ -51,15 +52,11 @@ async def life(
         await runner.on_assigned(frozenset(range(world.broker.partitions)))
         for record in records:
             await runner.work([record])
-            if runner._snapshot_task is not None:  # which versions have a snapshot must not hang on the disk's speed
-                await runner._snapshot_task
+            await runner.snapshot_written()  # which versions have a snapshot must not hang on the disk's speed
         if not killed:
             await runner.give_up()
     finally:
-        if runner._snapshot_task is not None:
-            await runner._snapshot_task
-        if runner._writer is not None:
-            await runner._writer.close()
+        await runner.close()
     return runner, metrics
 
 
