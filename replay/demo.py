@@ -29,9 +29,10 @@ from replay.report import Report
 from replay.scenario import Scenario
 from stream.admin import ensure_topics
 from stream.child_server import LOOPBACK, ChildServer, claim_port
+from stream.client_options import kafka_client_options
 from stream.embedded_broker import EmbeddedBroker
 from stream.embedded_redis import EmbeddedRedis
-from stream.settings import StreamSettings, kafka_client_options
+from stream.settings import StreamSettings
 from stream.topics import topic_table
 
 START_TIMEOUT_S = 60.0

@@ -11,7 +11,8 @@ import structlog
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type: ignore[import-untyped]
 
 from stream.broker import Broker
-from stream.inbox import InputRecord, Place, Runner
+from stream.inbox import Runner
+from stream.input_record import InputRecord, Place
 from stream.lag import Lag
 from stream.metrics import WorkerMetrics
 from stream.source import Source, SourceKind

@@ -12,7 +12,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError  # type: ignore
 
 from stream.aiokafka_internals import unread_records
 from stream.broker import Broker
-from stream.inbox import InputRecord, Place
+from stream.input_record import InputRecord, Place
 from stream.source import Listener
 
 _MOST_RECORDS = 2_000  # at once: what a step may hold beyond the inbox's bound

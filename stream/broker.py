@@ -12,7 +12,8 @@ from aiokafka.errors import KafkaError, UnknownError, UnsupportedVersionError  #
 
 from stream.admin import BrokerUnreachableError
 from stream.bounded_fetch import bound_fetches
-from stream.settings import StreamSettings, kafka_client_options
+from stream.client_options import kafka_client_options
+from stream.settings import StreamSettings
 
 MAX_RECORD_BYTES = 8 << 20  # the table's limit for columnar topics
 REQUEST_ROOM_BYTES = 64 << 10  # headers of the batch around one record of the greatest size

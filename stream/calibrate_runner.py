@@ -18,7 +18,8 @@ from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.calibrating import PartitionCalibrator
 from stream.examples_log import decode_examples
-from stream.inbox import Inbox, InputRecord, Place
+from stream.inbox import Inbox
+from stream.input_record import InputRecord, Place
 from stream.log_gaps import LogGaps
 from stream.log_reader import LogReader
 from stream.log_writer import LogWriter, Outgoing

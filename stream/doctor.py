@@ -11,9 +11,10 @@ from typing import Any
 
 from stream.admin import BrokerUnreachableError, check_topics, ensure_topics
 from stream.child_server import ServerStartError, port_is_free
+from stream.client_options import kafka_client_options
 from stream.embedded_broker import EmbeddedBroker, broker_program
 from stream.embedded_redis import EmbeddedRedis, answers_ping, eviction_policy, redis_program
-from stream.settings import StreamSettings, kafka_client_options, redis_client_options, without_password
+from stream.settings import StreamSettings, redis_client_options, without_password
 
 PYTHONS = ((3, 11), (3, 14))  # at least, below
 PACKAGES = (

@@ -26,7 +26,7 @@ from yarl import URL
 
 from stream.aiokafka_internals import read_in_this_way, unread_records
 from stream.broker import Broker
-from stream.inbox import InputRecord, Place
+from stream.input_record import InputRecord, Place
 from stream.source import Listener
 
 _FETCHES_AHEAD = 1

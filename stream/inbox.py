@@ -4,33 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-Place = tuple[str, int]
-"""A topic, by its name in the table, and a partition."""
-
-
-class InputRecord(NamedTuple):
-    """One record as it was read; ``produced_ms`` is its Kafka timestamp (wall clock)."""
-
-    topic: str
-    partition: int
-    offset: int
-    value: bytes | None
-    produced_ms: int
-    content_type: str | None = None
-
-    @classmethod
-    def of(cls, topic: str, record: Any) -> InputRecord:
-        """A record of aiokafka's, of a topic by its name in the table."""
-        content_type = _content_type(record.headers) if record.headers else None
-        return cls(topic, record.partition, record.offset, record.value, record.timestamp, content_type)
-
-    @property
-    def place(self) -> Place:
-        """Where it stood."""
-        return self.topic, self.partition
+from stream.input_record import InputRecord, Place
 
 
 class Runner(Protocol):
@@ -139,8 +116,3 @@ class Inbox:
 
 def _bytes(item: InputRecord) -> int:
     return len(item.value or b"")
-
-
-def _content_type(headers: Iterable[tuple[str, bytes]]) -> str | None:
-    found = next((value for name, value in headers if name == "content-type"), None)
-    return None if found is None else found.decode("latin-1")

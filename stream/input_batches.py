@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.inbox import InputRecord
 from stream.input_events import (
     EMPTY_EVENTS,
     EVENT_COLUMNS,
@@ -21,6 +20,7 @@ from stream.input_events import (
     json_events,
 )
 from stream.input_limits import FIRST_NO_JSON, MOST_JSON_BYTES, check_ahead
+from stream.input_record import InputRecord
 from stream.input_served import ServedRows, SpecWidths, decode_served, served_until
 from stream.join_output import Records
 from stream.join_rejects import Reject

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stream.inbox import Place
+from stream.input_record import Place
 from stream.join import JoinCore
 from stream.join_config import JoinConfig
 from stream.metrics import WorkerMetrics

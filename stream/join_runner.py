@@ -23,8 +23,9 @@ from stream.click_store import RedisClickStore
 from stream.example_records import parts
 from stream.examples import ExampleRows
 from stream.examples_lookup import ExamplesLookup
-from stream.inbox import Inbox, InputRecord, Place
+from stream.inbox import Inbox
 from stream.input_batches import events_batch, served_batch
+from stream.input_record import InputRecord, Place
 from stream.join import JoinCore
 from stream.join_config import JoinConfig
 from stream.join_memory_bound import CACHE_SHARE, MemoryBound

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 
-from stream.inbox import InputRecord, Place
+from stream.input_record import InputRecord, Place
 from stream.metrics import WorkerMetrics
 
 _place = itemgetter(0, 1)  # of a record; counting by the attribute takes as long as decoding

@@ -22,7 +22,8 @@ from stream.broker import Broker
 from stream.deltas import to_parts
 from stream.examples import ExampleRows
 from stream.examples_log import decode_examples, refuse_settled
-from stream.inbox import Inbox, InputRecord, Place
+from stream.inbox import Inbox
+from stream.input_record import InputRecord, Place
 from stream.learn_reports import LearnReports
 from stream.learn_snapshots import LearnSnapshots, NoSnapshotError, first_snapshot
 from stream.learning import LearningLoop, LearnOutcome, LoopState

@@ -20,7 +20,7 @@ from aiokafka.structs import OffsetAndMetadata  # type: ignore[import-untyped]
 
 from stream.aiokafka_internals import never_retry
 from stream.broker import Broker
-from stream.inbox import Place
+from stream.input_record import Place
 
 TRANSACTION_TIMEOUT_MS = 15_000  # how long a worker that stops in the middle can hold readers back, unless it is fenced
 

@@ -9,8 +9,6 @@ from collections.abc import Callable
 
 import structlog
 
-from stream.aiokafka_internals import CONNECTION_LOG, holds_a_proof
-
 _EVERY_S = 10.0
 
 
@@ -34,16 +32,6 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format=line)
     logging.getLogger("faust").setLevel(logging.ERROR)  # it warns of what our settings ask for
     logging.getLogger("mode").setLevel(logging.ERROR)
-
-
-def keep_proofs_out_of_logs() -> None:
-    """Drop the lines of aiokafka that quote an exchange of credentials; once is enough."""
-    logging.getLogger(CONNECTION_LOG).addFilter(_holds_no_proof)
-
-
-def _holds_no_proof(line: logging.LogRecord) -> bool:
-    arguments = line.args if isinstance(line.args, tuple) else ()
-    return not any(map(holds_a_proof, arguments))
 
 
 class SeldomRepeated(logging.Filter):

@@ -25,7 +25,8 @@ from learners.spec import FeatureSpec
 from stream.broker import Broker
 from stream.examples import ExampleRows
 from stream.examples_log import decode_examples, refuse_settled
-from stream.inbox import Inbox, InputRecord, Place
+from stream.inbox import Inbox
+from stream.input_record import InputRecord, Place
 from stream.log_gaps import report_loss
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics

@@ -9,7 +9,6 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from stream.logs import keep_proofs_out_of_logs
 from stream.tls import TlsFiles, client_context
 from stream.topics import Topic, topic_table
 
@@ -138,20 +137,6 @@ class StreamSettings(BaseSettings):
     def topic(self, name: str) -> str:
         """Return the name on the broker of the topic `name` of the table."""
         return self.topic_prefix + name
-
-
-def kafka_client_options(settings: StreamSettings) -> dict[str, Any]:
-    """Return the security arguments that any aiokafka client takes; nothing of it may be logged."""
-    protocol = settings.kafka_security_protocol
-    options: dict[str, Any] = {"security_protocol": protocol}
-    if protocol.endswith("SSL"):
-        options["ssl_context"] = client_context(settings.kafka_tls)
-    if protocol.startswith("SASL") and settings.kafka_sasl_password is not None:
-        keep_proofs_out_of_logs()
-        options["sasl_mechanism"] = settings.kafka_sasl_mechanism
-        options["sasl_plain_username"] = settings.kafka_sasl_username
-        options["sasl_plain_password"] = settings.kafka_sasl_password.get_secret_value()
-    return options
 
 
 def redis_client_options(settings: StreamSettings) -> dict[str, Any]:

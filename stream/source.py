@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
-from stream.inbox import InputRecord, Place
+from stream.input_record import InputRecord, Place
 
 SourceKind = Literal["faust", "aiokafka"]
 

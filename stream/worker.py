@@ -24,11 +24,12 @@ from stream.admin import BrokerUnreachableError, TopicMismatchError, ensure_topi
 from stream.agent import Agent
 from stream.broker import find_broker
 from stream.child_server import ServerStartError
+from stream.client_options import kafka_client_options
 from stream.examples_log import SettledLogError
 from stream.health import HealthServer
 from stream.log_writer import shared_writer
 from stream.metrics import WorkerMetrics
-from stream.settings import StreamSettings, kafka_client_options
+from stream.settings import StreamSettings
 from stream.single_owner import SingleOwnerAssignor
 from stream.worker_options import AGENTS, WorkerOptions, WorkerStartError
 from stream.worker_runners import WorkerRunners, check_snapshot, refuse_other_log

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from stream.examples import ExampleRows
-from stream.inbox import InputRecord
 from stream.input_batches import EventBatch, ServedBatch, events_batch, served_batch
 from stream.input_events import EventRows
+from stream.input_record import InputRecord
 from stream.input_served import ServedRows
 from stream.join import JoinCore
 from stream.join_config import JoinConfig

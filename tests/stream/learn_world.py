@@ -17,7 +17,7 @@ from learners.kinds import CLICK
 from learners.snapshot import newest_snapshot
 from stream.broker import Broker, find_broker
 from stream.examples import ExampleRows, concat
-from stream.inbox import InputRecord, Place
+from stream.input_record import InputRecord, Place
 from stream.learn_runner import LearnRunner
 from stream.learning import LearningLoop
 from stream.learning_config import LearningConfig

@@ -15,7 +15,7 @@ from learners.workers import Alone
 from stream.archive_runner import ArchiveRunner
 from stream.archive_store import archive_store_of
 from stream.archiving import ArchiveConfig
-from stream.inbox import InputRecord, Place
+from stream.input_record import InputRecord, Place
 from stream.metrics import WorkerMetrics
 from tests.brokers import TestTopics
 from tests.stream.learn_world import FORGETFUL, World

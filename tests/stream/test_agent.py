@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry
 from stream.agent import Agent, AgentCrashedError
 from stream.broker import Broker, find_broker
 from stream.faust_source import FaustSource
-from stream.inbox import Inbox, InputRecord, Place, Runner
+from stream.inbox import Inbox, Runner
+from stream.input_record import InputRecord, Place
 from stream.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.source import SourceKind

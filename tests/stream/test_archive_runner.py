@@ -19,7 +19,7 @@ from stream.archive_store import ArchiveStore, archive_store_of
 from stream.archiving import ArchiveConfig, Part
 from stream.broker import Broker, find_broker
 from stream.examples_log import decode_examples
-from stream.inbox import InputRecord, Place
+from stream.input_record import InputRecord, Place
 from stream.log_reader import LogEndsEarlierError
 from stream.log_writer import Outgoing, shared_writer
 from stream.metrics import WorkerMetrics

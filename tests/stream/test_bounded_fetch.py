@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from stream.bounded_fetch import bound_fetches
 from stream.broker import Broker, find_broker
-from stream.inbox import InputRecord
+from stream.input_record import InputRecord
 from stream.learn_runner import LearnRunner
 from stream.learning_config import LearningConfig
 from stream.log_reader import LogReader

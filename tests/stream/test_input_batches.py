@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stream.inbox import InputRecord
 from stream.input_batches import events_batch
 from stream.input_events import EVENT_COLUMNS, decode_events
 from stream.input_limits import EARLIEST_MS
+from stream.input_record import InputRecord
 from stream.records import RecordError
 from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 from tests.stream.test_inputs import T0, events

@@ -19,7 +19,7 @@ from stream.click_store import RedisClickStore
 from stream.example_records import MOST_ROWS
 from stream.examples import ExampleRows, concat
 from stream.examples_log import SettledLogError, decode_examples
-from stream.inbox import InputRecord
+from stream.input_record import InputRecord
 from stream.join_config import JoinConfig
 from stream.join_runner import JoinRunner
 from stream.log_writer import FencedError, Outgoing, shared_writer

@@ -23,7 +23,7 @@ from learners.terms import Terms
 from stream.broker import find_broker
 from stream.examples import ExampleRows
 from stream.examples_log import decode_examples
-from stream.inbox import InputRecord
+from stream.input_record import InputRecord
 from stream.learn_runner import LearnRunner
 from stream.learn_snapshots import NoSnapshotError, first_snapshot
 from stream.learning import LearningLoop

@@ -19,7 +19,7 @@ from stream.broker import Broker, find_broker
 from stream.calibrate_runner import CalibrateRunner
 from stream.calibrating import PartitionCalibrator
 from stream.examples_log import decode_examples
-from stream.inbox import InputRecord
+from stream.input_record import InputRecord
 from stream.learn_runner import LearnRunner
 from stream.learn_snapshots import NoSnapshotError
 from stream.log_reader import LogReader

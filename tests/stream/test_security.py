@@ -28,13 +28,15 @@ from stream.admin import BrokerUnreachableError, ensure_topics
 from stream.agent import Agent
 from stream.broker import find_broker
 from stream.child_server import LOOPBACK, ChildServer, accepts_connections, free_port
+from stream.client_options import kafka_client_options
 from stream.embedded_redis import answers_ping, redis_program
 from stream.faust_source import credentials
-from stream.inbox import Inbox, InputRecord, Place
+from stream.inbox import Inbox
+from stream.input_record import InputRecord, Place
 from stream.log_reader import LogReader
 from stream.log_writer import Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
-from stream.settings import StreamSettings, kafka_client_options, redis_client_options, without_password
+from stream.settings import StreamSettings, redis_client_options, without_password
 from stream.source import SourceKind
 from stream.topics import EXAMPLES
 from stream.worker_servers import redis_client

@@ -23,7 +23,7 @@ from stream.broker import Broker, find_broker
 from stream.child_server import free_port
 from stream.embedded_redis import EmbeddedRedis
 from stream.examples_log import SettledLogError, decode_examples
-from stream.inbox import InputRecord, Place
+from stream.input_record import InputRecord, Place
 from stream.log_reader import LogEndsEarlierError
 from stream.log_writer import LogWriter, Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
