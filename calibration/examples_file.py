@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 CLICK_WINDOW_S: Final = 600.0
 EXAMPLE_COLUMNS: Final = ("kind", "impression_id", "ts_ms", "known_ms")
-_EXPOSURE, _CLICK = 0, 1  # of `learners.kinds`
+_EXPOSURE, _CLICK = 0, 1  # of `learners.examples.kinds`
 _SLICE: Final = re.compile(r"(?P<column>[^\[\]:]+)(\[(?P<at>\d+)\])?(:(?P<edges>[-+0-9.e,]+))?")
 
 

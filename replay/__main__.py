@@ -15,12 +15,12 @@ import orjson
 import typer
 from rich.console import Console
 
-from learners.archive_parts import ArchiveError
-from learners.deepfm import DivergenceError
-from learners.family import FAMILY, Member
-from learners.losses import LOSSES
-from learners.snapshot import SnapshotError, newest_snapshot
-from learners.spec import FeatureSpec, load_spec
+from learners.deepfm.model import DivergenceError
+from learners.examples.archive_parts import ArchiveError
+from learners.features.spec import FeatureSpec, load_spec
+from learners.models.losses import LOSSES
+from learners.models.registry import FAMILY, Member
+from learners.snapshots.snapshot import SnapshotError, newest_snapshot
 from replay import backtest as in_process
 from replay.base import base_snapshot, read_base_examples, write_base
 from replay.compare import Compared, chosen, comparison_json, comparison_table
@@ -36,10 +36,10 @@ from replay.progress import Progress
 from replay.report import Report, facts_table, quality_table
 from replay.scenario import Scenario
 from replay.truth_cli import truth
-from stream.admin import BrokerUnreachableError, TopicMismatchError
-from stream.child_server import ServerStartError
-from stream.learning_config import LearningConfig
-from stream.settings import StreamSettings
+from stream.embedded.process import ServerStartError
+from stream.kafka.admin import BrokerUnreachableError, TopicMismatchError
+from stream.learn.config import LearningConfig
+from stream.servers.settings import StreamSettings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 

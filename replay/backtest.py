@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.config import CalibratorConfig
-from learners.deepfm import DeepFM, DeepFMConfig
-from learners.encode import Encoder, Request
-from learners.rows import Rows
-from learners.snapshot import Snapshot
-from learners.spec import FeatureSpec
+from learners.deepfm.model import DeepFM, DeepFMConfig
+from learners.features.encode import Encoder, Request
+from learners.features.rows import Rows
+from learners.features.spec import FeatureSpec
+from learners.snapshots.snapshot import Snapshot
 from replay.frozen import frozen_logits
 from replay.report import Report, displayed, outcomes, report
 from replay.scenario import Scenario
@@ -35,19 +35,19 @@ from serving.messages import prices_of
 from serving.model import HotModel
 from serving.ranking import Ranker, Scored, expected_value, ranked
 from serving.served_rows import served_records
-from stream.calibrating import PartitionCalibrator
-from stream.deltas import to_parts
-from stream.examples import ExampleRows, concat
-from stream.input_served import served_rows
-from stream.join import JoinCore
-from stream.join_config import JoinConfig
-from stream.join_memory import MemoryJoin
-from stream.join_output import Records
-from stream.learning import LearningLoop
-from stream.learning_config import LearningConfig
-from stream.session_memory import MemorySessionStore
-from stream.sessions import SessionFold
-from stream.topics import CLICKS, IMPRESSIONS, SERVED
+from stream.calibrate.calibrator import PartitionCalibrator
+from stream.join.config import JoinConfig
+from stream.join.core import JoinCore
+from stream.join.in_memory import MemoryJoin
+from stream.join.output import Records
+from stream.learn.config import LearningConfig
+from stream.learn.loop import LearningLoop
+from stream.records.deltas import to_parts
+from stream.records.examples import ExampleRows, concat
+from stream.records.served import served_rows
+from stream.records.topics import CLICKS, IMPRESSIONS, SERVED
+from stream.sessions.fold import SessionFold
+from stream.sessions.in_memory import MemorySessionStore
 
 PARTITION = 0
 MAX_PART_BYTES = 2**30  # nothing travels

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from learners.archive import read_examples
-from learners.archive_writer import write_examples
-from learners.base import BaseConfig, train_base
-from learners.examples import Examples
-from learners.shape import ModelShape
-from learners.snapshot import Snapshot
-from learners.spec import FeatureSpec
+from learners.examples.archive import read_examples
+from learners.examples.archive_writer import write_examples
+from learners.examples.examples import Examples
+from learners.features.shape import ModelShape
+from learners.features.spec import FeatureSpec
+from learners.snapshots.snapshot import Snapshot
+from learners.training.base import BaseConfig, train_base
 from replay.backtest import Base
 
 EXAMPLES_FILE, SESSIONS_FILE = "examples.parquet", "sessions.npz"

@@ -17,18 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from learners.family import FAMILY, Member, member
-from learners.metrics import probability
-from learners.protocol import Learner
-from learners.rows import Rows
-from learners.shape import ModelShape
-from learners.spec import FeatureSpec
+from learners.features.rows import Rows
+from learners.features.shape import ModelShape
+from learners.features.spec import FeatureSpec
+from learners.metrics.quality import probability
+from learners.models.registry import FAMILY, Member, member
+from learners.protocol.learner import Learner
 from replay.example_stream import ExampleStream, Span, Step, base_steps, online_steps
 from replay.feeds import Feed, Lessons, delayed, feed_of, losses
 from replay.progress import Progress
 from replay.report import Outcomes, Report, bounded, report
-from stream.examples import ExampleRows
-from stream.learning_config import LearningConfig
+from stream.learn.config import LearningConfig
+from stream.records.examples import ExampleRows
 
 CHUNK_ROWS = 8_192
 _BASE_BATCH_ROWS = 128  # as base training

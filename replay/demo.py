@@ -17,8 +17,8 @@ from pathlib import Path
 
 import aiohttp
 
-from learners.snapshot import newest_snapshot
-from learners.spec import load_spec
+from learners.features.spec import load_spec
+from learners.snapshots.snapshot import newest_snapshot
 from replay.backtest import BacktestOptions, collect_base
 from replay.base import SESSIONS_FILE, write_base
 from replay.errors import PlaybackError
@@ -27,13 +27,13 @@ from replay.player import PlayerOptions
 from replay.progress import Progress
 from replay.report import Report
 from replay.scenario import Scenario
-from stream.admin import ensure_topics
-from stream.child_server import LOOPBACK, ChildServer, claim_port
-from stream.client_options import kafka_client_options
-from stream.embedded_broker import EmbeddedBroker
-from stream.embedded_redis import EmbeddedRedis
-from stream.settings import StreamSettings
-from stream.topics import topic_table
+from stream.embedded.broker import EmbeddedBroker
+from stream.embedded.process import LOOPBACK, ChildServer, claim_port
+from stream.embedded.redis import EmbeddedRedis
+from stream.kafka.admin import ensure_topics
+from stream.kafka.client_options import kafka_client_options
+from stream.records.topics import topic_table
+from stream.servers.settings import StreamSettings
 
 START_TIMEOUT_S = 60.0
 DEMO_PARTITIONS = 1  # one worker owns them all, so that more of them only cost

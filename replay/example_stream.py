@@ -13,15 +13,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.kinds import CLICK, CONVERSION
-from learners.spec import FeatureSpec
+from learners.examples.kinds import CLICK, CONVERSION
+from learners.features.spec import FeatureSpec
 from replay.backtest import BacktestOptions, collect
 from replay.progress import Progress
 from replay.report import Displayed, displayed
 from replay.scenario import Scenario
-from stream.examples import ExampleRows, concat
-from stream.learning_config import LearningConfig
-from stream.session_memory import MemorySessionStore
+from stream.learn.config import LearningConfig
+from stream.records.examples import ExampleRows, concat
+from stream.sessions.in_memory import MemorySessionStore
 
 
 class Step(NamedTuple):

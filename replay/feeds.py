@@ -1,7 +1,7 @@
 """What a learner learns of a span of the stream, row by row, and when each row has come.
 
 A learner that is moved by gradients gets what arrives; one that needs labels gets impressions that are mature; the
-losses for delayed clicks (`learners.losses`) each get the rows that they are made for.
+losses for delayed clicks (`learners.models.losses`) each get the rows that they are made for.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import NamedTuple, Protocol, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.kinds import CLICK
-from learners.losses import Loss, losses_of
-from learners.protocol import AdditiveLearner, Learner
-from learners.rows import Rows
-from learners.terms import CLICK_HEAD, Terms
+from learners.examples.kinds import CLICK
+from learners.examples.terms import CLICK_HEAD, Terms
+from learners.features.rows import Rows
+from learners.models.losses import Loss, losses_of
+from learners.protocol.learner import AdditiveLearner, Learner
 from replay.example_stream import Span
-from stream.examples import ExampleRows
+from stream.records.examples import ExampleRows
 
 
 class Lessons(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.deepfm import DeepFM
-from stream.examples import ExampleRows
+from learners.deepfm.model import DeepFM
+from stream.records.examples import ExampleRows
 
 CHUNK_ROWS = 8_192
 

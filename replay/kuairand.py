@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
-from learners.encode import Request
-from learners.terms import CLICK_HEAD
+from learners.examples.terms import CLICK_HEAD
+from learners.features.encode import Request
 from replay.errors import DataError
 from replay.scenario import Days, Display, calendar
 

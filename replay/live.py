@@ -7,19 +7,19 @@ from collections import Counter
 import aiohttp
 import msgspec
 
-from learners.deepfm import DeepFM
+from learners.deepfm.model import DeepFM
 from replay.errors import PlaybackError
 from replay.frozen import frozen_logits
 from replay.player import Player, PlayerOptions
 from replay.progress import Progress
 from replay.report import Report, displayed, outcomes, report
 from replay.scenario import Scenario
-from stream.broker import find_broker
-from stream.examples import ExampleRows, concat
-from stream.log_reader import LogReader
-from stream.records import DeadLetter, ExamplesRecord
-from stream.settings import StreamSettings
-from stream.topics import DEADLETTER, EXAMPLES
+from stream.kafka.broker import find_broker
+from stream.kafka.log_reader import LogReader
+from stream.records.examples import ExampleRows, concat
+from stream.records.topics import DEADLETTER, EXAMPLES
+from stream.records.wire import DeadLetter, ExamplesRecord
+from stream.servers.settings import StreamSettings
 
 
 async def play_and_report(

@@ -24,8 +24,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from learners.encode import Request
-from learners.terms import CLICK_HEAD, CONVERSION_HEAD
+from learners.examples.terms import CLICK_HEAD, CONVERSION_HEAD
+from learners.features.encode import Request
 from replay.market_laws import INSTALLS, MEDIAN_CLICK_DELAY_S, PLACEMENT_LOGIT, PLACEMENTS, click_delay_s
 from replay.scenario import DAY_MS, Days, Display, calendar
 

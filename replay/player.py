@@ -19,14 +19,14 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from learners.encode import Request
+from learners.features.encode import Request
 from replay.errors import PlaybackError
 from replay.scenario import Scenario
 from replay.timeline import EventQueue, Events, ticks
-from stream.input_events import EventRows
-from stream.partition import partition_of
-from stream.records import EventsRecord
-from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
+from stream.records.events import EventRows
+from stream.records.partition import partition_of
+from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
+from stream.records.wire import EventsRecord
 
 RANKED_AT_ONCE = 8  # rank requests in flight: a front end has many users at once
 POLL_S = 0.005  # between two questions how far the workers are

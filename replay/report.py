@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from calibration.reliability import observed_over_expected
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.metrics import auc, log_loss, normalized_entropy, probability
-from stream.examples import ExampleRows
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.metrics.quality import auc, log_loss, normalized_entropy, probability
+from stream.records.examples import ExampleRows
 
 SMALLEST_P = 1e-7  # float32 rounds probabilities this near to 0 and 1 to them
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple, Protocol
 
-from learners.encode import Request
+from learners.features.encode import Request
 
 DAY_MS = 86_400_000
 

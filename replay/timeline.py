@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from learners.encode import Request
+from learners.features.encode import Request
 from replay.scenario import Display
-from stream.input_events import EventRows
+from stream.records.events import EventRows
 
 IMPRESSION, CLICK, CONVERSION = 0, 1, 2
 

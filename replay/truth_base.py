@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.deepfm import DeepFM, DeepFMConfig
-from learners.heads import Head
-from learners.protocol import State
-from learners.rows import Rows
-from learners.shape import ModelShape
-from learners.spec import load_spec
-from learners.terms import CLICK_HEAD, CONVERSION_HEAD, Terms
+from learners.deepfm.model import DeepFM, DeepFMConfig
+from learners.examples.terms import CLICK_HEAD, CONVERSION_HEAD, Terms
+from learners.features.rows import Rows
+from learners.features.shape import ModelShape
+from learners.features.spec import load_spec
+from learners.nn.heads import Head
+from learners.protocol.learner import State
 from replay.truth_world import SPEC_NAME, World, WorldConfig
 
 _CLICKS = 20_000  # in the draws that a base is trained on

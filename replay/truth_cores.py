@@ -10,33 +10,33 @@ from numpy.typing import NDArray
 from calibration.cohorts import COHORT_MS
 from calibration.config import CalibratorConfig
 from calibration.instruments import figures
-from learners.deepfm import DeepFM
-from learners.encode import EncodedIds, Encoder
-from learners.kinds import EXPOSURE
-from learners.session_state import COUNTER, USER, SessionView
-from learners.spec import FeatureSpec
-from learners.state_names import prefixed
+from learners.deepfm.model import DeepFM
+from learners.examples.kinds import EXPOSURE
+from learners.features.encode import EncodedIds, Encoder
+from learners.features.session_state import COUNTER, USER, SessionView
+from learners.features.spec import FeatureSpec
+from learners.protocol.state_names import prefixed
 from serving.calibrator import HotCalibrator
 from serving.freshness import Freshness
 from serving.impression_ids import ImpressionIds
 from serving.model import HotModel
 from serving.ranking import Ranker, Scored
 from serving.served_rows import served_records
-from stream.calibrating import PartitionCalibrator
-from stream.delayed_terms import DelayedTerms
-from stream.deltas import to_parts
-from stream.examples import ExampleRows
-from stream.input_events import EventRows
-from stream.input_served import served_rows
-from stream.join import JoinCore
-from stream.join_config import JoinConfig
-from stream.join_memory import MemoryJoin
-from stream.join_output import Records
-from stream.learn_outcomes import Diverged
-from stream.learning import LearningLoop, LoopState
-from stream.learning_config import LearningConfig
-from stream.line_calibration import LineCalibration
-from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
+from stream.calibrate.calibrator import PartitionCalibrator
+from stream.join.config import JoinConfig
+from stream.join.core import JoinCore
+from stream.join.in_memory import MemoryJoin
+from stream.join.output import Records
+from stream.learn.config import LearningConfig
+from stream.learn.delayed_terms import DelayedTerms
+from stream.learn.line_calibration import LineCalibration
+from stream.learn.loop import LearningLoop, LoopState
+from stream.learn.outcomes import Diverged
+from stream.records.deltas import to_parts
+from stream.records.events import EventRows
+from stream.records.examples import ExampleRows
+from stream.records.served import served_rows
+from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 
 PARTITION = 0
 MAX_PART_BYTES = 2**30  # nothing travels

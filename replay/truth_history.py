@@ -12,15 +12,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.terms import Terms
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.examples.terms import Terms
 from replay.market_laws import click_delay_s
 from replay.truth_cores import Cores, example_rows
 from replay.truth_inputs import EventsOnTheirWay
 from replay.truth_world import Reactions, Requests, World, WorldConfig
-from stream.delayed_terms import DelayedTerms
-from stream.examples import ExampleRows, concat
-from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
+from stream.learn.delayed_terms import DelayedTerms
+from stream.records.examples import ExampleRows, concat
+from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 
 _CHUNK_REQUESTS = 50_000
 _STEPS_OF_DAYS = 150  # in which the past of days is counted

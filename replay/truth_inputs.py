@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.input_events import EVENT_COLUMNS, EventRows
+from stream.records.events import EVENT_COLUMNS, EventRows
 
 _EVENT = np.dtype(
     [("ts_ms", "<i8"), ("impression_id", "<u8"), ("user_key", "<u8"), ("position", "<i4"), ("value", "<f4")]

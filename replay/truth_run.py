@@ -15,7 +15,7 @@ from replay.truth_inputs import EventsOnTheirWay
 from replay.truth_trace import COLUMNS, EARLY_S, Early, Job, Trace
 from replay.truth_world import Requests, World, WorldConfig
 from serving.ranking import Scored
-from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
+from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 
 START_MS = 1_000 * 86_400 * (EPOCH.toordinal() - 719_163)  # 719,163: 1970-01-01
 SMALLEST_P = 1e-7  # float32 rounds probabilities this near to 0 and 1 to them

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.encode import EncodedIds
-from learners.hashing import bucket_ids, hash_text, salt_of
-from learners.spec import FeatureSpec, load_spec
+from learners.features.encode import EncodedIds
+from learners.features.hashing import bucket_ids, hash_text, salt_of
+from learners.features.spec import FeatureSpec, load_spec
 from replay.market_laws import INSTALLS, PLACEMENT_LOGIT, PLACEMENTS, DelayLaw, click_delay_s
 
 SPEC_NAME = "truth"
@@ -229,7 +229,7 @@ class World:
     # ------------------------------------------------------------------------------------------------- as the cores see
 
     def encoded(self, requests: Requests, first_request_id: int, ts_ms: NDArray[np.int64]) -> EncodedIds:
-        """The ids of requests at their times ``ts_ms`` (R,), as `learners.encode.Encoder` makes them."""
+        """The ids of requests at their times ``ts_ms`` (R,), as `learners.features.encode.Encoder` makes them."""
         count, candidates = requests.ads.shape
         of_request = {
             "user": self._ids["user"][requests.user],

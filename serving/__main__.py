@@ -11,17 +11,17 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from learners.snapshot import SnapshotError
-from learners.spec import load_spec
-from learners.spec_parts import SpecError
+from learners.features.spec import load_spec
+from learners.features.spec_parts import SpecError
+from learners.snapshots.snapshot import SnapshotError
 from serving.metrics import ServingMetrics
 from serving.server import Clock, ServingOptions, ServingServer
 from serving.settings import ServingSettings
 from serving.snapshots import NoSnapshotError
-from stream.admin import BrokerUnreachableError, TopicMismatchError, ensure_topics
-from stream.broker import find_broker
-from stream.logs import log_to_stderr
-from stream.settings import StreamSettings, redis_client_options, settings_fault
+from stream.kafka.admin import BrokerUnreachableError, TopicMismatchError, ensure_topics
+from stream.kafka.broker import find_broker
+from stream.servers.logs import log_to_stderr
+from stream.servers.settings import StreamSettings, redis_client_options, settings_fault
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -14,10 +14,10 @@ from calibration.instruments import figures
 from calibration.merged import map_of
 from calibration.slice_map import SliceMap
 from calibration.slices import SlicePlan
-from learners.terms import CLICK_HEAD, CONVERSION_HEAD
+from learners.examples.terms import CLICK_HEAD, CONVERSION_HEAD
 from serving.cohorts import ALL, WINDOWS_OF, CohortFigures, sliced
 from serving.metrics import VARIANT
-from stream.records import CalibrationRecord
+from stream.records.wire import CalibrationRecord
 
 
 class HeadStates(NamedTuple):
@@ -74,8 +74,8 @@ class HotCalibrator:
         """The model of another line is served from now on, with the map that it brought and what is known of it since.
 
         brought : the state of the click head that its base's replay has counted, of
-            `learners.snapshot.Snapshot.calibration`. Raises ValueError for one that is damaged or of other slices; the
-            line is served without it then.
+            `learners.snapshots.snapshot.Snapshot.calibration`. Raises ValueError for one that is damaged or of other
+            slices; the line is served without it then.
         """
         self.line, self._brought = line, None
         self._of_line = {key: held for key, held in self._of_line.items() if key[0] == 0 or key[0] >= line}

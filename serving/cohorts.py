@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-from learners.terms import CLICK_HEAD, CONVERSION_HEAD
+from learners.examples.terms import CLICK_HEAD, CONVERSION_HEAD
 from serving.metrics import ServingMetrics
 
 ALL: Final = "all"

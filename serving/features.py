@@ -12,13 +12,13 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from learners.encode import EncodedIds, Encoder
-from learners.session_state import COUNTER, USER, SessionView
+from learners.features.encode import EncodedIds, Encoder
+from learners.features.session_state import COUNTER, USER, SessionView
 from serving.metrics import ServingMetrics
 from serving.tasks import begin, end
-from stream.outage import Outage
-from stream.session_store import RedisSessionStore, SharedCounterFeed
-from stream.settings import without_password
+from stream.servers.outage import Outage
+from stream.servers.settings import without_password
+from stream.sessions.store import RedisSessionStore, SharedCounterFeed
 
 _LEAST_REFRESH_PAUSE_S = 0.05  # in a fast replay a second of the log is less than a millisecond
 

@@ -17,12 +17,12 @@ from serving.metrics import ServingMetrics
 from serving.model import HotModel, Offered
 from serving.snapshots import LoadedModel, NoSnapshotError
 from serving.tasks import begin, end
-from stream.admin import BrokerUnreachableError
-from stream.broker import Broker
-from stream.deltas import DeltaSpecError
-from stream.logs import SeldomError
-from stream.records import CalibrationRecord, DeltaPart, SnapshotNotice
-from stream.topics import CALIBRATION, WEIGHTS
+from stream.kafka.admin import BrokerUnreachableError
+from stream.kafka.broker import Broker
+from stream.records.deltas import DeltaSpecError
+from stream.records.topics import CALIBRATION, WEIGHTS
+from stream.records.wire import CalibrationRecord, DeltaPart, SnapshotNotice
+from stream.servers.logs import SeldomError
 
 log = structlog.get_logger()
 

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 import orjson
 
-from learners.encode import Request
+from learners.features.encode import Request
 from serving.ranking import Prices
-from stream.input_limits import EARLIEST_MS, LATEST_MS
+from stream.records.limits import EARLIEST_MS, LATEST_MS
 
 U64_MAX = 2**64 - 1
 

@@ -6,9 +6,9 @@ import math
 
 from prometheus_client import CollectorRegistry
 
-from learners.terms import CLICK_HEAD, CONVERSION_HEAD
+from learners.examples.terms import CLICK_HEAD, CONVERSION_HEAD
 from stream.metric_table import Metric, MetricRegistry
-from stream.topics import CALIBRATION, WEIGHTS
+from stream.records.topics import CALIBRATION, WEIGHTS
 
 _LATENCY_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _FRESHNESS_S = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0)

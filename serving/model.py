@@ -10,14 +10,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.deepfm_config import DeepFMConfig
-from learners.delta import Delta, DeltaError
-from learners.heads import Head
-from learners.rows import Rows
-from learners.terms import CONVERSION_HEAD
+from learners.deepfm.config import DeepFMConfig
+from learners.deepfm.delta import Delta, DeltaError
+from learners.examples.terms import CONVERSION_HEAD
+from learners.features.rows import Rows
+from learners.nn.heads import Head
 from serving.freshness import Freshness
-from stream.deltas import DeltaAssembler
-from stream.records import DeltaPart
+from stream.records.deltas import DeltaAssembler
+from stream.records.wire import DeltaPart
 
 _REMEMBERED_VERSIONS = 4096  # about an hour of deltas, one a second
 

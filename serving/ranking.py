@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.encode import Encoded, EncodedIds, Encoder
-from learners.session_state import SessionView
+from learners.features.encode import Encoded, EncodedIds, Encoder
+from learners.features.session_state import SessionView
 from serving.calibrator import HotCalibrator
 from serving.impression_ids import ImpressionIds
 from serving.model import HotModel, Logits

@@ -12,10 +12,10 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError  # type: ignore[import
 
 from serving.metrics import ServingMetrics
 from serving.tasks import begin, end
-from stream.admin import BrokerUnreachableError
-from stream.broker import Broker
-from stream.logs import SeldomError
-from stream.topics import SERVED
+from stream.kafka.admin import BrokerUnreachableError
+from stream.kafka.broker import Broker
+from stream.records.topics import SERVED
+from stream.servers.logs import SeldomError
 
 log = structlog.get_logger()
 

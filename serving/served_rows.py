@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.spec import FeatureSpec
+from learners.features.spec import FeatureSpec
 from serving.metrics import VARIANT
 from serving.ranking import Scored
-from stream.partition import partition_of
-from stream.records import ServedRecord
+from stream.records.partition import partition_of
+from stream.records.wire import ServedRecord
 
 MAX_ROWS = 4096  # of a record, about: some hundred bytes a row keep it far below the topic's limit
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import structlog
 from aiohttp import web
 
-from learners.encode import Encoder
-from learners.spec import FeatureSpec
+from learners.features.encode import Encoder
+from learners.features.spec import FeatureSpec
 from serving.calibrator import HotCalibrator
 from serving.cohorts import CohortFigures, points, publish, shown
 from serving.features import SessionFeatures
@@ -33,7 +33,7 @@ from serving.settings import ServingSettings
 from serving.snapshots import LoadedModel, load_newest
 from serving.status import quantiles_of
 from serving.tasks import begin, end
-from stream.broker import Broker
+from stream.kafka.broker import Broker
 
 log = structlog.get_logger()
 
@@ -58,7 +58,7 @@ class ServingServer:
     """Answers requests while weights and maps change beneath. Everything runs on one event loop."""
 
     def __init__(self, options: ServingOptions, settings: ServingSettings, metrics: ServingMetrics) -> None:
-        """Load the newest snapshot. Raises NoSnapshotError, learners.snapshot.SnapshotError."""
+        """Load the newest snapshot. Raises NoSnapshotError, learners.snapshots.snapshot.SnapshotError."""
         self.metrics = metrics
         self._options = options
         self._settings = settings

@@ -11,10 +11,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from learners.encode import EncodedIds
-from learners.hashing import FeatureError
-from learners.session_state import SessionView
-from learners.terms import CLICK_HEAD, CONVERSION_HEAD
+from learners.examples.terms import CLICK_HEAD, CONVERSION_HEAD
+from learners.features.encode import EncodedIds
+from learners.features.hashing import FeatureError
+from learners.features.session_state import SessionView
 from serving.messages import Ask, BadRequestError, Intake
 from serving.metrics import ServingMetrics
 from serving.ranking import Ranker, Scored, expected_value, ranked

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from learners.deepfm import DeepFM
-from learners.snapshot import newest_snapshot
-from learners.spec import FeatureSpec
+from learners.deepfm.model import DeepFM
+from learners.features.spec import FeatureSpec
+from learners.snapshots.snapshot import newest_snapshot
 
 
 class NoSnapshotError(RuntimeError):
@@ -28,7 +28,8 @@ class LoadedModel:
 def load_newest(root: str, spec: FeatureSpec) -> LoadedModel:
     """The model of the newest whole snapshot under ``root`` (directory or fsspec URL).
 
-    Raises NoSnapshotError; learners.snapshot.SnapshotSpecError (both hashes named) when it is of another spec.
+    Raises NoSnapshotError; learners.snapshots.snapshot.SnapshotSpecError (both hashes named) when it is of another
+    spec.
     """
     found = newest_snapshot(root, spec_hash=spec.hash)
     if found is None:

@@ -11,14 +11,14 @@ import orjson
 import typer
 from pydantic import ValidationError
 
-from stream.admin import BrokerUnreachableError, Difference, TopicMismatchError, check_topics, ensure_topics
-from stream.client_options import kafka_client_options
-from stream.doctor import SERVING_PORT, run_checks
-from stream.rebuild_cli import rebuild
-from stream.schemas import schemas as record_schemas
-from stream.sessions_cli import sessions
-from stream.settings import StreamSettings, settings_fault
-from stream.worker_cli import worker
+from stream.cli.doctor import SERVING_PORT, run_checks
+from stream.cli.rebuild import rebuild
+from stream.cli.sessions import sessions
+from stream.cli.worker import worker
+from stream.kafka.admin import BrokerUnreachableError, Difference, TopicMismatchError, check_topics, ensure_topics
+from stream.kafka.client_options import kafka_client_options
+from stream.records.schemas import schemas as record_schemas
+from stream.servers.settings import StreamSettings, settings_fault
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 

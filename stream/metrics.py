@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry
 
 from stream.metric_table import Metric, MetricRegistry
-from stream.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS, SERVED
+from stream.records.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS, SERVED
 
 REASONS = (
     "malformed",  # neither msgpack nor JSON

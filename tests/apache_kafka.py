@@ -11,9 +11,9 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from stream.admin import answers_metadata
-from stream.child_server import LOOPBACK, ServerStartError, accepts_connections, claim_port, free_port
-from stream.local_server import LocalServer
+from stream.embedded.process import LOOPBACK, ServerStartError, accepts_connections, claim_port, free_port
+from stream.embedded.server import LocalServer
+from stream.kafka.admin import answers_metadata
 
 START_TIMEOUT_S = 60.0  # 3 s on an idle machine, more when every core is busy
 _CLUSTER_ID = "bWlsbHN0cmVhbS10ZXN0cw"  # any 16 bytes in URL-safe base64

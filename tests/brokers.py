@@ -16,10 +16,10 @@ from typing import Literal
 
 import pytest
 
-from stream.child_server import ServerStartError
-from stream.embedded_broker import EmbeddedBroker, broker_program
-from stream.settings import StreamSettings
-from stream.topics import Topic
+from stream.embedded.broker import EmbeddedBroker, broker_program
+from stream.embedded.process import ServerStartError
+from stream.records.topics import Topic
+from stream.servers.settings import StreamSettings
 from tests.apache_kafka import ApacheKafka
 
 Kind = Literal["given", "kafka-home", "docker", "embedded"]

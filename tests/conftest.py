@@ -11,9 +11,9 @@ import pytest
 import redis.asyncio
 from hypothesis import settings
 
-from stream.admin import delete_topics, ensure_topics
-from stream.embedded_redis import EmbeddedRedis
-from stream.topics import topic_table
+from stream.embedded.redis import EmbeddedRedis
+from stream.kafka.admin import delete_topics, ensure_topics
+from stream.records.topics import topic_table
 from tests.brokers import Broker, TestTopics, choose, running, skip_or_fail
 
 USED_BROKERS = pytest.StashKey[list[str]]()

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 
-from stream.admin import ensure_topics
-from stream.child_server import ServerStartError
-from stream.topics import EXAMPLES, topic_table
+from stream.embedded.process import ServerStartError
+from stream.kafka.admin import ensure_topics
+from stream.records.topics import EXAMPLES, topic_table
 from tests.apache_kafka import ApacheKafka
 from tests.brokers import Broker, TestTopics, skip_or_fail
 

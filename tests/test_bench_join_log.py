@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.kinds import CLICK, EXPOSURE
-from stream.partition import partition_of
-from stream.records import ServedRecord
-from stream.topics import CLICKS, IMPRESSIONS, SERVED
+from learners.examples.kinds import CLICK, EXPOSURE
+from stream.records.partition import partition_of
+from stream.records.topics import CLICKS, IMPRESSIONS, SERVED
+from stream.records.wire import ServedRecord
 from tests.bench.join_log import BATCH, HORIZON_MS, LEAD_MS, SPEC, Encoding, JoinLog, digest, join_log
 from tests.bench.peers.dict_join import INPUTS, DictJoin, Row, rows_of
 

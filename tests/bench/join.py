@@ -6,8 +6,8 @@ import asyncio
 import os
 from collections.abc import Sequence
 
-from stream.embedded_broker import EmbeddedBroker
-from stream.embedded_redis import EmbeddedRedis
+from stream.embedded.broker import EmbeddedBroker
+from stream.embedded.redis import EmbeddedRedis
 from tests.bench.harness import Bound, Child, Measure, median, progress
 from tests.bench.join_log import HORIZON_MS, join_log
 from tests.bench.join_peers import PEERS, joined, produce

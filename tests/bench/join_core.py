@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from stream.examples import ExampleRows
-from stream.input_batches import EventBatch, ServedBatch, events_batch, served_batch
-from stream.input_events import EventRows
-from stream.input_record import InputRecord
-from stream.input_served import ServedRows
-from stream.join import JoinCore
-from stream.join_config import JoinConfig
-from stream.join_output import Records
-from stream.late_clicks import with_late_clicks
-from stream.records import SCORES
-from stream.topics import CLICKS, IMPRESSIONS, SERVED
+from stream.join.batches import EventBatch, ServedBatch, events_batch, served_batch
+from stream.join.config import JoinConfig
+from stream.join.core import JoinCore
+from stream.join.late import with_late_clicks
+from stream.join.output import Records
+from stream.kafka.input_record import InputRecord
+from stream.records.events import EventRows
+from stream.records.examples import ExampleRows
+from stream.records.served import ServedRows
+from stream.records.topics import CLICKS, IMPRESSIONS, SERVED
+from stream.records.wire import SCORES
 from tests.bench.join_log import HORIZON_MS, SPEC, JoinLog, digest, join_log
 from tests.bench.peers.dict_join import DictJoin, rows_of
 from tests.bench.turns import serve

@@ -16,11 +16,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.kinds import CLICK, EXPOSURE
-from learners.spec import load_spec
-from stream.partition import key_bytes, partition_of
-from stream.records import EventsRecord, ServedRecord
-from stream.topics import CLICKS, IMPRESSIONS, SERVED
+from learners.examples.kinds import CLICK, EXPOSURE
+from learners.features.spec import load_spec
+from stream.records.partition import key_bytes, partition_of
+from stream.records.topics import CLICKS, IMPRESSIONS, SERVED
+from stream.records.wire import EventsRecord, ServedRecord
 
 Encoding = Literal["batch", "json"]
 

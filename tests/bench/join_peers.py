@@ -18,9 +18,9 @@ import msgspec
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 
-from stream.admin import ensure_topics
-from stream.embedded_broker import EmbeddedBroker
-from stream.topics import EXAMPLES, topic_table
+from stream.embedded.broker import EmbeddedBroker
+from stream.kafka.admin import ensure_topics
+from stream.records.topics import EXAMPLES, topic_table
 from tests.apache_kafka import ApacheKafka
 from tests.bench.harness import ROOT, Child, progress
 from tests.bench.join_log import Encoding, JoinLog, digest, join_log

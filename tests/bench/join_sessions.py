@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 from redis.asyncio import Redis
 
-from learners.encode import Encoder, Request
-from learners.kinds import CLICK
-from stream.examples import ExampleRows, concat
-from stream.session_store import RedisSessionStore, SharedCounterFeed
-from stream.sessions import SessionFold
+from learners.examples.kinds import CLICK
+from learners.features.encode import Encoder, Request
+from stream.records.examples import ExampleRows, concat
+from stream.sessions.fold import SessionFold
+from stream.sessions.store import RedisSessionStore, SharedCounterFeed
 from tests.bench.join_log import SPEC, START_MS
 from tests.bench.turns import serve
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import aiohttp
 import numpy as np
 
-from stream.broker import find_broker
-from stream.child_server import free_port
-from stream.examples_log import decode_examples
-from stream.log_reader import LogReader
-from stream.settings import StreamSettings
-from stream.topics import CLICKS, EXAMPLES
+from stream.embedded.process import free_port
+from stream.kafka.broker import find_broker
+from stream.kafka.log_reader import LogReader
+from stream.records.examples_codec import decode_examples
+from stream.records.topics import CLICKS, EXAMPLES
+from stream.servers.settings import StreamSettings
 from tests.bench.harness import Child, progress
 from tests.bench.join_log import HORIZON_MS, SPEC, START_MS, Encoding, digest, join_log
 from tests.bench.join_peers import produce

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.deepfm import DeepFM, DeepFMConfig
-from learners.heads import Head
-from learners.losses import Loss, losses_of
-from learners.metrics import probability
-from learners.rows import Rows
-from learners.shape import ModelShape
+from learners.deepfm.model import DeepFM, DeepFMConfig
+from learners.features.rows import Rows
+from learners.features.shape import ModelShape
+from learners.metrics.quality import probability
+from learners.models.losses import Loss, losses_of
+from learners.nn.heads import Head
 from tests.bench.harness import Bound, Measure, progress
 
 _SHAPE = ModelShape(

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.deepfm import DeepFM, DeepFMConfig
-from learners.rows import Rows
-from learners.shape import ModelShape
+from learners.deepfm.model import DeepFM, DeepFMConfig
+from learners.features.rows import Rows
+from learners.features.shape import ModelShape
 from tests.bench.rows import BATCH, DIM, FIELDS, HIDDEN, ClickRows
 from tests.bench.turns import take_turns
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.deepfm import DeepFM, DeepFMConfig
-from learners.model_state import State
-from learners.rows import Rows
-from learners.shape import ModelShape
-from learners.snapshot import Snapshot, load_snapshot
-from stream.learn_snapshots import write_beside
+from learners.deepfm.model import DeepFM, DeepFMConfig
+from learners.deepfm.model_state import State
+from learners.features.rows import Rows
+from learners.features.shape import ModelShape
+from learners.snapshots.snapshot import Snapshot, load_snapshot
+from stream.learn.snapshots import write_beside
 from tests.bench.harness import Bound, Child, Measure, median, progress
 from tests.bench.turns import serve
 

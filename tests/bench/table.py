@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.table import EmbeddingTable, TableConfig
+from learners.table.table import EmbeddingTable, TableConfig
 from tests.bench import snapshots
 from tests.bench.harness import Bound, Child, Measure, progress
 from tests.bench.turns import serve

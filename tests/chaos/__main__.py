@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from stream.broker import find_broker
-from stream.child_server import ServerStartError
-from stream.source import SourceKind
+from stream.agents.source import SourceKind
+from stream.embedded.process import ServerStartError
+from stream.kafka.broker import find_broker
 from tests.chaos.cluster import JOIN, BrokerKind, Cluster, ClusterOptions, NotReadyError
 from tests.chaos.faults import KINDS, Faults
 from tests.chaos.findings import findings, of_stops

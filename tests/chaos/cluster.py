@@ -14,14 +14,14 @@ from typing import Literal, Self
 
 import aiohttp
 
-from stream.admin import ensure_topics
-from stream.child_server import LOOPBACK
-from stream.embedded_broker import EmbeddedBroker
-from stream.embedded_redis import answers_ping
-from stream.join_config import JoinConfig
-from stream.settings import StreamSettings
-from stream.source import SourceKind
-from stream.worker_settings import WorkerSettings
+from stream.agents.source import SourceKind
+from stream.embedded.broker import EmbeddedBroker
+from stream.embedded.process import LOOPBACK
+from stream.embedded.redis import answers_ping
+from stream.join.config import JoinConfig
+from stream.kafka.admin import ensure_topics
+from stream.servers.settings import StreamSettings
+from stream.worker.settings import WorkerSettings
 from tests.apache_kafka import ApacheKafka
 from tests.chaos.lasting_redis import LastingRedis
 from tests.chaos.ports import lasting_ports

@@ -12,14 +12,14 @@ from typing import Any
 
 import orjson
 
-from learners.archive import read_examples
-from learners.archive_parts import ArchiveError
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.snapshot import versions
-from stream.calibrating import PartitionCalibrator
-from stream.records import CalibrationRecord
-from stream.settings import StreamSettings
-from stream.topics import CALIBRATION, DEADLETTER, EXAMPLES, INPUTS, JOURNAL
+from learners.examples.archive import read_examples
+from learners.examples.archive_parts import ArchiveError
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.snapshots.snapshot import versions
+from stream.calibrate.calibrator import PartitionCalibrator
+from stream.records.topics import CALIBRATION, DEADLETTER, EXAMPLES, INPUTS, JOURNAL
+from stream.records.wire import CalibrationRecord
+from stream.servers.settings import StreamSettings
 from tests.chaos.cluster import CALIBRATE_INTERVAL_S, CALIBRATOR, JOIN
 from tests.chaos.outcome import ExamplesRecord, Outcome
 from tests.chaos.progress import say

@@ -8,9 +8,9 @@ import time
 from collections import deque
 from pathlib import Path
 
-from stream.child_server import LOOPBACK, accepts_connections, claim_port
-from stream.embedded_redis import START_TIMEOUT_S, answers_ping, redis_program
-from stream.local_server import LocalServer
+from stream.embedded.process import LOOPBACK, accepts_connections, claim_port
+from stream.embedded.redis import START_TIMEOUT_S, answers_ping, redis_program
+from stream.embedded.server import LocalServer
 
 _LOOK_EVERY_S = 0.05
 _REMEMBERED_S = 5.0

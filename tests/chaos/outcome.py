@@ -8,11 +8,11 @@ from typing import NamedTuple
 import msgspec
 import orjson
 
-from learners.kinds import CONVERSION
-from stream.examples import ExampleRows
-from stream.examples_log import decode_examples
-from stream.records import CalibrationRecord, DeadLetter, JournalRecord
-from stream.topics import CALIBRATION, DEADLETTER, EXAMPLES, JOURNAL
+from learners.examples.kinds import CONVERSION
+from stream.records.examples import ExampleRows
+from stream.records.examples_codec import decode_examples
+from stream.records.topics import CALIBRATION, DEADLETTER, EXAMPLES, JOURNAL
+from stream.records.wire import CalibrationRecord, DeadLetter, JournalRecord
 from tests.chaos.topic_log import TopicLog
 from tests.chaos.truth import ServedRow, Unreadable
 from tests.chaos.verdict import Row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from stream.child_server import port_is_free
+from stream.embedded.process import port_is_free
 
 _FIRST, _LAST = 18_000, 32_000
 

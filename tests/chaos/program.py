@@ -13,11 +13,11 @@ from pathlib import Path
 
 import aiohttp
 
-import stream
+from stream.embedded import die_with_parent
 from tests.chaos.progress import say
 
 _ROOT = Path(__file__).parents[2]
-_GUARD = Path(str(stream.__file__)).with_name("die_with_parent.py")
+_GUARD = Path(str(die_with_parent.__file__))
 _RESTART_AFTER_S = 0.2
 _STOP_LIMIT_S = 20.0  # the programs promise 10
 _ASK_TIMEOUT_S = 2.0

@@ -6,7 +6,7 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from stream.child_server import LOOPBACK
+from stream.embedded.process import LOOPBACK
 
 _READ_BYTES = 256 << 10
 

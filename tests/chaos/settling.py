@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import numpy as np
 
-from stream.partition import partition_of
-from stream.topics import CONVERSIONS, DEADLETTER, EXAMPLES, JOURNAL
+from stream.records.partition import partition_of
+from stream.records.topics import CONVERSIONS, DEADLETTER, EXAMPLES, JOURNAL
 from tests.chaos.cluster import CALIBRATE_INTERVAL_S, JOIN
 from tests.chaos.outcome import Outcome
 from tests.chaos.progress import say

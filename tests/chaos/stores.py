@@ -8,11 +8,11 @@ from typing import cast
 import numpy as np
 from redis.asyncio import Redis
 
-from learners.spec import FeatureSpec
-from stream.examples import ExampleRows, concat
-from stream.session_memory import MemorySessionStore
-from stream.sessions import SessionFold
-from stream.stored_clicks import MemoryClickStore, clicks_in, packed, packed_times
+from learners.features.spec import FeatureSpec
+from stream.clicks.stored_clicks import MemoryClickStore, clicks_in, packed, packed_times
+from stream.records.examples import ExampleRows, concat
+from stream.sessions.fold import SessionFold
+from stream.sessions.in_memory import MemorySessionStore
 from tests.chaos.outcome import ExamplesRecord
 
 _AT_ONCE = 5_000

@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from stream.child_server import LOOPBACK
+from stream.embedded.process import LOOPBACK
 from tests.chaos.ports import lasting_ports
 from tests.chaos.program import KILLED, Program
 from tests.stream.rig import until

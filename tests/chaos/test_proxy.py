@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 import pytest
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 
-from stream.admin import ensure_topics
-from stream.child_server import LOOPBACK
-from stream.embedded_broker import EmbeddedBroker
-from stream.topics import CLICKS, topic_table
+from stream.embedded.broker import EmbeddedBroker
+from stream.embedded.process import LOOPBACK
+from stream.kafka.admin import ensure_topics
+from stream.records.topics import CLICKS, topic_table
 from tests.chaos.ports import lasting_ports
 from tests.chaos.proxy import Proxy
 

@@ -7,12 +7,12 @@ import numpy as np
 import orjson
 import pytest
 
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from stream.broker import Broker
-from stream.examples import ExampleRows, concat
-from stream.records import SCORES, DeadLetter, JournalRecord, OffsetRange
-from stream.stored_clicks import packed, packed_times
-from stream.topics import CLICKS, CONVERSIONS, DEADLETTER, EXAMPLES, IMPRESSIONS, SERVED
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from stream.clicks.stored_clicks import packed, packed_times
+from stream.kafka.broker import Broker
+from stream.records.examples import ExampleRows, concat
+from stream.records.topics import CLICKS, CONVERSIONS, DEADLETTER, EXAMPLES, IMPRESSIONS, SERVED
+from stream.records.wire import SCORES, DeadLetter, JournalRecord, OffsetRange
 from tests.chaos.cluster import JOIN
 from tests.chaos.findings import of_examples, of_kinds, of_rejects
 from tests.chaos.outcome import ExamplesRecord, Outcome

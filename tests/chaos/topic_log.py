@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from stream.broker import Broker
-from stream.log_reader import LogReader
-from stream.topics import topic_table
+from stream.kafka.broker import Broker
+from stream.kafka.log_reader import LogReader
+from stream.records.topics import topic_table
 
 Place = tuple[str, int]
 

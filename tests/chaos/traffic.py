@@ -15,9 +15,9 @@ import orjson
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
-from stream.partition import key_bytes, partition_of
-from stream.records import EventsRecord
-from stream.topics import CONVERSIONS, IMPRESSIONS
+from stream.records.partition import key_bytes, partition_of
+from stream.records.topics import CONVERSIONS, IMPRESSIONS
+from stream.records.wire import EventsRecord
 from tests.chaos.cluster import Cluster
 from tests.chaos.world import TICK_MS, TOPICS, Event, World
 

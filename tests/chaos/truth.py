@@ -11,10 +11,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from stream.input_limits import EARLIEST_MS
-from stream.join_config import JoinConfig
-from stream.records import EventsRecord, ServedRecord
-from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, SERVED
+from stream.join.config import JoinConfig
+from stream.records.limits import EARLIEST_MS
+from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS, SERVED
+from stream.records.wire import EventsRecord, ServedRecord
 from tests.chaos.topic_log import Stored, TopicLog
 from tests.chaos.world import BROKEN_MARK
 from tests.stream.oracle import LogEvent, Rejected, Truth, join_whole_log

@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
-from stream.records import JournalRecord
+from stream.records.wire import JournalRecord
 
 _INSTANCES = 5
 _INSTANCE_CHARACTERS = 300

@@ -9,8 +9,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from stream.join_config import JoinConfig
-from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
+from stream.join.config import JoinConfig
+from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 
 TICK_MS = 5_000
 _REQUESTS_A_TICK = 10

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import aiohttp
 
-from stream.child_server import free_port
+from stream.embedded.process import free_port
 from tests.stream.rig import START_PATIENCE_S, said, until
 
 

@@ -15,10 +15,10 @@ import msgspec
 import orjson
 import pytest
 
-from learners.kinds import CLICK, EXPOSURE
-from stream.broker import find_broker
-from stream.records import DeadLetter
-from stream.topics import CLICKS, DEADLETTER, IMPRESSIONS
+from learners.examples.kinds import CLICK, EXPOSURE
+from stream.kafka.broker import find_broker
+from stream.records.topics import CLICKS, DEADLETTER, IMPRESSIONS
+from stream.records.wire import DeadLetter
 from tests.brokers import TestTopics, skip_or_fail
 from tests.e2e.programs import serving
 from tests.stream.rig import SPEC, START_MS, base_snapshot, until, values, worker

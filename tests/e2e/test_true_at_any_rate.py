@@ -13,11 +13,11 @@ import numpy as np
 import orjson
 import pytest
 
-from learners.deepfm_config import DeepFMConfig
-from learners.heads import Head
+from learners.deepfm.config import DeepFMConfig
+from learners.nn.heads import Head
 from replay.market_laws import PLACEMENTS
 from replay.truth_world import World, WorldConfig
-from stream.topics import CLICKS, IMPRESSIONS
+from stream.records.topics import CLICKS, IMPRESSIONS
 from tests.brokers import TestTopics
 from tests.e2e.programs import serving
 from tests.stream.rig import Front, base_snapshot, front, worker

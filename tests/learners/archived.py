@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.examples import Examples
-from learners.kinds import CLICK, EXPOSURE
-from learners.rows import Rows
+from learners.examples.examples import Examples
+from learners.examples.kinds import CLICK, EXPOSURE
+from learners.features.rows import Rows
 from tests.learners.batches import SHAPE
 
 

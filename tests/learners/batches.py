@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.deepfm import DeepFM, DeepFMConfig
-from learners.rows import Rows
-from learners.shape import ModelShape
+from learners.deepfm.model import DeepFM, DeepFMConfig
+from learners.features.rows import Rows
+from learners.features.shape import ModelShape
 
 SHAPE = ModelShape(
     spec_name="toy",

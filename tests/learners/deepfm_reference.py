@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learners.deepfm import DeepFM
-from learners.rows import Rows
-from learners.terms import Terms
+from learners.deepfm.model import DeepFM
+from learners.examples.terms import Terms
+from learners.features.rows import Rows
 from tests.learners.batches import SHAPE
 
 EMBEDDED = list(SHAPE.embedded)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from learners.encode import Request
-from learners.hashing import hash_text, salt_of
-from learners.spec import FeatureSpec
-from learners.spec_parts import Counter
+from learners.features.encode import Request
+from learners.features.hashing import hash_text, salt_of
+from learners.features.spec import FeatureSpec
+from learners.features.spec_parts import Counter
 
 
 def raw_id(spec: FeatureSpec, name: str, request: Request, ad: Mapping[str, Any]) -> int:

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.boosting import BoostingConfig
-from learners.deepfm import DeepFMConfig
-from learners.family import FAMILY
-from learners.ftrl import FtrlConfig
-from learners.networks import NetworkConfig
-from learners.protocol import Learner, State
-from learners.river_adapter import RiverConfig
-from learners.rows import Rows
-from learners.shape import ModelShape
-from learners.stack import StackConfig
-from learners.table import TableConfig
-from learners.trees import TreesConfig
+from learners.deepfm.model import DeepFMConfig
+from learners.features.rows import Rows
+from learners.features.shape import ModelShape
+from learners.models.boosting import BoostingConfig
+from learners.models.ftrl import FtrlConfig
+from learners.models.networks import NetworkConfig
+from learners.models.registry import FAMILY
+from learners.models.river import RiverConfig
+from learners.models.stack import StackConfig
+from learners.models.trees import TreesConfig
+from learners.protocol.learner import Learner, State
+from learners.table.table import TableConfig
 
 DAY_MS = 86_400_000
 SHAPE = ModelShape(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from learners.spec import FeatureSpec
-from learners.spec_parts import Counter, Field, Rates, Session
+from learners.features.spec import FeatureSpec
+from learners.features.spec_parts import Counter, Field, Rates, Session
 
 SMALL = FeatureSpec(
     name="small",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.table import EmbeddingTable, TableConfig
+from learners.table.table import EmbeddingTable, TableConfig
 
 M64 = (1 << 64) - 1
 

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.archive import log_reach, read_examples
-from learners.archive_parts import ArchiveError, LogStretch, archived_up_to
-from learners.archive_writer import write_examples, write_part
-from learners.examples import SCALARS, Examples
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.examples.archive import log_reach, read_examples
+from learners.examples.archive_parts import ArchiveError, LogStretch, archived_up_to
+from learners.examples.archive_writer import write_examples, write_part
+from learners.examples.examples import SCALARS, Examples
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
 from tests.learners.archived import encoded
 
 SPEC = SimpleNamespace(name="toy", hash="0123456789abcdef")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from learners.autograd_network import Learning, Tower, chosen_device
-from learners.deepfm import DeepFM, DeepFMConfig
-from learners.heads import Head
-from learners.rows import Rows
-from learners.terms import Terms
+from learners.deepfm.autograd_network import Learning, Tower, chosen_device
+from learners.deepfm.model import DeepFM, DeepFMConfig
+from learners.examples.terms import Terms
+from learners.features.rows import Rows
+from learners.nn.heads import Head
 from tests.learners.batches import CONFIG, SHAPE, batch, learned, model
 
 HEADS = (Head("click"), Head("conversion", given="click", hidden=(5,)), Head("like", given="conversion", hidden=()))

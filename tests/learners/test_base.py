@@ -7,16 +7,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from learners.base import BaseConfig, known_users, train_base
-from learners.conversion_shares import conversion_shares
-from learners.deepfm import DeepFM
-from learners.examples import Examples
-from learners.fitting import FitConfig, rows_at
-from learners.heads import Head
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.metrics import probability, quality
-from learners.sampling import NegativeSampling
-from learners.terms import Terms
+from learners.deepfm.model import DeepFM
+from learners.examples.examples import Examples
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.examples.terms import Terms
+from learners.metrics.quality import probability, quality
+from learners.nn.heads import Head
+from learners.training.base import BaseConfig, known_users, train_base
+from learners.training.conversion_shares import conversion_shares
+from learners.training.fit import FitConfig, rows_at
+from learners.training.sampling import NegativeSampling
 from tests.learners.archived import examples, told
 from tests.learners.batches import CONFIG, SHAPE
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from learners.checkpoints import Checkpoint, CheckpointError, Checkpoints, Progress
-from learners.metrics import Quality
+from learners.metrics.quality import Quality
+from learners.training.checkpoints import Checkpoint, CheckpointError, Checkpoints, Progress
 
 QUALITY = Quality(rows=3, auc=0.75, log_loss=0.1 + 0.2, ne=float("nan"), observed_over_expected=1.0)
 

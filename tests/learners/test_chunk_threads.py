@@ -7,7 +7,7 @@ from threading import Lock
 
 import pytest
 
-from learners.chunk_threads import ChunkThreads
+from learners.nn.threads import ChunkThreads
 
 CHUNKS = [slice(at, at + 1) for at in range(7)]
 

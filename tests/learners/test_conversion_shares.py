@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from calibration.delay_law import CONVERSION_PRIOR
-from learners.base import BaseConfig, train_base
-from learners.conversion_shares import conversion_shares
-from learners.deepfm import DeepFM
-from learners.examples import Examples
-from learners.fitting import FitConfig
-from learners.heads import Head
-from learners.kinds import CLICK, CONVERSION
-from learners.metrics import probability
-from learners.rows import Rows
-from learners.terms import Terms
+from learners.deepfm.model import DeepFM
+from learners.examples.examples import Examples
+from learners.examples.kinds import CLICK, CONVERSION
+from learners.examples.terms import Terms
+from learners.features.rows import Rows
+from learners.metrics.quality import probability
+from learners.nn.heads import Head
+from learners.training.base import BaseConfig, train_base
+from learners.training.conversion_shares import conversion_shares
+from learners.training.fit import FitConfig
 from tests.learners.archived import examples, told
 from tests.learners.batches import CONFIG, SHAPE
 

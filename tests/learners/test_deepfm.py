@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from learners.deepfm import DeepFM, DeepFMConfig, DivergenceError
-from learners.delta import DeltaError
-from learners.heads import Head
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.network import CHUNK_ROWS
-from learners.rows import Rows
-from learners.terms import Terms
+from learners.deepfm.delta import DeltaError
+from learners.deepfm.model import DeepFM, DeepFMConfig, DivergenceError
+from learners.deepfm.network import CHUNK_ROWS
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.examples.terms import Terms
+from learners.features.rows import Rows
+from learners.nn.heads import Head
 from tests.learners.batches import CONFIG, SHAPE, batch, learned, model
 from tests.learners.deepfm_reference import EMBEDDED, Reference, torch_gradients
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from learners.delta import Delta, DeltaError, weights_of
+from learners.deepfm.delta import Delta, DeltaError, weights_of
 from tests.learners.batches import learned
 
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from learners.drift import DriftWatch
-from learners.metrics import losses, probability
+from learners.metrics.drift import DriftWatch
+from learners.metrics.quality import losses, probability
 
 
 def feed(watch: DriftWatch, *, rate: float, fault: float, batches: int, seed: int) -> int:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from learners.table import EmbeddingTable, TableConfig
-from learners.table_copy import TableCopy
+from learners.table.copy import TableCopy
+from learners.table.table import EmbeddingTable, TableConfig
 from tests.learners.table_reference import ReferenceTable, assert_same, start_vector
 
 DEFAULTS = [1001, 1002, 1003]

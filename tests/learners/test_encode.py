@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from learners.encode import Encoded, Encoder, Request
-from learners.hashing import FeatureError
-from learners.session_state import COUNTER, USER, SessionView
-from learners.spec import load_spec
+from learners.features.encode import Encoded, Encoder, Request
+from learners.features.hashing import FeatureError
+from learners.features.session_state import COUNTER, USER, SessionView
+from learners.features.spec import load_spec
 from tests.learners.encode_oracle import counter_columns, raw_id, session_columns
 from tests.learners.small_spec import SMALL
 from tests.learners.states import NOW_MS, counters_of, users_of

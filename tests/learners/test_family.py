@@ -12,11 +12,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from learners.family import FAMILY, member
-from learners.kinds import CLICK, EXPOSURE
-from learners.protocol import Learner, State
-from learners.rows import Rows
-from learners.terms import Terms
+from learners.examples.kinds import CLICK, EXPOSURE
+from learners.examples.terms import Terms
+from learners.features.rows import Rows
+from learners.models.registry import FAMILY, member
+from learners.protocol.learner import Learner, State
 from tests.learners.family_cases import (
     CASES,
     DAY_MS,

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learners.checkpoints import CheckpointError, Checkpoints
-from learners.deepfm import DeepFM, DeepFMConfig
-from learners.examples import Examples
-from learners.fitting import Fit, FitConfig, score
-from learners.heads import Head
-from learners.kinds import CONVERSION
-from learners.metrics import Quality
-from learners.sampling import NegativeSampling
-from learners.schedule import RateSchedule
-from learners.split import split_by_time
+from learners.deepfm.model import DeepFM, DeepFMConfig
+from learners.examples.examples import Examples
+from learners.examples.kinds import CONVERSION
+from learners.examples.split import split_by_time
+from learners.metrics.quality import Quality
+from learners.nn.heads import Head
+from learners.training.checkpoints import CheckpointError, Checkpoints
+from learners.training.fit import Fit, FitConfig, score
+from learners.training.sampling import NegativeSampling
+from learners.training.schedule import RateSchedule
 from tests.learners.archived import examples
 from tests.learners.batches import CONFIG, SHAPE
 

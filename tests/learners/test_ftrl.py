@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.ftrl import FtrlConfig, FtrlRegression
-from learners.rows import Rows
-from learners.terms import Terms
+from learners.examples.terms import Terms
+from learners.features.rows import Rows
+from learners.models.ftrl import FtrlConfig, FtrlRegression
 from tests.learners.batches import SHAPE, batch
 
 LARGE = 2**20  # rows: the few ids of these tests do not collide

@@ -10,7 +10,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.hashing import FeatureError, FieldHasher, bucket_ids, cross_ids, hash_text, salt_of
+from learners.features.hashing import FeatureError, FieldHasher, bucket_ids, cross_ids, hash_text, salt_of
 
 U64 = st.integers(0, 2**64 - 1)
 
@@ -81,7 +81,7 @@ def test_the_cache_changes_nothing(values: list[object]) -> None:
 
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream of new values cannot fill the memory."""
-    monkeypatch.setattr("learners.hashing._CACHED_VALUES", 10)
+    monkeypatch.setattr("learners.features.hashing._CACHED_VALUES", 10)
     hasher = FieldHasher("x", "ad.x")
     ids = [hasher.id(value) for value in range(100)]
     assert len(hasher._cache) <= 10

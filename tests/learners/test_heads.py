@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learners.heads import Head, Heads, grad_logits, summed_loss
-from learners.terms import Terms
+from learners.examples.terms import Terms
+from learners.nn.heads import Head, Heads, grad_logits, summed_loss
 
 CHAIN = (Head("click"), Head("cart", given="click"), Head("buy", given="cart"), Head("like"))
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from learners.deepfm import DeepFM
-from learners.inspecting import facts_of, lines_of
-from learners.snapshot import Snapshot, SnapshotError, write_snapshot
+from learners.deepfm.model import DeepFM
+from learners.snapshots.inspection import facts_of, lines_of
+from learners.snapshots.snapshot import Snapshot, SnapshotError, write_snapshot
 from tests.learners.batches import CONFIG, SHAPE, learned
 
 

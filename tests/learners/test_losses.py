@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from learners.ftrl import FtrlConfig, FtrlRegression
-from learners.kinds import CLICK, EXPOSURE
-from learners.losses import (
+from learners.examples.kinds import CLICK, EXPOSURE
+from learners.examples.terms import Terms
+from learners.features.rows import Rows
+from learners.metrics.quality import probability
+from learners.models.ftrl import FtrlConfig, FtrlRegression
+from learners.models.losses import (
     LOSSES,
     ElapsedTimeSampled,
     FakeNegativeCalibrated,
@@ -21,9 +24,6 @@ from learners.losses import (
     Split,
     Waiting,
 )
-from learners.metrics import probability
-from learners.rows import Rows
-from learners.terms import Terms
 from tests.learners.batches import SHAPE
 
 MEAN_DELAY_S, ELAPSED_S, WINDOW_S = 300.0, 120.0, 1500.0

@@ -12,12 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from learners.__main__ import app
-from learners.archive_parts import LogStretch
-from learners.archive_writer import write_examples, write_part
-from learners.hashing import FieldHasher
-from learners.next_base import waiting_base
-from learners.snapshot import load_snapshot
-from learners.spec import load_spec
+from learners.examples.archive_parts import LogStretch
+from learners.examples.archive_writer import write_examples, write_part
+from learners.features.hashing import FieldHasher
+from learners.features.spec import load_spec
+from learners.snapshots.next_base import waiting_base
+from learners.snapshots.snapshot import load_snapshot
 from tests.learners.archived import encoded
 from tests.learners.torchrun import torchrun
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners import metrics
-from learners.metrics import auc, log_loss, normalized_entropy, probability, quality
+from learners.metrics import quality as metrics
+from learners.metrics.quality import auc, log_loss, normalized_entropy, probability, quality
 
 few_logits = st.lists(st.tuples(st.sampled_from([-2.0, -0.5, 0.0, 0.1, 3.0]), st.booleans()), min_size=1, max_size=40)
 

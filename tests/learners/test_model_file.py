@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from learners.deepfm_config import DeepFMConfig
-from learners.heads import Head
-from learners.model_file import read_model_config
+from learners.deepfm.config import DeepFMConfig
+from learners.nn.heads import Head
+from learners.training.model_file import read_model_config
 
 
 def written(folder: Path, text: str) -> Path:

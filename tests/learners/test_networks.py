@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from learners.deepfm import DivergenceError
-from learners.network_learner import NetworkLearner
-from learners.networks import NETWORKS, Kind, NetworkConfig
-from learners.rows import Rows
-from learners.table import TableConfig
-from learners.terms import Terms
+from learners.deepfm.model import DivergenceError
+from learners.examples.terms import Terms
+from learners.features.rows import Rows
+from learners.models.network_learner import NetworkLearner
+from learners.models.networks import NETWORKS, Kind, NetworkConfig
+from learners.table.table import TableConfig
 from tests.learners.deepfm_reference import root_of_rows
 from tests.learners.family_cases import SHAPE, batch
 

@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 
-from learners.metrics import quality
-from learners.offline_report import offline_report
-from learners.segments import Segment
+from learners.metrics.quality import quality
+from learners.training.report import offline_report
+from learners.training.segments import Segment
 
 GENERATOR = np.random.default_rng(0)
 LOGITS = GENERATOR.standard_normal(105).astype(np.float32)

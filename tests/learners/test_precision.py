@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learners.deepfm import DeepFM
-from learners.heads import Head
-from learners.snapshot import Snapshot, load_snapshot, write_snapshot
+from learners.deepfm.model import DeepFM
+from learners.nn.heads import Head
+from learners.snapshots.snapshot import Snapshot, load_snapshot, write_snapshot
 from tests.learners.batches import CONFIG, SHAPE, batch, learned, model
 
 BF16 = dataclasses.replace(CONFIG, hidden=(16, 8), precision="bf16")

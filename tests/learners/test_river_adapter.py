@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learners.river_adapter import RiverClassifier, RiverConfig
-from learners.rows import Rows
+from learners.features.rows import Rows
+from learners.models.river import RiverClassifier, RiverConfig
 from tests.learners.family_cases import SHAPE, batch
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.row_buffer import Remembered, RowBuffer, codes_of
+from learners.models.row_buffer import Remembered, RowBuffer, codes_of
 
 
 def rows_of(first: int, count: int) -> Remembered:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.sampling import NegativeSampling
+from learners.training.sampling import NegativeSampling
 
 
 def test_all_clicks_and_the_wanted_share_of_non_clicks_are_kept() -> None:

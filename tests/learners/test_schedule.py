@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.schedule import RateSchedule
+from learners.training.schedule import RateSchedule
 
 
 def test_by_default_rates_stay_as_they_are() -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from learners.encode import Encoder, Request
-from learners.segments import MOST_VALUES, Segment, SegmentRows, segments
-from learners.spec_parts import SpecError
+from learners.features.encode import Encoder, Request
+from learners.features.spec_parts import SpecError
+from learners.training.segments import MOST_VALUES, Segment, SegmentRows, segments
 from tests.learners.small_spec import SMALL
 
 NO_USERS = np.empty(0, np.uint64)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.session_state import COUNTER, USER, decay, merged, sums_of
+from learners.features.session_state import COUNTER, USER, decay, merged, sums_of
 from tests.learners.states import counters_of
 
 

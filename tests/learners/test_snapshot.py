@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import structlog
 
-from learners import store
-from learners.snapshot import (
+from learners.snapshots import store
+from learners.snapshots.snapshot import (
     Snapshot,
     SnapshotError,
     SnapshotSpecError,

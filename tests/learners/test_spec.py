@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from learners.spec import FeatureSpec, built_in, load_spec
-from learners.spec_parts import Calibration, CalibrationSlice, SpecError
+from learners.features.spec import FeatureSpec, built_in, load_spec
+from learners.features.spec_parts import Calibration, CalibrationSlice, SpecError
 from tests.learners.small_spec import SMALL
 
 TOML = """

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from learners.examples import Examples
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.rows import Rows
-from learners.split import arrived, day_span_ms, split_by_time
+from learners.examples.examples import Examples
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.examples.split import arrived, day_span_ms, split_by_time
+from learners.features.rows import Rows
 from tests.learners.archived import examples as labelled
 from tests.learners.archived import told
 

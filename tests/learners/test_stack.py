@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learners.deepfm import DeepFM
-from learners.stack import Stack, StackConfig
-from learners.trees import LeafTrees
+from learners.deepfm.model import DeepFM
+from learners.models.stack import Stack, StackConfig
+from learners.models.trees import LeafTrees
 from tests.learners.family_cases import CASES, DAY_MS, SHAPE, batch
 
 CONFIG: StackConfig = CASES["stack"].config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from learners.state_names import prefixed, under
+from learners.protocol.state_names import prefixed, under
 
 
 def test_under_is_the_inverse_of_prefixed() -> None:

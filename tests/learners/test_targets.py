@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learners.examples import Examples
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.rows import Rows
-from learners.targets import outcomes
+from learners.examples.examples import Examples
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.features.rows import Rows
+from learners.protocol.targets import outcomes
 
 # impressions 1: not clicked · 2: clicked, converts · 3: clicked later, converts
 KIND = [EXPOSURE, EXPOSURE, EXPOSURE, CLICK, CLICK, CONVERSION, CONVERSION]

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from learners import tensors
-from learners.tensors import pieces_of
+from learners.snapshots import safetensors_pieces as tensors
+from learners.snapshots.safetensors_pieces import pieces_of
 
 DTYPES = ["?", "i1", "u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"]
 one_array = st.sampled_from(DTYPES).flatmap(

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from learners.boosting import BoostingConfig, Categories, Forest
-from learners.row_buffer import Remembered, codes_of
-from learners.rows import Rows
-from learners.trees import LeafTrees, TreesConfig
+from learners.features.rows import Rows
+from learners.models.boosting import BoostingConfig, Categories, Forest
+from learners.models.row_buffer import Remembered, codes_of
+from learners.models.trees import LeafTrees, TreesConfig
 from tests.learners.family_cases import DAY_MS, SHAPE, batch
 
 CONFIG = TreesConfig(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from learners.workers import Alone, joined, share_of
+from learners.training.distributed import Alone, joined, share_of
 from tests.learners.torchrun import torchrun
 
 

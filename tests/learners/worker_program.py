@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from learners.workers import joined, share_of
+from learners.training.distributed import joined, share_of
 
 with joined() as workers:
     sums = np.arange(5, dtype=np.float32) * (workers.rank + 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from learners.kinds import CLICK, EXPOSURE
-from stream.examples import ExampleRows, concat
+from learners.examples.kinds import CLICK, EXPOSURE
+from stream.records.examples import ExampleRows, concat
 
 
 class Settled:

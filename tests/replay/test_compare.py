@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from learners.kinds import CLICK, EXPOSURE
-from learners.rows import Rows
-from learners.shape import ModelShape
-from learners.spec import load_spec
-from learners.terms import Terms
+from learners.examples.kinds import CLICK, EXPOSURE
+from learners.examples.terms import Terms
+from learners.features.rows import Rows
+from learners.features.shape import ModelShape
+from learners.features.spec import load_spec
 from replay.__main__ import app
 from replay.backtest import BacktestOptions
 from replay.compare import Drive, chosen, compare
@@ -25,7 +25,7 @@ from replay.example_stream import ExampleStream, Span, collect_stream
 from replay.feeds import Delayed, feed_of, losses
 from replay.kuairand import KuaiRand
 from replay.progress import Progress
-from stream.learning_config import LearningConfig
+from stream.learn.config import LearningConfig
 from tests.replay.kuairand_files import random_rows, write_folder
 
 pytestmark = pytest.mark.timeout(240)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learners.deepfm import DeepFM, DeepFMConfig
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.shape import ModelShape
-from learners.spec import load_spec
+from learners.deepfm.model import DeepFM, DeepFMConfig
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.features.shape import ModelShape
+from learners.features.spec import load_spec
 from replay.backtest import BacktestOptions
 from replay.example_stream import ExampleStream, Span, base_steps, collect_stream, online_steps
 from replay.kuairand import KuaiRand
 from replay.progress import Progress
-from stream.learning import Learned, LearningLoop
-from stream.learning_config import LearningConfig
+from stream.learn.config import LearningConfig
+from stream.learn.loop import Learned, LearningLoop
 from tests.replay.kuairand_files import random_rows, write_folder
 
 SPEC = load_spec("kuairand")

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
 from replay.report import Outcomes, displayed, facts_table, outcomes, quality_table, report
-from stream.examples import ExampleRows, concat
+from stream.records.examples import ExampleRows, concat
 from tests.stream.rig import example_rows
 
 DAY_MS = 86_400_000

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.encode import Request
+from learners.features.encode import Request
 from replay.scenario import Display
 from replay.timeline import EventQueue, ticks
 

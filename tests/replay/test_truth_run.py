@@ -8,13 +8,13 @@ from functools import cache
 import numpy as np
 import pytest
 
-from learners.kinds import CLICK, EXPOSURE
+from learners.examples.kinds import CLICK, EXPOSURE
 from replay.truth_base import BaseKind, TrainedBase, train_base
 from replay.truth_bounds import Check, checks
 from replay.truth_run import run
 from replay.truth_scenarios import RATES, SCENARIOS, Scenario
 from replay.truth_trace import COLUMNS, Job, Trace
-from stream.examples import ExampleRows
+from stream.records.examples import ExampleRows
 from tests.replay.settled import Settled
 
 SLOW = RATES[1]  # 50 displays a second at 6.5 %

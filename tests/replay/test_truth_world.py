@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learners.encode import Encoder, Request
+from learners.features.encode import Encoder, Request
 from replay.market_laws import INSTALLS, PLACEMENTS, PURCHASES, DelayLaw, click_delay_s
 from replay.truth_world import Requests, World, WorldConfig
 

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from learners.encode import Request
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.spec import load_spec
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.features.encode import Request
+from learners.features.spec import load_spec
 from replay.backtest import collect
 from replay.scenario import DAY_MS, Days, Display, calendar
-from stream.examples import ExampleRows
-from stream.join_config import JoinConfig
-from stream.session_memory import MemorySessionStore
+from stream.join.config import JoinConfig
+from stream.records.examples import ExampleRows
+from stream.sessions.in_memory import MemorySessionStore
 from tests.stream.oracle import LogEvent, join_whole_log
 
 START_MS = 1_767_225_600_000  # 2026-01-01

@@ -16,13 +16,13 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 
-from learners.deepfm_config import DeepFMConfig
+from learners.deepfm.config import DeepFMConfig
 from serving.metrics import ServingMetrics
 from serving.server import Clock, ServingOptions, ServingServer
 from serving.settings import ServingSettings
-from stream.broker import find_broker
-from stream.records import ServedRecord
-from stream.topics import SERVED, WEIGHTS
+from stream.kafka.broker import find_broker
+from stream.records.topics import SERVED, WEIGHTS
+from stream.records.wire import ServedRecord
 from tests.brokers import TestTopics
 from tests.learners.small_spec import SMALL
 from tests.serving.world import CONFIG, Trainer, encoded

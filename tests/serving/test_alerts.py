@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 from serving.metrics import TABLE as SERVING
 from serving.settings import ServingSettings
 from stream.metrics import TABLE as WORKERS
-from stream.settings import StreamSettings
-from stream.worker_settings import WorkerSettings
+from stream.servers.settings import StreamSettings
+from stream.worker.settings import WorkerSettings
 
 PROMETHEUS = Path(__file__).parents[2] / "docker" / "prometheus"
 COMPOSE = PROMETHEUS.parent / "compose.yaml"

@@ -17,9 +17,9 @@ from serving.cohorts import WINDOWS_OF, CohortFigures
 from serving.metrics import ServingMetrics
 from serving.server import ServingServer, wall_ms
 from serving.settings import ServingSettings
-from stream.input_served import decode_served
-from stream.partition import partition_of
-from stream.topics import CALIBRATION, WEIGHTS
+from stream.records.partition import partition_of
+from stream.records.served import decode_served
+from stream.records.topics import CALIBRATION, WEIGHTS
 from tests.learners.small_spec import SMALL
 from tests.serving import test_calibrator as calibrated
 from tests.serving.conftest import Start

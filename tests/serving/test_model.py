@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.heads import Head
-from learners.snapshot import load_snapshot
+from learners.nn.heads import Head
+from learners.snapshots.snapshot import load_snapshot
 from serving.freshness import Freshness
 from serving.model import HotModel, Offered, conversion_head
-from stream.deltas import DeltaSpecError
+from stream.records.deltas import DeltaSpecError
 from tests.learners.small_spec import SMALL
 from tests.serving.world import CONFIG, FIRST_VERSION, NOW_MS, TWO_HEADS, Trainer, request, rows_of
 

@@ -15,12 +15,12 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from learners.deepfm import DeepFM, DeepFMConfig
-from learners.shape import ModelShape
-from learners.snapshot import Snapshot, write_snapshot
-from learners.spec import FeatureSpec, load_spec
+from learners.deepfm.model import DeepFM, DeepFMConfig
+from learners.features.shape import ModelShape
+from learners.features.spec import FeatureSpec, load_spec
+from learners.snapshots.snapshot import Snapshot, write_snapshot
 from serving.__main__ import app
-from stream.child_server import free_port
+from stream.embedded.process import free_port
 from tests.brokers import TestTopics
 from tests.learners.small_spec import SMALL
 from tests.serving.world import Trainer

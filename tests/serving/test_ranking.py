@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from calibration.curve import CalibrationMap
 from calibration.slice_map import SliceMap
-from learners.encode import Encoder
+from learners.features.encode import Encoder
 from serving.calibrator import HotCalibrator
 from serving.impression_ids import ImpressionIds
 from serving.model import HotModel
 from serving.ranking import Prices, Ranker, Scored, expected_value, ranked
 from serving.served_rows import heartbeat, served_records
-from stream.input_served import decode_served
-from stream.partition import partition_of
+from stream.records.partition import partition_of
+from stream.records.served import decode_served
 from tests.learners.small_spec import SMALL
 from tests.serving.test_calibrator import record, state_of
 from tests.serving.test_model import hot_model

@@ -13,8 +13,8 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
 
 from serving.metrics import ServingMetrics
 from serving.served_log import ServedLog
-from stream.admin import BrokerUnreachableError
-from stream.broker import Broker, find_broker
+from stream.kafka.admin import BrokerUnreachableError
+from stream.kafka.broker import Broker, find_broker
 from tests.brokers import TestTopics
 
 NOWHERE = Broker(bootstrap="127.0.0.1:1", prefix="", partitions=1, idempotent=False)

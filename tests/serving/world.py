@@ -10,16 +10,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from learners.deepfm import DeepFM, DeepFMConfig
-from learners.encode import Encoder, Request
-from learners.heads import Head
-from learners.rows import Rows
-from learners.session_state import COUNTER, USER, SessionView
-from learners.shape import ModelShape
-from learners.snapshot import Snapshot, write_snapshot
-from learners.spec import FeatureSpec
-from stream.deltas import to_parts
-from stream.records import DeltaPart
+from learners.deepfm.model import DeepFM, DeepFMConfig
+from learners.features.encode import Encoder, Request
+from learners.features.rows import Rows
+from learners.features.session_state import COUNTER, USER, SessionView
+from learners.features.shape import ModelShape
+from learners.features.spec import FeatureSpec
+from learners.nn.heads import Head
+from learners.snapshots.snapshot import Snapshot, write_snapshot
+from stream.records.deltas import to_parts
+from stream.records.wire import DeltaPart
 from tests.learners.small_spec import SMALL
 
 CONFIG = DeepFMConfig(dim=4, hidden=(8,), init_scale=0.3, vector_rate=0.1, dense_rate=0.02)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.kinds import CLICK, EXPOSURE
-from stream.examples import ExampleRows, concat
+from learners.examples.kinds import CLICK, EXPOSURE
+from stream.records.examples import ExampleRows, concat
 from tests.stream.rig import START_MS, example_rows
 
 Record = tuple[int, int, ExampleRows, int]  # partition, offset, rows, watermark

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from stream.examples import ExampleRows
-from stream.input_events import EventRows
-from stream.input_served import ServedRows
-from stream.join import JoinCore
-from stream.join_config import JoinConfig
-from stream.join_memory import MemoryJoin
-from stream.join_output import JoinOutput, Records
-from stream.topics import CLICKS, IMPRESSIONS, SERVED
+from stream.join.config import JoinConfig
+from stream.join.core import JoinCore
+from stream.join.in_memory import MemoryJoin
+from stream.join.output import JoinOutput, Records
+from stream.records.events import EventRows
+from stream.records.examples import ExampleRows
+from stream.records.served import ServedRows
+from stream.records.topics import CLICKS, IMPRESSIONS, SERVED
 from tests.stream.oracle import Example
 
 T0 = 1_650_000_000_000

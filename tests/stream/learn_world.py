@@ -13,21 +13,21 @@ import msgspec
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from learners.kinds import CLICK
-from learners.snapshot import newest_snapshot
-from stream.broker import Broker, find_broker
-from stream.examples import ExampleRows, concat
-from stream.input_record import InputRecord, Place
-from stream.learn_runner import LearnRunner
-from stream.learning import LearningLoop
-from stream.learning_config import LearningConfig
-from stream.log_reader import LogReader
-from stream.log_writer import Commits, LogWriter, Outgoing, open_writer, shared_writer
+from learners.examples.kinds import CLICK
+from learners.snapshots.snapshot import newest_snapshot
+from stream.kafka.broker import Broker, find_broker
+from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.log_reader import LogReader
+from stream.kafka.log_writer import Commits, LogWriter, Outgoing, open_writer, shared_writer
+from stream.learn.config import LearningConfig
+from stream.learn.loop import LearningLoop
+from stream.learn.published import follow
+from stream.learn.runner import LearnRunner
 from stream.metrics import WorkerMetrics
-from stream.published import follow
-from stream.records import DeltaPart, JournalRecord, SnapshotNotice
-from stream.settings import StreamSettings
-from stream.topics import EXAMPLES, JOURNAL, WEIGHTS
+from stream.records.examples import ExampleRows, concat
+from stream.records.topics import EXAMPLES, JOURNAL, WEIGHTS
+from stream.records.wire import DeltaPart, JournalRecord, SnapshotNotice
+from stream.servers.settings import StreamSettings
 from tests.stream.rig import SMALL, SPEC, START_MS, base_snapshot, example_rows, values
 
 CONFIG = LearningConfig(learn_batch_rows=16, learn_interval_s=30.0, publish_interval_s=5.0, snapshot_interval_s=60.0)

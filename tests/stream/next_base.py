@@ -7,15 +7,15 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from learners.base import BaseConfig
-from learners.base_job import BaseJob, run
-from learners.fitting import FitConfig
-from learners.snapshot import Snapshot, load_snapshot
-from learners.workers import Alone
-from stream.archive_runner import ArchiveRunner
-from stream.archive_store import archive_store_of
-from stream.archiving import ArchiveConfig
-from stream.input_record import InputRecord, Place
+from learners.snapshots.snapshot import Snapshot, load_snapshot
+from learners.training.base import BaseConfig
+from learners.training.distributed import Alone
+from learners.training.fit import FitConfig
+from learners.training.job import BaseJob, run
+from stream.archive.part_buffer import ArchiveConfig
+from stream.archive.runner import ArchiveRunner
+from stream.archive.store import archive_store_of
+from stream.kafka.input_record import InputRecord, Place
 from stream.metrics import WorkerMetrics
 from tests.brokers import TestTopics
 from tests.stream.learn_world import FORGETFUL, World

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from stream.join_config import JoinConfig
-from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from stream.join.config import JoinConfig
+from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 
 
 class LogEvent(NamedTuple):

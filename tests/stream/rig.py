@@ -14,21 +14,21 @@ import aiohttp
 import numpy as np
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 
-from learners.deepfm import DeepFM, DeepFMConfig
-from learners.encode import Encoder, Request
-from learners.kinds import CLICK, EXPOSURE
-from learners.shape import ModelShape
-from learners.snapshot import Snapshot, write_snapshot
-from learners.spec import FeatureSpec, load_spec
-from stream.broker import Broker, find_broker
-from stream.child_server import free_port
-from stream.examples import ExampleRows
-from stream.log_reader import LogReader
-from stream.partition import key_bytes, partition_of
-from stream.records import EventsRecord, ServedRecord
-from stream.session_memory import MemorySessionStore
-from stream.settings import StreamSettings
-from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, SERVED
+from learners.deepfm.model import DeepFM, DeepFMConfig
+from learners.examples.kinds import CLICK, EXPOSURE
+from learners.features.encode import Encoder, Request
+from learners.features.shape import ModelShape
+from learners.features.spec import FeatureSpec, load_spec
+from learners.snapshots.snapshot import Snapshot, write_snapshot
+from stream.embedded.process import free_port
+from stream.kafka.broker import Broker, find_broker
+from stream.kafka.log_reader import LogReader
+from stream.records.examples import ExampleRows
+from stream.records.partition import key_bytes, partition_of
+from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS, SERVED
+from stream.records.wire import EventsRecord, ServedRecord
+from stream.servers.settings import StreamSettings
+from stream.sessions.in_memory import MemorySessionStore
 
 START_MS = 1_700_000_000_000
 START_PATIENCE_S = 90.0  # of a program: the first one compiles the kernels, and the cores may be busy

@@ -9,10 +9,10 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.session_state import COUNTER, REMEMBERED, USER
-from learners.spec import FeatureSpec
-from stream.examples import ExampleRows
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.features.session_state import COUNTER, REMEMBERED, USER
+from learners.features.spec import FeatureSpec
+from stream.records.examples import ExampleRows
 from tests.learners.small_spec import SMALL
 
 START_MS = 1_700_000_000_000

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from stream.admin import (
+from stream.embedded.process import free_port
+from stream.kafka.admin import (
     BrokerUnreachableError,
     Difference,
     TopicMismatchError,
@@ -15,8 +16,7 @@ from stream.admin import (
     delete_topics,
     ensure_topics,
 )
-from stream.child_server import free_port
-from stream.topics import Topic, topic_table
+from stream.records.topics import Topic, topic_table
 from tests.brokers import Broker
 
 

@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 import pytest
 from prometheus_client import CollectorRegistry
 
-from stream.agent import Agent, AgentCrashedError
-from stream.broker import Broker, find_broker
-from stream.faust_source import FaustSource
-from stream.inbox import Inbox, Runner
-from stream.input_record import InputRecord, Place
-from stream.log_reader import LogReader
+from stream.agents.agent import Agent, AgentCrashedError
+from stream.agents.faust_source import FaustSource
+from stream.agents.inbox import Inbox, Runner
+from stream.agents.source import SourceKind
+from stream.kafka.broker import Broker, find_broker
+from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.log_reader import LogReader
 from stream.metrics import WorkerMetrics
-from stream.source import SourceKind
-from stream.topics import EXAMPLES
+from stream.records.topics import EXAMPLES
 from tests.brokers import TestTopics
 
 
@@ -149,7 +149,7 @@ def record(partition: int, offset: int) -> InputRecord:
 @pytest.fixture
 async def noting(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Agent, Noting]]:
     """A started agent, which reads nothing by itself, and its runner."""
-    monkeypatch.setattr("stream.agent._source", lambda _: NoSource)
+    monkeypatch.setattr("stream.agents.agent._source", lambda _: NoSource)
     broker, runner = Broker(bootstrap="nowhere", prefix="", partitions=2, idempotent=False), Noting()
     app = agent(broker, runner, lambda _: None, "faust")
     await app.start()

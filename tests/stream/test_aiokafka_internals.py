@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stream.aiokafka_internals import missing_names
+from stream.kafka.aiokafka_internals import missing_names
 
 
 def test_the_installed_aiokafka_has_every_name() -> None:

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from learners.archive import read_examples
-from learners.archive_writer import NamedSpec
-from learners.examples import Examples
-from stream.archive_runner import ArchiveRunner
-from stream.archive_store import ArchiveStore, archive_store_of
-from stream.archiving import ArchiveConfig, Part
-from stream.broker import Broker, find_broker
-from stream.examples_log import decode_examples
-from stream.input_record import InputRecord, Place
-from stream.log_reader import LogEndsEarlierError
-from stream.log_writer import Outgoing, shared_writer
+from learners.examples.archive import read_examples
+from learners.examples.archive_writer import NamedSpec
+from learners.examples.examples import Examples
+from stream.archive.part_buffer import ArchiveConfig, Part
+from stream.archive.runner import ArchiveRunner
+from stream.archive.store import ArchiveStore, archive_store_of
+from stream.kafka.broker import Broker, find_broker
+from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.log_reader import LogEndsEarlierError
+from stream.kafka.log_writer import Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
-from stream.topics import EXAMPLES
+from stream.records.examples_codec import decode_examples
+from stream.records.topics import EXAMPLES
 from tests.brokers import TestTopics
 from tests.stream.learn_world import Killed
 from tests.stream.rig import SPEC, START_MS, example_rows

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from stream.archiving import ArchiveConfig, Part, PartBuffer
-from stream.examples import ExampleRows, concat
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from stream.archive.part_buffer import ArchiveConfig, Part, PartBuffer
+from stream.records.examples import ExampleRows, concat
 from tests.stream.rig import SPEC, START_MS, example_rows
 
 Record = tuple[ExampleRows, int]  # rows, watermark

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learners.kinds import CLICK, EXPOSURE
-from stream.base_gate import Scored, Tail, Verdict, verdict
+from learners.examples.kinds import CLICK, EXPOSURE
+from stream.learn.base_gate import Scored, Tail, Verdict, verdict
 
 COUNT = 40_000
 

@@ -12,15 +12,15 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 from prometheus_client import CollectorRegistry
 
-from stream.bounded_fetch import bound_fetches
-from stream.broker import Broker, find_broker
-from stream.input_record import InputRecord
-from stream.learn_runner import LearnRunner
-from stream.learning_config import LearningConfig
-from stream.log_reader import LogReader
+from stream.kafka.bounded_fetch import bound_fetches
+from stream.kafka.broker import Broker, find_broker
+from stream.kafka.input_record import InputRecord
+from stream.kafka.log_reader import LogReader
+from stream.learn.config import LearningConfig
+from stream.learn.runner import LearnRunner
 from stream.metrics import WorkerMetrics
-from stream.records import DeadLetter
-from stream.topics import CLICKS, DEADLETTER, EXAMPLES
+from stream.records.topics import CLICKS, DEADLETTER, EXAMPLES
+from stream.records.wire import DeadLetter
 from tests.brokers import TestTopics
 from tests.stream.rig import SPEC, START_MS, base_snapshot, example_rows, values
 

@@ -13,10 +13,10 @@ from calibration.config import CalibratorConfig
 from calibration.delay_law import CONVERSION_PRIOR
 from calibration.head import CONVERSION_PACE, HeadCalibration, HeadRows
 from calibration.merged import map_of
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from stream.calibrating import PartitionCalibrator
-from stream.examples import ExampleRows, concat
-from stream.records import CalibrationRecord
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from stream.calibrate.calibrator import PartitionCalibrator
+from stream.records.examples import ExampleRows, concat
+from stream.records.wire import CalibrationRecord
 from tests.calibration.world import conversions
 from tests.stream.rig import SPEC, START_MS, example_rows
 

@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from calibration.delay_law import DelayLaw
-from learners.kinds import CLICK, EXPOSURE
-from learners.terms import Terms
+from learners.examples.kinds import CLICK, EXPOSURE
+from learners.examples.terms import Terms
 from replay.market_laws import click_delay_s
-from stream.click_level import ClickLevel
-from stream.examples import ExampleRows
+from stream.learn.click_level import ClickLevel
+from stream.records.examples import ExampleRows
 from tests.stream.rig import START_MS, example_rows
 
 P = 0.05

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.deepfm import DeepFM
-from learners.kinds import CLICK, EXPOSURE
-from learners.shape import ModelShape
-from learners.terms import Terms
-from stream.click_silence import OPEN_MS, ClickSilence, SilenceState
-from stream.examples import concat
-from stream.learn_outcomes import Heard, Learned, Silent
-from stream.learning import LearningLoop, LoopState
-from stream.learning_config import LearningConfig
-from stream.records import Silence
+from learners.deepfm.model import DeepFM
+from learners.examples.kinds import CLICK, EXPOSURE
+from learners.examples.terms import Terms
+from learners.features.shape import ModelShape
+from stream.learn.click_silence import OPEN_MS, ClickSilence, SilenceState
+from stream.learn.config import LearningConfig
+from stream.learn.loop import LearningLoop, LoopState
+from stream.learn.outcomes import Heard, Learned, Silent
+from stream.records.examples import concat
+from stream.records.wire import Silence
 from tests.stream.click_world import Record, clicked_log, records
 from tests.stream.rig import SMALL, SPEC, START_MS, example_rows
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from learners.deepfm import DeepFM
-from learners.heads import Head
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.shape import ModelShape
-from learners.terms import Terms
-from stream.delayed_terms import DelayedTerms
-from stream.examples import ExampleRows, concat
-from stream.learn_outcomes import Learned
-from stream.learning import LearningLoop, LoopState
-from stream.learning_config import LearningConfig
-from stream.records import ConversionDelays, JournalRecord
+from learners.deepfm.model import DeepFM
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.examples.terms import Terms
+from learners.features.shape import ModelShape
+from learners.nn.heads import Head
+from stream.learn.config import LearningConfig
+from stream.learn.delayed_terms import DelayedTerms
+from stream.learn.loop import LearningLoop, LoopState
+from stream.learn.outcomes import Learned
+from stream.records.examples import ExampleRows, concat
+from stream.records.wire import ConversionDelays, JournalRecord
 from tests.stream.rig import SMALL, SPEC, START_MS, example_rows
 
 HEADS = ("click", "conversion")

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.delta import Delta, DeltaError
-from stream.deltas import DeltaAssembler, DeltaChecksumError, DeltaGapError, to_parts
-from stream.records import DeltaPart
+from learners.deepfm.delta import Delta, DeltaError
+from stream.records.deltas import DeltaAssembler, DeltaChecksumError, DeltaGapError, to_parts
+from stream.records.wire import DeltaPart
 
 SPEC = "0123456789abcdef"
 

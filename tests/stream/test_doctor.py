@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from stream.__main__ import app
-from stream.child_server import free_port
-from stream.doctor import check_packages, check_port, check_python, run_checks
-from stream.settings import StreamSettings
+from stream.cli.doctor import check_packages, check_port, check_python, run_checks
+from stream.embedded.process import free_port
+from stream.servers.settings import StreamSettings
 from tests.brokers import TestTopics
 
 BARE = ("KAFKA_BOOTSTRAP_SERVERS", "REDIS_URL", "KAFKA_HOME")

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 
-from stream.admin import ensure_topics
-from stream.child_server import ChildServer, ServerStartError, port_is_free
-from stream.embedded_broker import EmbeddedBroker
-from stream.topics import SERVED, topic_table
+from stream.embedded.broker import EmbeddedBroker
+from stream.embedded.process import ChildServer, ServerStartError, port_is_free
+from stream.kafka.admin import ensure_topics
+from stream.records.topics import SERVED, topic_table
 
 PARENT = """
 import asyncio, sys, time
-from stream.embedded_broker import EmbeddedBroker
+from stream.embedded.broker import EmbeddedBroker
 broker = EmbeddedBroker()
 print(asyncio.run(broker.start()), broker.pid, flush=True)
 time.sleep(600)

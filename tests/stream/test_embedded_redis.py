@@ -8,8 +8,8 @@ import socket
 import pytest
 import redis.asyncio
 
-from stream.child_server import ServerStartError, free_port
-from stream.embedded_redis import EmbeddedRedis, answers_ping, redis_program
+from stream.embedded.process import ServerStartError, free_port
+from stream.embedded.redis import EmbeddedRedis, answers_ping, redis_program
 
 
 async def test_it_keeps_keys_runs_scripts_and_is_gone_after_the_block() -> None:

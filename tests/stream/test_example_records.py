@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.example_records import MOST_ROWS, Part, parts
-from stream.examples import ExampleRows, concat
-from stream.input_limits import MOST_RECORD_BYTES
+from stream.records.example_records import MOST_ROWS, Part, parts
+from stream.records.examples import ExampleRows, concat
+from stream.records.limits import MOST_RECORD_BYTES
 
 
 def some_rows(count: int, fields: int, dense_inputs: int) -> ExampleRows:

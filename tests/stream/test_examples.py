@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from learners.kinds import CLICK
-from stream.examples import ExampleRows, concat
-from stream.examples_log import SettledLogError, decode_examples, refuse_settled
-from stream.records import ExamplesRecord, RecordError
-from stream.schemas import schemas
-from stream.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS
+from learners.examples.kinds import CLICK
+from stream.records.examples import ExampleRows, concat
+from stream.records.examples_codec import SettledLogError, decode_examples, refuse_settled
+from stream.records.schemas import schemas
+from stream.records.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS
+from stream.records.wire import ExamplesRecord, RecordError
 
 
 def _rows(n: int, seed: int = 0) -> ExampleRows:

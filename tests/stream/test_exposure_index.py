@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.exposure_index import ExposureIndex
+from stream.join.state.exposure_index import ExposureIndex
 
 
 @given(

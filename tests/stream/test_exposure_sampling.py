@@ -7,14 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from learners.deepfm import DeepFM
-from learners.heads import Head
-from learners.kinds import EXPOSURE
-from learners.shape import ModelShape
-from stream.examples import concat
-from stream.learn_outcomes import Learned
-from stream.learning import LearningLoop
-from stream.learning_config import LearningConfig
+from learners.deepfm.model import DeepFM
+from learners.examples.kinds import EXPOSURE
+from learners.features.shape import ModelShape
+from learners.nn.heads import Head
+from stream.learn.config import LearningConfig
+from stream.learn.loop import LearningLoop
+from stream.learn.outcomes import Learned
+from stream.records.examples import concat
 from tests.stream.click_world import clicked_log
 from tests.stream.rig import SMALL, SPEC
 

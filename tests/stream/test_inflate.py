@@ -10,7 +10,7 @@ from aiokafka import codec as codecs  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.inflate import (
+from stream.kafka.inflate import (
     MOST_INFLATED_BYTES,
     InflateError,
     inflate_gzip,

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stream.input_batches import events_batch
-from stream.input_events import EVENT_COLUMNS, decode_events
-from stream.input_limits import EARLIEST_MS
-from stream.input_record import InputRecord
-from stream.records import RecordError
-from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS
+from stream.join.batches import events_batch
+from stream.kafka.input_record import InputRecord
+from stream.records.events import EVENT_COLUMNS, decode_events
+from stream.records.limits import EARLIEST_MS
+from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
+from stream.records.wire import RecordError
 from tests.stream.test_inputs import T0, events
 
 MAX_AHEAD_MS = 3_600_000

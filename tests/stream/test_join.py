@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from stream.topics import CLICKS, IMPRESSIONS, SERVED
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from stream.records.topics import CLICKS, IMPRESSIONS, SERVED
 from tests.stream.join_harness import CONFIG, EMPTY, T0, Joined, as_examples, events, rebuilt, served, short
 from tests.stream.oracle import Example
 

@@ -11,17 +11,17 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from stream import join_kernels as kernels
-from stream.examples import ExampleRows
-from stream.input_events import EventRows
-from stream.input_served import ServedRows
-from stream.join import JoinCore
-from stream.join_output import JoinOutput, Resume
-from stream.join_rejects import Reject
-from stream.late_clicks import with_late_clicks
-from stream.stored_clicks import MemoryClickStore
-from stream.topics import CLICKS, CONVERSIONS, IMPRESSIONS, INPUTS, SERVED
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from stream.clicks.stored_clicks import MemoryClickStore
+from stream.join.core import JoinCore
+from stream.join.late import with_late_clicks
+from stream.join.output import JoinOutput, Resume
+from stream.join.rejects import Reject
+from stream.join.state import kernels as kernels
+from stream.records.events import EventRows
+from stream.records.examples import ExampleRows
+from stream.records.served import ServedRows
+from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS, INPUTS, SERVED
 from tests.stream.join_harness import CONFIG, EMPTY, T0, Joined, as_examples, events, served
 from tests.stream.oracle import Example, LogEvent, Rejected, join_whole_log
 

@@ -13,19 +13,19 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from stream.broker import Broker, find_broker
-from stream.click_store import RedisClickStore
-from stream.example_records import MOST_ROWS
-from stream.examples import ExampleRows, concat
-from stream.examples_log import SettledLogError, decode_examples
-from stream.input_record import InputRecord
-from stream.join_config import JoinConfig
-from stream.join_runner import JoinRunner
-from stream.log_writer import FencedError, Outgoing, shared_writer
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from stream.clicks.store import RedisClickStore
+from stream.join.config import JoinConfig
+from stream.join.runner import JoinRunner
+from stream.kafka.broker import Broker, find_broker
+from stream.kafka.input_record import InputRecord
+from stream.kafka.log_writer import FencedError, Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
-from stream.records import JournalRecord, OffsetRange
-from stream.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS, JOURNAL, SERVED
+from stream.records.example_records import MOST_ROWS
+from stream.records.examples import ExampleRows, concat
+from stream.records.examples_codec import SettledLogError, decode_examples
+from stream.records.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS, JOURNAL, SERVED
+from stream.records.wire import JournalRecord, OffsetRange
 from tests import brokers
 from tests.brokers import TestTopics
 from tests.stream.rig import SPEC, START_MS, Shown, events, example_rows, serve, silent, until, values

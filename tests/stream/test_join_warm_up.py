@@ -5,15 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import stream.join_kernels
-import stream.waiting_events
-from stream.join_warm_up import load_join_kernels
+import stream.join.state.kernels
+import stream.join.state.waiting
+from stream.join.warm_up import load_join_kernels
 from tests.bench.join_core import core
 
 
 def compiled() -> dict[str, int]:
     """How often each kernel of the join was compiled, for so many types of arguments."""
-    modules = (stream.join_kernels, stream.waiting_events)
+    modules = (stream.join.state.kernels, stream.join.state.waiting)
     kernels = {name: one for module in modules for name, one in vars(module).items() if hasattr(one, "signatures")}
     return {name: len(one.signatures) for name, one in kernels.items()}
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.key_slots import KeySlots
+from stream.sessions.key_slots import KeySlots
 
 KEYS = st.lists(st.integers(0, 40) | st.integers(0, 2**64 - 1), max_size=60)
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import structlog
 
-from learners import store
-from learners.snapshot import versions
-from learners.store import write_synced
-from stream.records import DeltaPart, SnapshotNotice
-from stream.topics import JOURNAL, WEIGHTS
+from learners.snapshots import store
+from learners.snapshots.snapshot import versions
+from learners.snapshots.store import write_synced
+from stream.records.topics import JOURNAL, WEIGHTS
+from stream.records.wire import DeltaPart, SnapshotNotice
 from tests.brokers import TestTopics
 from tests.stream.learn_world import Killed, Moment, World
 
@@ -55,7 +55,7 @@ def _part(record: Any, number: int) -> bool:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deltas come in several parts."""
-    monkeypatch.setattr("stream.learn_runner.MAX_PART_BYTES", 2_048)
+    monkeypatch.setattr("stream.learn.runner.MAX_PART_BYTES", 2_048)
 
 
 @pytest.mark.parametrize("moment", SENDS.values(), ids=SENDS.keys())

@@ -14,27 +14,27 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
-from learners.deepfm import DeepFM
-from learners.kinds import CLICK
-from learners.rows import Rows
-from learners.snapshot import SnapshotSpecError, newest_snapshot, versions
-from learners.spec import load_spec
-from learners.terms import Terms
-from stream.broker import find_broker
-from stream.examples import ExampleRows
-from stream.examples_log import decode_examples
-from stream.input_record import InputRecord
-from stream.learn_runner import LearnRunner
-from stream.learn_snapshots import NoSnapshotError, first_snapshot
-from stream.learning import LearningLoop
-from stream.learning_config import LearningConfig
-from stream.log_reader import LogReader
-from stream.log_writer import Outgoing, shared_writer
+from learners.deepfm.model import DeepFM
+from learners.examples.kinds import CLICK
+from learners.examples.terms import Terms
+from learners.features.rows import Rows
+from learners.features.spec import load_spec
+from learners.snapshots.snapshot import SnapshotSpecError, newest_snapshot, versions
+from stream.kafka.broker import find_broker
+from stream.kafka.input_record import InputRecord
+from stream.kafka.log_reader import LogReader
+from stream.kafka.log_writer import Outgoing, shared_writer
+from stream.learn.config import LearningConfig
+from stream.learn.loop import LearningLoop
+from stream.learn.published import last_published
+from stream.learn.rebuild import rebuild
+from stream.learn.runner import LearnRunner
+from stream.learn.snapshots import NoSnapshotError, first_snapshot
 from stream.metrics import WorkerMetrics
-from stream.published import last_published
-from stream.rebuild import rebuild
-from stream.records import DeadLetter, JournalRecord
-from stream.topics import DEADLETTER, EXAMPLES, JOURNAL
+from stream.records.examples import ExampleRows
+from stream.records.examples_codec import decode_examples
+from stream.records.topics import DEADLETTER, EXAMPLES, JOURNAL
+from stream.records.wire import DeadLetter, JournalRecord
 from tests.brokers import TestTopics
 from tests.stream.learn_world import World
 from tests.stream.rig import SPEC, START_MS, base_snapshot, example_rows, values
@@ -59,7 +59,7 @@ async def test_a_snapshot_that_cannot_be_written_stops_the_learner(
         return [InputRecord(EXAMPLES, p, offset, record, START_MS) for p in range(broker.partitions)]
 
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr("stream.learn_snapshots.write_snapshot", full)
+    monkeypatch.setattr("stream.learn.snapshots.write_snapshot", full)
     try:
         await runner.on_assigned(frozenset(range(broker.partitions)))
         await runner.work([*records(0)])
@@ -76,7 +76,7 @@ async def test_a_snapshot_is_of_the_moment_at_which_it_began(
     kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copied a few rows at a time while batches are learned, it holds the weights of its version and no later ones."""
-    monkeypatch.setattr("stream.learn_snapshots._COPY_BYTES", 2_000)
+    monkeypatch.setattr("stream.learn.snapshots._COPY_BYTES", 2_000)
     world = await World.make(kafka_topics.settings(), tmp_path)
     await world.learn(in_step=False)
     taken = [version for version in versions(str(tmp_path)) if version]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from stream.learnable import faults, learnable, sampled, term_weight
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from stream.records.validity import faults, learnable, sampled, term_weight
 from tests.stream.rig import example_rows
 
 KIND = np.array([EXPOSURE, EXPOSURE, CLICK, CONVERSION], np.uint8)

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.deepfm import DeepFM
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.shape import ModelShape
-from learners.terms import Terms
-from stream.examples import ExampleRows, concat
-from stream.learning import Diverged, Learned, LearningLoop, LoopState, Rejected, Skipped
-from stream.learning_config import LearningConfig
-from stream.records import JournalRecord, OffsetRange
+from learners.deepfm.model import DeepFM
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.examples.terms import Terms
+from learners.features.shape import ModelShape
+from stream.learn.config import LearningConfig
+from stream.learn.loop import Diverged, Learned, LearningLoop, LoopState, Rejected, Skipped
+from stream.records.examples import ExampleRows, concat
+from stream.records.wire import JournalRecord, OffsetRange
 from tests.stream.rig import SMALL, SPEC, START_MS, example_rows
 
 Record = tuple[int, int, ExampleRows, int]  # partition, offset, rows, watermark

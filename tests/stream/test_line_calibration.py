@@ -12,10 +12,10 @@ from calibration.head import HeadCalibration
 from calibration.logistic import sigmoid
 from calibration.merged import map_of
 from calibration.slices import SlicePlan
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.rows import Rows
-from stream.examples import ExampleRows, concat
-from stream.line_calibration import LineCalibration
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.features.rows import Rows
+from stream.learn.line_calibration import LineCalibration
+from stream.records.examples import ExampleRows, concat
 from tests.stream.rig import SPEC, START_MS, example_rows
 
 NO_SLICES = SlicePlan()

@@ -12,11 +12,11 @@ import structlog
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from prometheus_client import CollectorRegistry
 
-from stream.broker import Broker, find_broker
-from stream.log_gaps import CHECK_INTERVAL_S, LogGaps
-from stream.log_reader import LogReader
+from stream.kafka.broker import Broker, find_broker
+from stream.kafka.gaps import CHECK_INTERVAL_S, LogGaps
+from stream.kafka.log_reader import LogReader
 from stream.metrics import WorkerMetrics
-from stream.topics import EXAMPLES
+from stream.records.topics import EXAMPLES
 from tests.brokers import TestTopics
 from tests.stream.retained import retained_from
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from stream.logs import SeldomRepeated
+from stream.servers.logs import SeldomRepeated
 
 
 def test_a_line_passes_once_in_a_while_and_tells_how_often_it_came(caplog: pytest.LogCaptureFixture) -> None:

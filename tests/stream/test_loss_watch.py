@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learners.terms import Terms
-from stream.loss_watch import BatchLoss, LossWatch
+from learners.examples.terms import Terms
+from learners.metrics.divergence import BatchLoss, LossWatch
 
 ROWS = 128
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from learners.snapshot import load_snapshot, versions
-from stream.records import JournalRecord
-from stream.topics import JOURNAL
+from learners.snapshots.snapshot import load_snapshot, versions
+from stream.records.topics import JOURNAL
+from stream.records.wire import JournalRecord
 from tests.brokers import TestTopics
 from tests.stream.rig import START_MS, Front, Worker, base_snapshot, front, said, serve, until, values, worker
 

@@ -7,7 +7,7 @@ import time
 import pytest
 import structlog
 
-from stream.outage import RETRY_AFTER_S, Outage
+from stream.servers.outage import RETRY_AFTER_S, Outage
 
 
 class _Clock:

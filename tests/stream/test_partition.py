@@ -8,7 +8,7 @@ from aiokafka.partitioner import DefaultPartitioner  # type: ignore[import-untyp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.partition import key_bytes, partition_of
+from stream.records.partition import key_bytes, partition_of
 
 u64 = st.integers(0, 2**64 - 1)
 

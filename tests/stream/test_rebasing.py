@@ -11,17 +11,17 @@ import pytest
 import structlog
 
 from calibration.head import HeadCalibration
-from learners.next_base import waiting_base, write_base
-from learners.snapshot import Snapshot, load_snapshot, newest_snapshot, versions, write_snapshot
-from stream.learning import LearningLoop
-from stream.log_reader import LogEndsEarlierError, LogReader
-from stream.loss_watch import BatchLoss, LossWatch
-from stream.published import last_published
-from stream.rebasing import as_they_came
-from stream.rebuild import RebuildError, rebuild
-from stream.records import DeltaPart, JournalRecord, SnapshotNotice
-from stream.relearning import RelearnError
-from stream.topics import JOURNAL, WEIGHTS
+from learners.metrics.divergence import BatchLoss, LossWatch
+from learners.snapshots.next_base import waiting_base, write_base
+from learners.snapshots.snapshot import Snapshot, load_snapshot, newest_snapshot, versions, write_snapshot
+from stream.kafka.log_reader import LogEndsEarlierError, LogReader
+from stream.learn.loop import LearningLoop
+from stream.learn.published import last_published
+from stream.learn.rebase import as_they_came
+from stream.learn.rebuild import RebuildError, rebuild
+from stream.learn.relearn import RelearnError
+from stream.records.topics import JOURNAL, WEIGHTS
+from stream.records.wire import DeltaPart, JournalRecord, SnapshotNotice
 from tests.brokers import TestTopics
 from tests.stream.learn_world import CONFIG, Moment, World
 from tests.stream.next_base import ARCHIVED, archive, lived, train
@@ -140,7 +140,7 @@ async def test_killed_between_the_bases_number_and_the_end_of_its_wait(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("learners.next_base.forget_waiting_base", dies)
+        patch.setattr("learners.snapshots.next_base.forget_waiting_base", dies)
         with pytest.raises(KeyboardInterrupt):
             await world.learn(committed=committed)
     assert versions(str(world.root))[0] == old[-1].version + 1
@@ -207,7 +207,7 @@ async def test_a_base_that_is_worse_is_refused_until_it_is_forced(
     kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log has the figures of both lines; the old one goes on, published as before; the base waits."""
-    monkeypatch.setattr("stream.base_gate._LEAST_CLICKS", 10)
+    monkeypatch.setattr("stream.learn.base_gate._LEAST_CLICKS", 10)
     world, committed = await lived(kafka_topics, tmp_path)
     old = await world.journal()
     base = waiting_base(str(world.root))

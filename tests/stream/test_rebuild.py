@@ -13,18 +13,18 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from learners.snapshot import versions
+from learners.snapshots.snapshot import versions
 from stream.__main__ import app
-from stream.admin import delete_topics, ensure_topics
-from stream.broker import find_broker
-from stream.deltas import to_parts
-from stream.log_reader import LogReader
-from stream.log_writer import Outgoing, shared_writer
-from stream.rebuild import RebuildError, Rebuilt, rebuild
-from stream.records import DeltaPart, JournalRecord, OffsetRange, SnapshotNotice
-from stream.relearning import RelearnError, _rows_of, relearn
-from stream.settings import StreamSettings
-from stream.topics import EXAMPLES, JOURNAL, WEIGHTS, topic_table
+from stream.kafka.admin import delete_topics, ensure_topics
+from stream.kafka.broker import find_broker
+from stream.kafka.log_reader import LogReader
+from stream.kafka.log_writer import Outgoing, shared_writer
+from stream.learn.rebuild import RebuildError, Rebuilt, rebuild
+from stream.learn.relearn import RelearnError, _rows_of, relearn
+from stream.records.deltas import to_parts
+from stream.records.topics import EXAMPLES, JOURNAL, WEIGHTS, topic_table
+from stream.records.wire import DeltaPart, JournalRecord, OffsetRange, SnapshotNotice
+from stream.servers.settings import StreamSettings
 from tests.brokers import TestTopics
 from tests.stream.learn_world import World
 from tests.stream.rig import SPEC, example_rows, values

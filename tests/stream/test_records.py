@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from stream.records import EventsRecord, RecordError
+from stream.records.wire import EventsRecord, RecordError
 
 
 def _record(rows: int) -> EventsRecord:

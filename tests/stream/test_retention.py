@@ -10,24 +10,24 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from calibration.config import CalibratorConfig
-from learners.archive import read_examples
-from learners.snapshot import versions
-from stream.archive_runner import ArchiveRunner
-from stream.archive_store import archive_store_of
-from stream.archiving import ArchiveConfig
-from stream.broker import Broker, find_broker
-from stream.calibrate_runner import CalibrateRunner
-from stream.calibrating import PartitionCalibrator
-from stream.examples_log import decode_examples
-from stream.input_record import InputRecord
-from stream.learn_runner import LearnRunner
-from stream.learn_snapshots import NoSnapshotError
-from stream.log_reader import LogReader
-from stream.log_writer import Outgoing, shared_writer
+from learners.examples.archive import read_examples
+from learners.snapshots.snapshot import versions
+from stream.archive.part_buffer import ArchiveConfig
+from stream.archive.runner import ArchiveRunner
+from stream.archive.store import archive_store_of
+from stream.calibrate.calibrator import PartitionCalibrator
+from stream.calibrate.runner import CalibrateRunner
+from stream.kafka.broker import Broker, find_broker
+from stream.kafka.input_record import InputRecord
+from stream.kafka.log_reader import LogReader
+from stream.kafka.log_writer import Outgoing, shared_writer
+from stream.learn.rebuild import rebuild
+from stream.learn.relearn import RelearnError
+from stream.learn.runner import LearnRunner
+from stream.learn.snapshots import NoSnapshotError
 from stream.metrics import WorkerMetrics
-from stream.rebuild import rebuild
-from stream.relearning import RelearnError
-from stream.topics import EXAMPLES, JOURNAL
+from stream.records.examples_codec import decode_examples
+from stream.records.topics import EXAMPLES, JOURNAL
 from tests.brokers import TestTopics
 from tests.stream.learn_world import CONFIG, World
 from tests.stream.next_base import ARCHIVED, archive, train

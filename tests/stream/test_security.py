@@ -20,26 +20,26 @@ from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
-from learners.encode import Encoder
+from learners.features.encode import Encoder
 from serving.features import SessionFeatures
 from serving.metrics import ServingMetrics
 from stream.__main__ import app
-from stream.admin import BrokerUnreachableError, ensure_topics
-from stream.agent import Agent
-from stream.broker import find_broker
-from stream.child_server import LOOPBACK, ChildServer, accepts_connections, free_port
-from stream.client_options import kafka_client_options
-from stream.embedded_redis import answers_ping, redis_program
-from stream.faust_source import credentials
-from stream.inbox import Inbox
-from stream.input_record import InputRecord, Place
-from stream.log_reader import LogReader
-from stream.log_writer import Outgoing, shared_writer
+from stream.agents.agent import Agent
+from stream.agents.faust_source import credentials
+from stream.agents.inbox import Inbox
+from stream.agents.source import SourceKind
+from stream.embedded.process import LOOPBACK, ChildServer, accepts_connections, free_port
+from stream.embedded.redis import answers_ping, redis_program
+from stream.kafka.admin import BrokerUnreachableError, ensure_topics
+from stream.kafka.broker import find_broker
+from stream.kafka.client_options import kafka_client_options
+from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.log_reader import LogReader
+from stream.kafka.log_writer import Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
-from stream.settings import StreamSettings, redis_client_options, without_password
-from stream.source import SourceKind
-from stream.topics import EXAMPLES
-from stream.worker_servers import redis_client
+from stream.records.topics import EXAMPLES
+from stream.servers.settings import StreamSettings, redis_client_options, without_password
+from stream.worker.servers import redis_client
 from tests.apache_kafka import ApacheKafka, java_program
 from tests.brokers import skip_or_fail
 from tests.stream.rig import SPEC
@@ -239,7 +239,7 @@ def test_what_is_wrong_is_told_without_the_secret_beside_it(
     with pytest.raises(ValidationError, match=said) as caught:
         StreamSettings(**given)
     told += [str(caught.value), repr(caught.value)]
-    monkeypatch.setattr("stream.worker_cli.log_to_stderr", lambda: None)  # it would keep this test's streams
+    monkeypatch.setattr("stream.cli.worker.log_to_stderr", lambda: None)  # it would keep this test's streams
     for name, value in given.items():
         monkeypatch.setenv({"partitions": "MILLSTREAM_PARTITIONS"}.get(name, name.upper()), str(value))
     for arguments in (["worker", "--snapshots", "/nowhere"], ["topics"], ["doctor"]):

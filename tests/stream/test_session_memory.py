@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.encode import Encoder, Request
-from learners.kinds import CLICK, EXPOSURE
-from learners.session_state import COUNTER, USER
-from stream.partition import partition_of
-from stream.session_memory import MemorySessionStore, SessionExport, SharedCounters
-from stream.sessions import SessionFold
+from learners.examples.kinds import CLICK, EXPOSURE
+from learners.features.encode import Encoder, Request
+from learners.features.session_state import COUNTER, USER
+from stream.records.partition import partition_of
+from stream.sessions.fold import SessionFold
+from stream.sessions.in_memory import MemorySessionStore, SessionExport, SharedCounters
 from tests.learners.small_spec import SMALL
 from tests.stream.session_events import START_MS, Event, assert_counters_equal, display, events, rows_of
 

@@ -16,24 +16,24 @@ import structlog
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.session_state import COUNTER, USER
-from stream import session_runner
-from stream.broker import Broker, find_broker
-from stream.child_server import free_port
-from stream.embedded_redis import EmbeddedRedis
-from stream.examples_log import SettledLogError, decode_examples
-from stream.input_record import InputRecord, Place
-from stream.log_reader import LogEndsEarlierError
-from stream.log_writer import LogWriter, Outgoing, shared_writer
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.features.session_state import COUNTER, USER
+from stream.embedded.process import free_port
+from stream.embedded.redis import EmbeddedRedis
+from stream.kafka.broker import Broker, find_broker
+from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.log_reader import LogEndsEarlierError
+from stream.kafka.log_writer import LogWriter, Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
-from stream.outage import RETRY_AFTER_S
-from stream.records import RecordError
-from stream.session_memory import MemorySessionStore
-from stream.session_runner import SessionRunner
-from stream.session_store import RedisSessionStore
-from stream.sessions import SessionFold, SessionStates
-from stream.topics import EXAMPLES
+from stream.records.examples_codec import SettledLogError, decode_examples
+from stream.records.topics import EXAMPLES
+from stream.records.wire import RecordError
+from stream.servers.outage import RETRY_AFTER_S
+from stream.sessions import runner as session_runner
+from stream.sessions.fold import SessionFold, SessionStates
+from stream.sessions.in_memory import MemorySessionStore
+from stream.sessions.runner import SessionRunner
+from stream.sessions.store import RedisSessionStore
 from tests.brokers import TestTopics
 from tests.learners.small_spec import SMALL
 from tests.stream.retained import retained_from

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from learners.encode import Encoder, Request
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.session_state import COUNTER, USER
-from stream import session_store
-from stream.examples import ExampleRows
-from stream.partition import partition_of
-from stream.session_memory import MemorySessionStore
-from stream.session_store import RedisSessionStore, SeedError, SharedCounterFeed
-from stream.sessions import SessionFold, SessionKeys, SessionStates
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.features.encode import Encoder, Request
+from learners.features.session_state import COUNTER, USER
+from stream.records.examples import ExampleRows
+from stream.records.partition import partition_of
+from stream.sessions import store as session_store
+from stream.sessions.fold import SessionFold, SessionKeys, SessionStates
+from stream.sessions.in_memory import MemorySessionStore
+from stream.sessions.store import RedisSessionStore, SeedError, SharedCounterFeed
 from tests.learners.small_spec import SMALL
 from tests.stream.session_events import START_MS, Event, rows_of
 

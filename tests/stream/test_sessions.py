@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.session_state import COUNTER, REMEMBERED, USER, merged
-from stream.examples import ExampleRows
-from stream.session_memory import MemorySessionStore
-from stream.sessions import SessionFold
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.features.session_state import COUNTER, REMEMBERED, USER, merged
+from stream.records.examples import ExampleRows
+from stream.sessions.fold import SessionFold
+from stream.sessions.in_memory import MemorySessionStore
 from tests.learners.small_spec import SMALL
 from tests.stream.session_events import (
     START_MS,

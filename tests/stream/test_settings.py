@@ -7,8 +7,8 @@ import ssl
 import pytest
 from pydantic import ValidationError
 
-from stream.client_options import kafka_client_options
-from stream.settings import StreamSettings, without_password
+from stream.kafka.client_options import kafka_client_options
+from stream.servers.settings import StreamSettings, without_password
 
 VARIABLES = (
     *("KAFKA_BOOTSTRAP_SERVERS", "REDIS_URL", "KAFKA_SECURITY_PROTOCOL", "KAFKA_SASL_USERNAME", "KAFKA_SASL_PASSWORD"),

@@ -12,13 +12,13 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped]
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
 
-from stream.admin import check_topics, ensure_topics
-from stream.broker import find_broker
-from stream.log_reader import LogReader
-from stream.log_writer import Outgoing, shared_writer
-from stream.records import CalibrationRecord
-from stream.settings import StreamSettings
-from stream.topics import CALIBRATION, CLICKS, topic_table
+from stream.kafka.admin import check_topics, ensure_topics
+from stream.kafka.broker import find_broker
+from stream.kafka.log_reader import LogReader
+from stream.kafka.log_writer import Outgoing, shared_writer
+from stream.records.topics import CALIBRATION, CLICKS, topic_table
+from stream.records.wire import CalibrationRecord
+from stream.servers.settings import StreamSettings
 from tests.apache_kafka import ApacheKafka
 from tests.brokers import Broker, TestTopics, skip_or_fail
 from tests.stream.retained import retained_from

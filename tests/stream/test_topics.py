@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from stream import topics
-from stream.topics import INPUTS, MAX_PARTITIONS, topic_table
+from stream.records import topics
+from stream.records.topics import INPUTS, MAX_PARTITIONS, topic_table
 
 
 def test_inputs_and_examples_share_one_partition_count() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.waiting_displays import WaitingDisplays
+from stream.join.state.displays import WaitingDisplays
 
 TIMES = st.lists(st.lists(st.integers(0, 50), max_size=5), max_size=10)
 

@@ -22,24 +22,34 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from calibration.head import HeadCalibration
-from learners.archive import read_examples
-from learners.deepfm import DeepFM
-from learners.kinds import CLICK, EXPOSURE
-from learners.session_state import COUNTER, USER
-from learners.shape import ModelShape
-from learners.snapshot import newest_snapshot
+from learners.deepfm.model import DeepFM
+from learners.examples.archive import read_examples
+from learners.examples.kinds import CLICK, EXPOSURE
+from learners.features.session_state import COUNTER, USER
+from learners.features.shape import ModelShape
+from learners.snapshots.snapshot import newest_snapshot
 from stream.__main__ import app
-from stream.broker import Broker, find_broker
-from stream.deltas import DeltaAssembler
-from stream.embedded_broker import EmbeddedBroker
-from stream.examples import ExampleRows, concat
-from stream.examples_log import decode_examples
-from stream.log_reader import LogReader
-from stream.rebuild import rebuild
-from stream.records import CalibrationRecord, DeadLetter, DeltaPart, JournalRecord, SnapshotNotice
-from stream.session_store import RedisSessionStore
-from stream.sessions import SessionKeys, SessionStates
-from stream.topics import CALIBRATION, CLICKS, CONVERSIONS, DEADLETTER, EXAMPLES, IMPRESSIONS, JOURNAL, SERVED, WEIGHTS
+from stream.embedded.broker import EmbeddedBroker
+from stream.kafka.broker import Broker, find_broker
+from stream.kafka.log_reader import LogReader
+from stream.learn.rebuild import rebuild
+from stream.records.deltas import DeltaAssembler
+from stream.records.examples import ExampleRows, concat
+from stream.records.examples_codec import decode_examples
+from stream.records.topics import (
+    CALIBRATION,
+    CLICKS,
+    CONVERSIONS,
+    DEADLETTER,
+    EXAMPLES,
+    IMPRESSIONS,
+    JOURNAL,
+    SERVED,
+    WEIGHTS,
+)
+from stream.records.wire import CalibrationRecord, DeadLetter, DeltaPart, JournalRecord, SnapshotNotice
+from stream.sessions.fold import SessionKeys, SessionStates
+from stream.sessions.store import RedisSessionStore
 from tests.brokers import TestTopics
 from tests.stream.rig import (
     SMALL,

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from learners.kinds import CLICK, EXPOSURE
-from stream.records import EventsRecord, ServedRecord
-from stream.topics import CLICKS, IMPRESSIONS, SERVED
+from learners.examples.kinds import CLICK, EXPOSURE
+from stream.records.topics import CLICKS, IMPRESSIONS, SERVED
+from stream.records.wire import EventsRecord, ServedRecord
 from tests.bench.join_log import HORIZON_MS, LEAD_MS
 
 Row = dict[str, Any]

@@ -16,8 +16,8 @@ from typing import Any
 
 from quixstreams import Application, State  # type: ignore[import-not-found, unused-ignore]
 
-from learners.kinds import CLICK, EXPOSURE
-from stream.topics import CLICKS, IMPRESSIONS, SERVED
+from learners.examples.kinds import CLICK, EXPOSURE
+from stream.records.topics import CLICKS, IMPRESSIONS, SERVED
 from tests.bench.join_log import HORIZON_MS, LINGER_MS
 from tests.bench.peers.dict_join import INPUTS, Row, example, rows_of
 from tests.bench.peers.stopwatch import Stopwatch

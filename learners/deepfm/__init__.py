@@ -1,0 +1,1 @@
+"""The DeepFM: model, network, deltas, state."""

@@ -1,0 +1,1 @@
+"""Examples on their way to training: kinds, archives, splits in time."""

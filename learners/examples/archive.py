@@ -1,0 +1,174 @@
+"""Archived examples as parquet: what base training reads.
+
+An archive is one file, or a folder of part files, each with the examples of one stretch of a partition of the examples
+topic: ``date=YYYY-MM-DD/p{partition}-{first_offset:020d}-{next_offset:020d}.parquet``. Every row of a part knows its
+place in the topic, so that stretches may overlap (a restarted archiver writes some rows again): each place counts once.
+Rows are what the stream tells (`learners.examples.kinds`): displays, clicks, conversions. A log that has one row an
+impression, with its ``label``, is read as well, as are archives of the time when the topic had such rows: their kinds
+have the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import fsspec  # type: ignore[import-untyped]  # it ships no types
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from learners.examples.archive_parts import ArchiveError
+from learners.examples.examples import REQUIRED, SCALARS, Examples
+from learners.examples.kinds import CONVERSION
+from learners.features.rows import Rows
+
+T = TypeVar("T")
+
+
+def read_examples(
+    path: Path | str, *, spec_hash: str | None = None, known_ms: tuple[int, int] | None = None
+) -> Examples:
+    """Read an archive, a file or a folder tree of them, also behind an fsspec URL, into memory.
+
+    With 40 ids and 36 dense inputs a row takes some 550 bytes.
+    Rows from a topic are ordered by partition, offset and ordinal, each place once; rows from elsewhere come first, in
+    the order of their files' names and of their rows.
+
+    Parameters
+    ----------
+    known_ms
+        From and until (not included): only events in between.
+
+    Raises
+    ------
+    ArchiveError
+        No parquet files of examples, or of another feature spec than ``spec_hash``, or of several specs; a label beyond
+        1, an unknown kind.
+    """
+    parts: list[Examples] = []
+    for file in _files(path):
+        parts.append(_read_file(file, parts[0].spec_hash if parts else spec_hash, known_ms))
+    return _each_place_once(_joined(parts))
+
+
+def log_reach(path: Path | str, *, until_ms: int = 2**62) -> dict[int, int]:
+    """Partition → the offset up to which an archive holds the topic; none for examples that came from no topic.
+
+    With ``until_ms`` the offset of the first event of then or later: where a stream goes on must be one place in its
+    log, so that also earlier events behind that one are beyond it. Raises ArchiveError.
+    """
+    ends: dict[int, int] = {}
+    beyond: dict[int, int] = {}
+    for file in _files(path):
+        if not {"partition", "offset"} <= set(_read_schema(file).names):  # refuses what is no archive
+            continue
+        read = partial(pq.read_table, columns=["partition", "offset", "known_ms"], partitioning=None)
+        partition, offset, known_ms = (column.to_numpy() for column in _of_parquet(file, read).columns)
+        for one in np.unique(partition[partition >= 0]).tolist():
+            here = partition == one
+            ends[one] = max(ends.get(one, 0), int(offset[here].max()) + 1)
+            late = offset[here & (known_ms >= until_ms)]
+            if len(late):
+                beyond[one] = min(beyond.get(one, ends[one]), int(late.min()))
+    return ends | beyond
+
+
+def spec_name_of(path: Path | str) -> str:
+    """The name of the feature spec that an archive was written under. Raises ArchiveError."""
+    return _read_schema(_files(path)[0]).metadata[b"spec_name"].decode()
+
+
+class _File(NamedTuple):
+    path: str
+    store: Any  # an fsspec file system
+
+
+def _files(path: Path | str) -> list[_File]:
+    store, root = fsspec.core.url_to_fs(str(path))
+    if not store.isdir(root):
+        return [_File(root, store)]
+    found = sorted(file for file in store.find(root) if file.endswith(".parquet"))
+    if not found:
+        raise ArchiveError(f"{path} holds no *.parquet file: there is nothing to read. Give the archiver's folder.")
+    return [_File(file, store) for file in found]
+
+
+def _joined(parts: list[Examples]) -> Examples:
+    first = parts[0]
+    return Examples(
+        spec_name=first.spec_name,
+        spec_hash=first.spec_hash,
+        rows=Rows(np.concatenate([p.rows.ids for p in parts]), np.concatenate([p.rows.dense for p in parts])),
+        columns={name: np.concatenate([part.columns[name] for part in parts]) for name in SCALARS},
+    )
+
+
+def _each_place_once(examples: Examples) -> Examples:
+    partition, offset, ordinal = (examples.columns[name] for name in ("partition", "offset", "ordinal"))
+    order = np.lexsort((ordinal, offset, partition))  # stable
+    places = np.stack([column[order] for column in (partition, offset, ordinal)])
+    again = (places[:, 1:] == places[:, :-1]).all(axis=0) & (places[0, 1:] >= 0)
+    kept = order[np.concatenate((np.ones(min(1, len(order)), np.bool_), ~again))]
+    if np.array_equal(kept, np.arange(len(examples))):
+        return examples
+    return examples.take(kept)
+
+
+def _read_file(file: _File, spec_hash: str | None, known_ms: tuple[int, int] | None) -> Examples:
+    metadata = _read_schema(file).metadata
+    found = metadata[b"spec_hash"].decode()
+    if spec_hash is not None and found != spec_hash:
+        raise ArchiveError(
+            f"{file.path} was encoded with feature spec {found}, this run has {spec_hash}: its columns mean other "
+            "fields. Use that spec, or encode the log anew."
+        )
+    column = pc.field("known_ms")
+    within = (column >= known_ms[0]) & (column < known_ms[1]) if known_ms else None
+    # partitioning=None: the day in a folder's name is no column
+    read = partial(pq.read_table, filters=within, partitioning=None)
+    table = _of_parquet(file, read)
+    columns = {
+        name: table[name].to_numpy() if name in table.column_names else np.full(table.num_rows, default, dtype)
+        for name, (dtype, default) in SCALARS.items()
+    }
+    for name, largest, meaning in (("label", 1, "a click or none"), ("kind", CONVERSION, "a kind of example")):
+        if len(wrong := np.flatnonzero(columns[name] > largest)):
+            raise ArchiveError(
+                f"{file.path} holds {name} {columns[name][wrong[0]]}, {len(wrong)} rows have none of 0 to {largest}: "
+                f"that is not {meaning}, and would be learned as one. Leave such rows out."
+            )
+    return Examples(
+        spec_name=metadata[b"spec_name"].decode(),
+        spec_hash=found,
+        rows=Rows(_matrix(table, "ids"), _matrix(table, "dense")),
+        columns=columns,
+    )
+
+
+def _read_schema(file: _File) -> pa.Schema:
+    schema = _of_parquet(file, pq.read_schema)
+    if missing := sorted(REQUIRED - set(schema.names)) or b"spec_hash" not in (schema.metadata or {}):
+        raise ArchiveError(
+            f"{file.path} is no archive of examples: it lacks {missing or 'spec_hash'}. Write it with write_examples."
+        )
+    return schema
+
+
+def _of_parquet(file: _File, read: Callable[..., T]) -> T:
+    try:
+        return read(file.path, filesystem=file.store)
+    except (OSError, pa.ArrowException) as error:
+        raise ArchiveError(
+            f"{file.path} cannot be read as parquet: {error}. Write it again, or take another file."
+        ) from error
+
+
+def _matrix(table: pa.Table, name: str) -> NDArray[Any]:
+    width = table.schema.field(name).type.list_size
+    flat = pc.list_flatten(table[name]).to_numpy()
+    return np.asarray(flat).reshape(table.num_rows, width)

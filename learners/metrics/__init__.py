@@ -1,0 +1,1 @@
+"""How good predictions are, and when a stream of them goes astray."""

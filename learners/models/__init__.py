@@ -1,0 +1,1 @@
+"""All other learners of the family, and its registry."""

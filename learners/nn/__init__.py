@@ -1,0 +1,1 @@
+"""The dense parts of a network and their optimiser."""

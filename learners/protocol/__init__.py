@@ -1,0 +1,1 @@
+"""What every learner answers to, and the checks of what it is given."""

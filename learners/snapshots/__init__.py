@@ -1,0 +1,1 @@
+"""Snapshots in a store: written whole or not at all."""

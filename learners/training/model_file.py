@@ -1,0 +1,59 @@
+"""A model's settings as a TOML file, for `DeepFMConfig` from the command line."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from learners.deepfm.config import DeepFMConfig
+from learners.nn.heads import Head
+
+__all__ = ["read_model_config"]
+
+
+def read_model_config(path: Path) -> DeepFMConfig:
+    """The settings in ``path``; what it leaves out keeps its default.
+
+    ::
+
+        hidden = [256, 128]
+        admit_after = 2
+        expire_after_s = 2592000.0
+        heads = [{ name = "click" }, { name = "conversion", given = "click", hidden = [32] }]
+
+    Raises
+    ------
+    ValueError
+        No TOML, a name that is no setting, a value of another type or out of range.
+    OSError
+        The file cannot be read.
+    """
+    try:
+        given = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no TOML: {error}. Correct it there.") from error
+    _check_names(path, given, DeepFMConfig, "")
+    for place, head in enumerate(given.get("heads", ())):
+        if isinstance(head, Mapping):
+            _check_names(path, head, Head, f"heads[{place}].")
+    try:
+        return msgspec.convert(given, DeepFMConfig)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{path}: {error}. Correct it there.") from error
+
+
+def _check_names(path: Path, given: Mapping[str, Any], kind: type, prefix: str) -> None:
+    known = [field.name for field in fields(kind)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(
+                f"{path} sets {prefix}{name}, which is no setting: the model would not have what you meant. "
+                + (f"Write {near[0]}." if near else f"Known: {', '.join(known)}.")
+            )

@@ -1,0 +1,1 @@
+"""What an agent is: it reads, lets its runner work, commits."""

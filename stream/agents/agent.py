@@ -1,0 +1,229 @@
+"""An agent: a source that fills a runner's inbox, the task that works it off, and the offsets that it has done with."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import structlog
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type: ignore[import-untyped]
+
+from stream.agents.inbox import Runner
+from stream.agents.lag import Lag
+from stream.agents.source import Source, SourceKind
+from stream.kafka.broker import Broker
+from stream.kafka.input_record import InputRecord, Place
+from stream.metrics import WorkerMetrics
+
+COMMIT_INTERVAL_S = 0.5
+TICK_INTERVAL_S = 0.1
+_MOST_REST_S = 0.02
+
+_log = structlog.get_logger(__name__)
+
+
+class AgentCrashedError(RuntimeError):
+    """What reads an agent's topics has ended."""
+
+
+class Agent:
+    """One consumer group member and its runner; a failure of either is told once, and the process must stop then.
+
+    Parameters
+    ----------
+    name : of the agent; the group is that of ``broker.group(name)``.
+    on_failure : called once with the exception when the runner or the source failed.
+    source : the library that reads.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        broker: Broker,
+        runner: Runner,
+        on_failure: Callable[[BaseException], None],
+        metrics: WorkerMetrics,
+        *,
+        assignor: type[Any] = RangePartitionAssignor,
+        source: SourceKind = "faust",
+    ) -> None:
+        self.name = name
+        self.source = _source(source)(broker.group(name), broker, runner.topics, assignor)
+        self._runner = runner
+        self._on_failure = on_failure
+        self._lag = Lag(name, runner.topics, metrics)
+        self._step_seconds = metrics.histogram("step_seconds", agent=name)
+        self._inbox_records = metrics.gauge("inbox_records", agent=name)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._busy = asyncio.Lock()  # a step of the runner, or a change of partitions
+        self._notice: frozenset[int] | None = None  # partitions that are ours and not restored yet
+        self._partitions: frozenset[int] = frozenset()  # restored
+        self._early: list[InputRecord] = []  # of other partitions: they may overtake the notice of the assignment
+        self._committed: dict[Place, int] = {}
+        self._held: frozenset[Place] = frozenset()
+        self._taking = True
+        self._ending = False
+        self._settled = asyncio.Event()  # the first assignment was worked off, or the runner failed
+
+    async def start(self) -> None:
+        """Join the group and begin; returns once the first assigned partitions are restored, or the agent failed."""
+        self._tasks = [asyncio.create_task(self._guarded(loop())) for loop in (self._drain, self._tick, self._commits)]
+        await self.source.start(self)
+        await self._settled.wait()
+
+    async def finish(self) -> None:
+        """Take nothing more in, work off what was taken, store it, commit."""
+        self._taking = False
+        await self._end_tasks()
+        async with self._busy:
+            while records := self._runner.inbox.take():
+                await self._work(records)
+            await self._leave_partitions()
+
+    async def abandon(self) -> None:
+        """Take nothing more in after a failure: nothing is stored, nothing committed."""
+        self._taking = False
+        await self._end_tasks()
+
+    async def leave(self) -> None:
+        """Leave the group, once all is finished or abandoned; a rebalance under way can hold this up for long."""
+        await self.source.stop()
+
+    # ------------------------------------------------------------------------------------------ what the source tells
+
+    async def arrived(self, records: Sequence[InputRecord]) -> None:
+        """These were read; returns once there is room for more."""
+        if self._taking:
+            self._lag.arrived(records)
+            await self._runner.inbox.put(records)
+
+    def assigned(self, partitions: frozenset[int]) -> None:
+        """These partitions are ours from here on; the runner restores them before it gets a record of them."""
+        _log.info("partitions assigned", agent=self.name, partitions=sorted(partitions))
+        self._held = frozenset()
+        self._notice = partitions
+        self._runner.inbox.wake()
+
+    async def revoked(self) -> None:
+        """All partitions are let go, once the step under way is stored."""
+        if not self._taking:
+            return
+        try:
+            async with self._busy:
+                self._runner.inbox.clear()
+                self._early.clear()
+                self._lag.let_go()
+                self._notice, self._partitions = None, frozenset()
+                await self._leave_partitions()
+        except Exception as error:  # noqa: BLE001 - the library would swallow it; it must end the process
+            self._fail(error)
+
+    # ---------------------------------------------------------------------------------------------------------- loops
+
+    async def _drain(self) -> None:
+        inbox = self._runner.inbox
+        while True:
+            await inbox.filled()
+            async with self._busy:
+                began = time.monotonic()
+                is_assigned = await self._take_over()
+                await self._work(inbox.take())
+            if is_assigned:
+                self._settled.set()
+            if not inbox.is_full:  # a step costs its share whatever it holds: as much time to gather as to work
+                await asyncio.sleep(min(time.monotonic() - began, _MOST_REST_S))
+
+    async def _take_over(self) -> bool:
+        """Restore what was assigned, then work off what came of it before; whether there was anything assigned."""
+        if self._notice is None:
+            return False
+        partitions, self._notice = self._notice, None
+        await self._runner.on_assigned(partitions)
+        self._partitions = partitions
+        early, self._early = self._early, []
+        await self._work([record for record in early if record.partition in partitions])
+        self._hold()
+        return True
+
+    async def _work(self, records: Sequence[InputRecord]) -> None:
+        self._early += [record for record in records if record.partition not in self._partitions]
+        if ours := [record for record in records if record.partition in self._partitions]:
+            began = time.perf_counter()
+            await self._runner.work(ours)
+            self._step_seconds.observe(time.perf_counter() - began)
+            self._lag.worked_off(ours)
+            self._hold()
+        self._inbox_records.set(len(self._runner.inbox))
+
+    def _hold(self) -> None:
+        if (wanted := self._runner.inbox.held_back) != self._held:
+            self._held = wanted
+            self.source.hold(wanted)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_INTERVAL_S)
+            if (reason := self.source.failure) is not None:
+                raise AgentCrashedError(
+                    f"What reads the topics of agent {self.name} crashed: {reason!r}. Nothing more is read; the worker "
+                    "must be started again."
+                ) from reason
+            async with self._busy:
+                await self._runner.tick()
+                self._hold()
+            self._lag.measure(self.source.unread())
+
+    async def _commits(self) -> None:
+        while True:
+            await asyncio.sleep(COMMIT_INTERVAL_S)
+            await self._commit()
+
+    async def _commit(self) -> None:
+        ours = self.source.assignment()
+        offsets = {
+            place: offset
+            for place, offset in self._runner.committable().items()
+            if place in ours and self._committed.get(place) != offset
+        }
+        if offsets and await self.source.commit(offsets):
+            self._committed |= offsets
+
+    async def _leave_partitions(self) -> None:
+        await self._runner.give_up()
+        await self._commit()
+        self._committed.clear()
+
+    async def _guarded(self, loop: Coroutine[Any, Any, None]) -> None:
+        try:
+            await loop
+        except asyncio.CancelledError:
+            if self._ending:
+                raise
+            self._fail(AgentCrashedError(f"A task of agent {self.name} was cancelled from within: it cannot go on."))
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be acknowledged after it
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._on_failure(error)
+        self._settled.set()
+
+    async def _end_tasks(self) -> None:
+        """Let a step that is under way end, then cancel the loops."""
+        async with self._busy:
+            self._ending = True
+            for task in self._tasks:
+                task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+
+def _source(kind: SourceKind) -> Callable[[str, Broker, Sequence[str], type[Any]], Source]:
+    if kind == "aiokafka":
+        from stream.agents.aiokafka_source import AiokafkaSource
+
+        return AiokafkaSource
+    from stream.agents.faust_source import FaustSource  # half a second that the other runner need not wait for
+
+    return FaustSource

@@ -1,0 +1,168 @@
+"""The calibrator's shell: examples from Kafka, each partition's calibration state to the calibration topic.
+
+The topic is the state: a record holds a partition's sums and the first examples offset that is not in them, so that a
+restart reads the newest record of its partitions and goes on there. Commits only tell where to start reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import structlog
+
+from calibration.config import CalibratorConfig
+from learners.features.spec import FeatureSpec
+from stream.agents.inbox import Inbox
+from stream.calibrate.calibrator import PartitionCalibrator
+from stream.kafka.broker import Broker
+from stream.kafka.gaps import LogGaps
+from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.log_reader import LogReader
+from stream.kafka.log_writer import LogWriter, Outgoing
+from stream.metrics import WorkerMetrics
+from stream.records.examples_codec import decode_examples
+from stream.records.topics import CALIBRATION, EXAMPLES
+from stream.records.wire import CalibrationRecord, RecordError
+
+_LOOK_EVERY_S = 5.0
+
+_encode = msgspec.msgpack.Encoder().encode
+_log = structlog.get_logger(__name__)
+
+
+class CalibrateRunner:
+    """Runs a `PartitionCalibrator` for every assigned partition.
+
+    Parameters
+    ----------
+    newest_line : the newest model line in the store of snapshots, see `learners.snapshots.snapshot.newest_line`; 0:
+    unknown.
+    """
+
+    topics = (EXAMPLES,)
+
+    def __init__(
+        self,
+        broker: Broker,
+        writer: LogWriter,
+        spec: FeatureSpec,
+        config: CalibratorConfig,
+        publish_interval_s: float,
+        metrics: WorkerMetrics,
+        newest_line: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.inbox = Inbox()
+        self._newest_line = newest_line
+        self._line = 0
+        self._looked_s = -_LOOK_EVERY_S
+        self._broker = broker
+        self._writer = writer
+        self._spec = spec
+        self._config = config
+        self._publish_interval_s = publish_interval_s
+        self._metrics = metrics
+        lost = metrics.counter("calibration_lost_records_total")
+        self._gaps = LogGaps(broker, EXAMPLES, lost, "counted for the calibration")
+        self._calibrators: dict[int, PartitionCalibrator] = {}
+        self._committable: dict[Place, int] = {}
+
+    async def on_assigned(self, partitions: frozenset[int]) -> None:
+        """Take up the newest published state of each partition."""
+        await self._look_for_line(time.monotonic())
+        for partition in self._calibrators.keys() - partitions:
+            del self._calibrators[partition]
+        await self._restore(partitions - self._calibrators.keys())
+        self._measure()
+
+    async def work(self, records: Sequence[InputRecord]) -> None:
+        """Count the records' labels, then publish the states that are due."""
+        await self._look_for_line(time.monotonic())
+        for record in records:
+            await self._take(self._calibrators[record.partition], record)
+        await self._publish()
+        await self._gaps.check(time.monotonic())
+        self._measure()
+
+    async def tick(self) -> None:
+        """Nothing: time is the watermark."""
+
+    async def give_up(self) -> None:
+        """Publish every state that changed and forget them."""
+        await self._publish(at_once=True)
+        self._calibrators.clear()
+
+    def committable(self) -> Mapping[Place, int]:
+        """For each partition the first offset that its published state does not hold."""
+        return self._committable
+
+    async def _look_for_line(self, now_s: float) -> None:
+        """A new base stands in the store well before a row that its line served can come."""
+        if now_s - self._looked_s < _LOOK_EVERY_S:
+            return
+        self._looked_s = now_s
+        try:
+            self._line = max(self._line, await asyncio.to_thread(self._newest_line))
+        except (OSError, ValueError) as error:
+            _log.warning("the store of snapshots does not answer; lines go on as they are", error=str(error))
+        for calibrator in self._calibrators.values():
+            calibrator.newest_line = max(calibrator.newest_line, self._line)
+
+    async def _restore(self, fresh: frozenset[int]) -> None:
+        decoder = msgspec.msgpack.Decoder(CalibrationRecord)
+        newest: dict[int, CalibrationRecord] = {}
+        async with LogReader(self._broker) as log:
+            async for stored_record in log.read(CALIBRATION, 0):
+                record = decoder.decode(stored_record.value)
+                newest[record.partition] = record
+        for partition in sorted(fresh):
+            self._calibrators[partition] = self._calibrator(partition, newest.get(partition))
+            self._calibrators[partition].newest_line = max(self._calibrators[partition].newest_line, self._line)
+            self._gaps.assigned((partition,))
+            next_offset = self._calibrators[partition].next_offset
+            _log.info("calibrator restored", partition=partition, next_offset=next_offset)
+
+    def _calibrator(self, partition: int, record: CalibrationRecord | None) -> PartitionCalibrator:
+        plan = self._spec.slice_plan
+        try:
+            return PartitionCalibrator(partition, self._config, self._publish_interval_s, record, plan=plan)
+        except ValueError as error:
+            _log.warning("calibration state dropped, evidence begins anew", partition=partition, reason=str(error))
+        fresh = PartitionCalibrator(partition, self._config, self._publish_interval_s, plan=plan)
+        if record is not None:
+            fresh.next_offset, fresh.version = record.next_offset, record.version
+        return fresh
+
+    async def _take(self, calibrator: PartitionCalibrator, record: InputRecord) -> None:
+        """The group may have committed what the state lacks, as when its topic was made anew."""
+        async for missed in self._gaps.before(calibrator.partition, calibrator.next_offset, record.offset):
+            self._count(calibrator, missed.offset, missed.value)
+        self._count(calibrator, record.offset, record.value)
+
+    def _count(self, calibrator: PartitionCalibrator, offset: int, value: bytes | None) -> None:
+        try:
+            rows, watermark_ms = decode_examples(value, self._spec)
+        except RecordError:  # the learner puts such records aside; once is enough
+            calibrator.skip(offset)
+            return
+        if offset >= calibrator.next_offset:
+            before, rejected = calibrator.rows, calibrator.rejected_rows
+            calibrator.step(rows, offset, watermark_ms)
+            self._metrics.counter("calibration_rows_total").inc(calibrator.rows - before)
+            self._metrics.counter("calibration_rejected_rows_total").inc(calibrator.rejected_rows - rejected)
+
+    async def _publish(self, *, at_once: bool = False) -> None:
+        records = [
+            record
+            for calibrator in self._calibrators.values()
+            if (record := calibrator.take_publication(at_once=at_once)) is not None
+        ]
+        await self._writer.write([Outgoing(CALIBRATION, _encode(r), key=b"%d" % r.partition) for r in records])
+        self._committable |= {(EXAMPLES, record.partition): record.next_offset for record in records}
+        self._metrics.counter("calibration_records_total").inc(len(records))
+
+    def _measure(self) -> None:
+        slowest_ms = min((one.watermark_ms for one in self._calibrators.values()), default=0)
+        self._metrics.gauge("calibration_watermark_timestamp_seconds").set(slowest_ms / 1000)

@@ -1,0 +1,1 @@
+"""Clicks whose conversions are awaited, in Redis."""

@@ -1,0 +1,1 @@
+"""Servers that are started where none is given."""

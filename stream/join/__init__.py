@@ -1,0 +1,1 @@
+"""The join: displays, clicks and conversions meet the row that was served."""

@@ -1,0 +1,171 @@
+"""Many records of one input, decoded together: what a step of the join takes in at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.join.output import Records
+from stream.join.rejects import Reject
+from stream.kafka.input_record import InputRecord
+from stream.records.events import (
+    EMPTY_EVENTS,
+    EVENT_COLUMNS,
+    EventRows,
+    decode_events,
+    events_until,
+    is_json,
+    json_events,
+)
+from stream.records.limits import FIRST_NO_JSON, MOST_JSON_BYTES, check_ahead
+from stream.records.served import ServedRows, SpecWidths, decode_served, served_until
+from stream.records.wire import SCORES, RecordError
+
+_BY_REQUEST = ("ts_ms", "user_key", "model_version", "request_ids", "request_dense")
+_BY_ROW = ("impression_id", *SCORES, "ad_ids", "ad_dense")
+
+
+class EventBatch(NamedTuple):
+    """The good rows of M records of a public input. Bad rows and records are rejects; they have no rows."""
+
+    rows: EventRows
+    records: Records
+    rejects: list[Reject]
+
+
+class ServedBatch(NamedTuple):
+    """The same of the served topic."""
+
+    rows: ServedRows
+    records: Records
+    rejects: list[Reject]
+
+
+def events_batch(topic: str, records: Sequence[InputRecord], max_ahead_ms: int) -> EventBatch:
+    """Decode records of a public input; an event later than its record by more than ``max_ahead_ms`` is a reject."""
+    found = _FoundEvents(topic, records, max_ahead_ms)
+    for may_be_event, run in groupby(range(len(records)), key=lambda at: _may_be_event(records[at])):
+        places = [*run]
+        if may_be_event:
+            found.take_events(places[0], places[-1] + 1)
+        else:
+            for at in places:
+                found.take(at)
+    columns = _joined([*found.parts, EMPTY_EVENTS], EVENT_COLUMNS)
+    return EventBatch(EventRows(**columns), found.records(), found.rejects)
+
+
+def served_batch(records: Sequence[InputRecord], spec: SpecWidths, max_ahead_ms: int) -> ServedBatch:
+    """Decode records of the served topic."""
+    found = _Found(records)
+    parts = [ServedRows.empty(spec)]
+    for at, record in enumerate(records):
+        latest_ms = record.produced_ms + max_ahead_ms
+        try:
+            rows = served_until(decode_served(record.value, spec), latest_ms)
+            found.note(at, rows, latest_ms)
+        except RecordError as error:
+            found.reject(record, error)
+            continue
+        if len(rows):
+            parts.append(rows)
+    columns = _joined(parts, (*_BY_ROW, *_BY_REQUEST))
+    row_request = np.concatenate(list(_requests(parts)))
+    return ServedBatch(ServedRows(**columns, row_request=row_request), found.records(), found.rejects)
+
+
+class _Found:
+    """What was found in each of M records."""
+
+    def __init__(self, records: Sequence[InputRecord]) -> None:
+        self.rejects: list[Reject] = []
+        self._records = records
+        self._rows = [0] * len(records)
+        self._promises = [0] * len(records)
+
+    def note(self, at: int, rows: EventRows | ServedRows, latest_ms: int) -> None:
+        """A batch of rows. Raises RecordError for a promise that is too far ahead."""
+        record = self._records[at]
+        self._promise(at, rows.watermark_ms, latest_ms)
+        self._rows[at] = len(rows)
+        self.rejects += [Reject(record.topic, record.offset, *astuple(one)) for one in rows.rejected]
+
+    def reject(self, record: InputRecord, error: RecordError) -> None:
+        """A record that cannot be read."""
+        self.rejects.append(Reject(record.topic, record.offset, error.reason, error.detail, record.value or b""))
+
+    def records(self) -> Records:
+        """Where the rows stood."""
+        offsets, produced_ms = [one.offset for one in self._records], [one.produced_ms for one in self._records]
+        return Records(*(np.array(column, np.int64) for column in (offsets, self._rows, produced_ms, self._promises)))
+
+    def _promise(self, at: int, watermark_ms: int, latest_ms: int) -> None:
+        check_ahead("watermark_ms", watermark_ms, latest_ms)
+        self._promises[at] = watermark_ms
+
+
+class _FoundEvents(_Found):
+    """The same of a public input, and the rows themselves."""
+
+    def __init__(self, topic: str, records: Sequence[InputRecord], max_ahead_ms: int) -> None:
+        super().__init__(records)
+        self.parts: list[EventRows] = []
+        self._topic = topic
+        self._max_ahead_ms = max_ahead_ms
+
+    def take_events(self, first: int, end: int) -> None:
+        """Decode records together; where one of them is bad, its half, and the half of that, down to itself."""
+        run = self._records[first:end]
+        rows = json_events(self._topic, [record.value or b"" for record in run])
+        if rows is not None:
+            produced_ms = np.array([record.produced_ms for record in run], np.int64)
+            if (rows.ts_ms <= produced_ms + self._max_ahead_ms).all():
+                self.parts.append(rows)
+                self._rows[first:end] = [1] * len(run)
+                return
+        if len(run) == 1:
+            self.take(first)
+            return
+        middle = (first + end) // 2
+        self.take_events(first, middle)
+        self.take_events(middle, end)
+
+    def take(self, at: int) -> None:
+        """Decode one record, of whatever kind."""
+        record = self._records[at]
+        latest_ms = record.produced_ms + self._max_ahead_ms
+        try:
+            rows = decode_events(self._topic, record.value, record.content_type)
+            if len(rows) == 1 and is_json(record.value or b"", record.content_type):
+                check_ahead("ts_ms", int(rows.ts_ms[0]), latest_ms)  # the letter holds the record as it came
+            rows = events_until(self._topic, rows, latest_ms)
+            self.note(at, rows, latest_ms)
+        except RecordError as error:
+            self.reject(record, error)
+            return
+        self.parts.append(rows)
+
+
+def _joined(parts: Sequence[EventRows] | Sequence[ServedRows], names: Sequence[str]) -> dict[str, Any]:
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+
+
+def _may_be_event(record: InputRecord) -> bool:
+    """Whether to try and decode it together with others: not, where that is bound to fail."""
+    value = record.value
+    if not value or len(value) > MOST_JSON_BYTES or b'"watermark_ms"' in value:
+        return False
+    return value[0] < FIRST_NO_JSON if record.content_type is None else record.content_type == "application/json"
+
+
+def _requests(parts: Sequence[ServedRows]) -> Iterator[NDArray[np.uint32]]:
+    """The requests of each part's rows, numbered over all parts."""
+    first = 0
+    for part in parts:
+        yield part.row_request + np.uint32(first)
+        first += len(part.ts_ms)

@@ -1,0 +1,100 @@
+"""Conversions of clicks, which a store outside of the join keeps: who asks for which, and what that yields."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.examples.kinds import CONVERSION
+from stream.clicks.stored_clicks import StoredClicks
+from stream.join.state.waiting import Events
+from stream.records.examples import ExampleRows
+
+
+class Answer(NamedTuple):
+    """What became of conversions that had asked: each is in one of the four.
+
+    unknown : their click is not known (yet) · repeated : an equal event was joined before · late : beyond the horizon,
+    with ``details`` of each · the others are ``examples``, of the records ``converted``.
+    """
+
+    unknown: Events
+    repeated: Events
+    late: Events
+    details: list[str]
+    examples: ExampleRows | None
+    converted: NDArray[np.uint32]
+
+
+class Conversions:
+    """Conversions that ask for their click; each time at which it converts counts once, up to a horizon after it."""
+
+    def __init__(self, horizon_ms: int) -> None:
+        self._horizon_ms = horizon_ms
+        self._asking: list[Events] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._asking))
+
+    def ask(self, events: Events) -> None:
+        """Ask when the next answer comes."""
+        self._asking.append(events)
+
+    def wanted(self) -> NDArray[np.uint64]:
+        """The impression ids asked for, each once."""
+        return np.unique(Events.joined(self._asking).impression_id) if self._asking else np.zeros(0, np.uint64)
+
+    def answer(self, clicks: StoredClicks, first_record: np.uint32) -> Answer | None:
+        """Answer all that ask, in the order of their records, whose numbers count from ``first_record`` and wrap.
+
+        ``clicks`` holds what was stored up to now, the conversions of the last answer too.
+        """
+        if not self._asking:
+            return None
+        events, self._asking = Events.joined(self._asking), []
+        events = events.take(np.argsort(events.record - first_record, kind="stable"))
+        rows = _rows_of(clicks.examples.impression_id, events.impression_id)
+        known, of = events.take(rows >= 0), rows[rows >= 0]
+        fresh = _first_of_each(clicks, of, known.ts_ms)
+        after_ms = known.ts_ms - clicks.examples.known_ms[of]
+        late = fresh & (after_ms > self._horizon_ms)
+        counts = fresh & ~late
+        return Answer(
+            unknown=events.take(rows < 0),
+            repeated=known.take(~fresh),
+            late=known.take(late),
+            details=[f"converted {after} ms after the click" for after in after_ms[late].tolist()],
+            examples=_converted(clicks.examples.take(of[counts]), known.take(counts)) if counts.any() else None,
+            converted=known.record[counts],
+        )
+
+
+def _rows_of(keys: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """Where ``wanted`` stand in ``keys``, which are distinct; −1: nowhere."""
+    if not len(keys):
+        return np.full(len(wanted), -1, np.intp)
+    order = np.argsort(keys)
+    at = order[np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)]
+    return np.where(keys[at] == wanted, at, -1)
+
+
+def _first_of_each(clicks: StoredClicks, of: NDArray[np.intp], ts_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which conversions, of the clicks ``of`` at ``ts_ms``, are the first of their click and time, (B,)."""
+    seen = {(at, before) for at in set(of.tolist()) for before in clicks.converted_ms[at].tolist()}
+    fresh = np.empty(len(of), np.bool_)
+    for place, pair in enumerate(zip(of.tolist(), ts_ms.tolist(), strict=True)):
+        fresh[place] = pair not in seen
+        seen.add(pair)
+    return fresh
+
+
+def _converted(clicks: ExampleRows, conversions: Events) -> ExampleRows:
+    return clicks.with_event(
+        CONVERSION,
+        known_ms=conversions.ts_ms,  # as it is, also before the click: with the id it tells equal events
+        delay_ms=np.maximum(conversions.ts_ms - clicks.known_ms, 0),
+        value=conversions.value,
+        click_produced_ms=np.zeros(len(clicks), np.int64),
+    )

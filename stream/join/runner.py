@@ -1,0 +1,285 @@
+"""The join's shell: inputs from Kafka, examples and dead letters to Kafka, clicks to Redis.
+
+One step of a partition, in this order: feed the core, bring the exposures of late clicks, write what became known
+together with the inputs' offsets, bring the store of clicks up to that, answer the conversions that asked for one. A
+process killed anywhere finds on its restart, in the log, what was done, and does the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
+from learners.features.spec import FeatureSpec
+from stream.agents.inbox import Inbox
+from stream.clicks.store import RedisClickStore
+from stream.clicks.sync import ClickFold
+from stream.join.backpressure import LearnerPace
+from stream.join.batches import events_batch, served_batch
+from stream.join.config import JoinConfig
+from stream.join.core import JoinCore
+from stream.join.examples_cache import ExamplesLookup
+from stream.join.late import with_late_clicks
+from stream.join.memory_bound import CACHE_SHARE, MemoryBound
+from stream.join.output import JoinOutput
+from stream.join.partition import JoinedPartition
+from stream.join.rejects import Reject
+from stream.kafka.broker import Broker
+from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.log_reader import LogReader
+from stream.kafka.log_writer import Commits, Outgoing
+from stream.metrics import JOIN_COUNTS, WorkerMetrics
+from stream.records.example_records import parts
+from stream.records.examples import ExampleRows
+from stream.records.topics import CLICKS, DEADLETTER, EXAMPLES, IMPRESSIONS, INPUTS, SERVED
+from stream.records.wire import DeadLetter
+
+HEARTBEAT_MS = 500  # of event time: how far a watermark that brings no rows must move to be worth a record
+COMMIT_INTERVAL_S = 1.0  # between two commits of a partition in which nothing else is written
+_MEASURE_INTERVAL_S = 0.05  # in which some ten MB can come
+_MOST_WAITING_RECORDS = 20_000  # in the inbox: of one event each, a step takes some thousand
+_AT_ONCE = 4_000
+_KINDS = {EXPOSURE: "exposure", CLICK: "click", CONVERSION: "conversion"}
+
+
+class JoinRunner:
+    """Runs a `JoinCore` for every assigned partition.
+
+    Parameters
+    ----------
+    now_ms : the wall clock, or None when the records alone say what time it is: then idle inputs wait for ever.
+    salt : of the cores' hashes.
+    ready : awaited before the first partition is taken over.
+    """
+
+    topics = INPUTS
+
+    def __init__(
+        self,
+        broker: Broker,
+        clicks: RedisClickStore,
+        spec: FeatureSpec,
+        config: JoinConfig,
+        metrics: WorkerMetrics,
+        now_ms: Callable[[], int] | None,
+        *,
+        salt: int = 0,
+        most_unlearned_rows: int = 0,
+        ready: Awaitable[None] | None = None,
+    ) -> None:
+        self.inbox = Inbox(max_items=_MOST_WAITING_RECORDS, at_once=_AT_ONCE)
+        self._broker = broker
+        self._group = broker.group("join")
+        self._clicks = clicks
+        self._spec = spec
+        self._config = config
+        self._metrics = metrics
+        self._now_ms = now_ms
+        self._salt = salt
+        self._ready = ready
+        self._lookup = ExamplesLookup(broker, spec, int(config.join_memory_bytes * CACHE_SHARE))
+        self._memory = MemoryBound(config, metrics, live=now_ms is not None)
+        self._pace = LearnerPace(broker, most_unlearned_rows)
+        self._partitions: dict[int, JoinedPartition] = {}
+        self._measured_at = 0.0
+        metrics.gauge("join_unlearned_limit_rows").set(most_unlearned_rows)
+
+    async def on_assigned(self, partitions: frozenset[int]) -> None:
+        """Take over what is ours now; let go of what is not."""
+        if self._ready is not None:
+            await self._ready
+            self._ready = None
+        for partition in self._partitions.keys() - partitions:
+            await self._partitions.pop(partition).close()
+        await asyncio.gather(*map(self._take_over, sorted(partitions - self._partitions.keys())))
+
+    async def work(self, records: Sequence[InputRecord]) -> None:
+        """Feed the records to their partitions' cores and store what comes out."""
+        arrived: defaultdict[Place, list[InputRecord]] = defaultdict(list)
+        for record in records:
+            arrived[record.place].append(record)
+        await self._feed(arrived)
+        await self._settle({partition for _, partition in arrived})
+
+    async def tick(self) -> None:
+        """Let time pass, on the wall clock, where nothing happens; ask again for clicks of a store that was away."""
+        waiting = {p for p, held in self._partitions.items() if len(held.core.wanted_clicks())}
+        await self._settle(set(self._partitions) if self._now_ms is not None else waiting)
+        if self._partitions:
+            await self._pace.refresh()
+
+    async def give_up(self) -> None:
+        """Forget all partitions; everything is in the log."""
+        partitions, self._partitions = self._partitions, {}
+        for held in partitions.values():
+            await held.close()
+        await self._pace.stop()
+
+    def committable(self) -> Mapping[Place, int]:
+        """The offset of every input; none where it is committed in the steps' transactions."""
+        if self._broker.idempotent:
+            return {}
+        return {(topic, p): at for p, held in self._partitions.items() for topic, at in held.offsets.items()}
+
+    # ------------------------------------------------------------------------------------------------------ take over
+
+    async def _take_over(self, partition: int) -> None:
+        core = JoinCore(self._config, partition, self._salt)
+        clicks = ClickFold(self._clicks, self._broker, self._spec, partition, self._metrics)
+        opened = JoinedPartition.open(self._broker, self._group, self._spec, core, clicks, self._metrics)
+        self._partitions[partition] = await opened
+
+    # ----------------------------------------------------------------------------------------------------------- feed
+
+    async def _feed(self, arrived: Mapping[Place, list[InputRecord]]) -> None:
+        for (topic, partition), records in sorted(arrived.items(), key=lambda item: INPUTS.index(item[0][0])):
+            held = self._partitions[partition]
+            self._metrics.counter("input_records_total", topic=topic).inc(len(records))
+            self._decode(held, topic, await self._with_unread(held, topic, records))
+
+    async def _with_unread(self, held: JoinedPartition, topic: str, records: list[InputRecord]) -> list[InputRecord]:
+        """The records, and before the first ones of a partition those that lie between them and the committed offset.
+
+        What was under way when the partitions were assigned can come before what is read from that offset on.
+        """
+        first = held.unread.pop(topic, records[0].offset)
+        if first >= records[0].offset:
+            return records
+        async with LogReader(self._broker) as log:
+            missed = [
+                InputRecord.of(topic, record)
+                async for record in log.read(topic, held.partition, first, stop=records[0].offset)
+            ]
+        return [*missed, *records]
+
+    def _decode(self, held: JoinedPartition, topic: str, records: Sequence[InputRecord]) -> None:
+        max_ahead_ms = self._config.ms("max_ahead_s")
+        if topic == SERVED:
+            served = served_batch(records, self._spec, max_ahead_ms)
+            held.core.served(served.rows, served.records)
+            held.rejects += served.rejects
+            return
+        events = events_batch(topic, records, max_ahead_ms)
+        held.rejects += events.rejects
+        if topic == IMPRESSIONS:
+            held.core.impressions(events.rows, events.records)
+        elif topic == CLICKS:
+            held.core.clicks(events.rows, events.records)
+        else:
+            held.core.conversions(events.rows, events.records)
+
+    # --------------------------------------------------------------------------------------------------------- settle
+
+    async def _settle(self, partitions: set[int]) -> None:
+        """Take what the cores know now and store it."""
+        now_ms = self._now_ms() if self._now_ms else None
+        await asyncio.gather(*(self._step(self._partitions[p], now_ms) for p in partitions))
+        if (now := time.monotonic()) - self._measured_at >= _MEASURE_INTERVAL_S:
+            self._measured_at = now
+            self._bound_memory()
+            self._measure()
+
+    async def _step(self, held: JoinedPartition, now_ms: int | None) -> None:
+        core = held.core
+        while True:
+            output = core.poll(now_ms)
+            if output.late is not None:
+                records = await self._lookup.find(held.partition, output.late.wanted())
+                output = with_late_clicks(output, records, held.partition)
+            await self._store(held, output)
+            self._count(output)
+            if not len(wanted := core.wanted_clicks()) or not await held.clicks.catch_up(held.examples_end):
+                return
+            found = await held.clicks.find(wanted)
+            if found is None or not core.clicks_found(found):
+                return
+
+    async def _store(self, held: JoinedPartition, output: JoinOutput) -> None:
+        """Write one step, and tell the core, the store of clicks and the learner's pace about it."""
+        records, first_rows = self._records(held, output)
+        rejects, held.rejects = [*held.rejects, *output.rejects], []
+        moved = output.offsets != held.offsets
+        due = time.monotonic() - held.written_at >= COMMIT_INTERVAL_S
+        if not records and not rejects and not (moved and due):
+            held.core.stored([], [])
+            return
+        examples = [Outgoing(EXAMPLES, record, partition=held.partition) for record in records]
+        letters = [self._letter(held.partition, reject) for reject in rejects]
+        commits = Commits(
+            self._group,
+            {(topic, held.partition): offset for topic, offset in output.offsets.items()},
+            msgspec.json.encode(output.resume._asdict()).decode(),
+        )
+        offsets = (await held.writer.write([*examples, *letters], commits))[: len(examples)]
+        held.written_at, held.offsets = time.monotonic(), output.offsets
+        held.core.stored(offsets, first_rows)
+        if not offsets:
+            return
+        held.examples_end = offsets[-1] + 1
+        if (rows := output.examples) is not None:
+            for offset, first, end in zip(offsets, first_rows, [*first_rows[1:], len(rows)], strict=True):
+                if first < end:
+                    self._lookup.remember(held.partition, offset, rows.take(slice(first, end)))
+                    self._pace.wrote(held.partition, offset, end - first)
+            await held.clicks.take(rows, held.examples_end)
+
+    def _records(self, held: JoinedPartition, output: JoinOutput) -> tuple[list[bytes], list[int]]:
+        """The examples as records, and the row that each begins with; the last one carries the new watermark."""
+        rows, watermark_ms = output.examples, max(output.watermark_ms, held.watermark_ms)
+        if rows is None:
+            step_ms = 1 if self._now_ms is None else HEARTBEAT_MS  # a replay waits for the very watermark
+            if watermark_ms < held.watermark_ms + step_ms:
+                return [], []
+            rows = ExampleRows.empty(self._spec.id_columns, self._spec.dense_inputs)
+        *before, last = parts(rows)
+        marked = [*((part, held.watermark_ms) for part in before), (last, watermark_ms)]
+        held.watermark_ms = watermark_ms
+        records = [part.rows.to_record(self._spec.hash, mark).encode() for part, mark in marked]
+        return records, [part.first_row for part, _ in marked]
+
+    def _letter(self, partition: int, reject: Reject) -> Outgoing:
+        self._metrics.counter("dead_letters_total", topic=reject.topic, reason=reject.reason).inc()
+        place = (reject.topic, partition, reject.offset)
+        letter = DeadLetter.of(*place, reject.reason, reject.detail, reject.payload)
+        return Outgoing(DEADLETTER, msgspec.msgpack.encode(letter), key=letter.key())
+
+    # --------------------------------------------------------------------------------------------------------- memory
+
+    def _bound_memory(self) -> None:
+        """Keep the memory bound; say which inputs are to wait: those far ahead, or all, with a slow learner."""
+        cores = {partition: held.core for partition, held in self._partitions.items()}
+        held_back = self._memory.keep(cores)
+        if self._pace.is_behind:
+            held_back = frozenset((topic, partition) for topic in INPUTS for partition in cores)
+        self.inbox.held_back = held_back
+        self._metrics.gauge("join_held_back_partitions").set(len(held_back))
+        self._metrics.gauge("join_unlearned_rows").set(self._pace.unlearned_rows)
+
+    # -------------------------------------------------------------------------------------------------------- measure
+
+    def _count(self, output: JoinOutput) -> None:
+        metrics = self._metrics
+        for name, count in output.counts.items():
+            if name in JOIN_COUNTS:
+                metrics.counter("join_rows_total", outcome=name).inc(count)
+            else:
+                topic = next(t for t in INPUTS if name == f"rows_{t.split('.')[1]}")
+                metrics.counter("input_rows_total", topic=topic).inc(count)
+        if output.examples is not None:
+            for kind, count in zip(*np.unique(output.examples.kind, return_counts=True), strict=True):
+                metrics.counter("examples_total", kind=_KINDS[int(kind)]).inc(int(count))
+
+    def _measure(self) -> None:
+        metrics, held = self._metrics, self._partitions.values()
+        metrics.gauge("join_pending_rows").set(sum(one.core.pending_rows for one in held))
+        metrics.gauge("join_exposed_rows").set(sum(one.core.exposed_rows for one in held))
+        metrics.gauge("join_waiting_display_rows").set(sum(one.core.waiting_displays for one in held))
+        metrics.gauge("join_waiting_events").set(sum(one.core.waiting_events for one in held))
+        slowest_ms = min((one.watermark_ms for one in held), default=0)
+        metrics.gauge("join_watermark_timestamp_seconds").set(slowest_ms / 1000)

@@ -1,0 +1,1 @@
+"""What the join holds: rows, waiting events, their index."""

@@ -1,0 +1,1 @@
+"""The only raw clients of a broker."""

@@ -1,0 +1,108 @@
+"""Offsets that a reader was not given: records to be fetched, records that are lost, or nothing at all.
+
+Offsets leap where nothing is missing, too: the end of a transaction takes one, and so does each record of a transaction
+that was rolled back. Records are missing in two cases only. Before the first one of an assignment, since the group's
+commit can be ahead of what its reader holds: a folder that is new, a snapshot that is older. And where retention
+deleted them before they were read, which the partition's oldest offset tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any, NamedTuple
+
+import structlog
+from prometheus_client import Counter
+
+from stream.kafka.broker import Broker
+from stream.kafka.log_reader import LogReader
+
+CHECK_INTERVAL_S = 1.0  # in a log of transactions every record comes after a leap, and asking the broker takes 20 ms
+
+_log = structlog.get_logger(__name__)
+
+
+class _Leap(NamedTuple):
+    partition: int
+    start: int
+    stop: int
+
+
+def report_loss(
+    lost: Counter,
+    what: str,
+    topic: str,
+    partition: int,
+    offsets: tuple[int, int],
+    remedy: str = "keep the topic for longer (retention.ms) than the workers may be down",
+) -> None:
+    """Count and say that retention took the records of ``offsets`` before they were ``what``, "archived"."""
+    lost.inc(offsets[1] - offsets[0])
+    _log.warning(
+        f"the log lost records before they were {what}",
+        topic=topic,
+        partition=partition,
+        offsets=offsets,
+        remedy=remedy,
+    )
+
+
+class LogGaps:
+    """Watches over the offsets of a topic's partitions that one reader is given.
+
+    Parameters
+    ----------
+    lost : counts the offsets that retention took, those without a record among them.
+    what : the reader does with records, as a warning says it: "archived".
+    """
+
+    def __init__(self, broker: Broker, topic: str, lost: Counter, what: str) -> None:
+        self._broker = broker
+        self._topic = topic
+        self._lost = lost
+        self._what = what
+        self._unread: set[int] = set()  # partitions of which nothing came since they were assigned
+        self._leaps: list[_Leap] = []  # not yet compared with the oldest offset
+        self._told: dict[int, int] = {}  # up to where losses of a partition were told
+        self._checked_s = -CHECK_INTERVAL_S
+
+    def assigned(self, partitions: Iterable[int]) -> None:
+        """The next record of these partitions is the first of their assignment."""
+        self._unread.update(partitions)
+
+    def begins(self, partition: int, next_offset: int, oldest: int) -> None:
+        """The reader reads the log itself, from ``next_offset`` on, of which ``oldest`` is the oldest offset."""
+        self._tell([_Leap(partition, next_offset, oldest)], oldest)
+
+    async def before(self, partition: int, next_offset: int, offset: int) -> AsyncGenerator[Any, None]:
+        """The records from ``next_offset``, which the reader holds up to, that it must take before ``offset``."""
+        first = partition in self._unread
+        self._unread.discard(partition)
+        if offset <= next_offset:
+            return
+        leap = _Leap(partition, next_offset, offset)
+        if not first:
+            self._leaps.append(leap)
+            return
+        async with LogReader(self._broker) as log:
+            self._tell([leap], await log.oldest(self._topic, partition))
+            async for record in log.read(self._topic, partition, next_offset, stop=offset):
+                yield record
+
+    async def check(self, now_s: float) -> None:
+        """Tell of leaps over records that retention deleted; call it after each step, with a clock that only rises."""
+        if not self._leaps or now_s - self._checked_s < CHECK_INTERVAL_S:
+            return
+        self._checked_s = now_s
+        leaps, self._leaps = self._leaps, []
+        async with LogReader(self._broker) as log:
+            for partition in sorted({leap.partition for leap in leaps}):
+                oldest = await log.oldest(self._topic, partition)
+                self._tell([leap for leap in leaps if leap.partition == partition], oldest)
+
+    def _tell(self, leaps: Iterable[_Leap], oldest: int) -> None:
+        for partition, first, stop in leaps:
+            start, end = max(first, self._told.get(partition, 0)), min(oldest, stop)
+            if end > start:
+                self._told[partition] = end
+                report_loss(self._lost, self._what, self._topic, partition, (start, end))

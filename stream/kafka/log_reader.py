@@ -1,0 +1,92 @@
+"""Reading a topic's partition from an offset to its present end, for what is rebuilt at a start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import Any, Self
+
+from aiokafka import TopicPartition  # type: ignore[import-untyped]
+from aiokafka.errors import OffsetOutOfRangeError  # type: ignore[import-untyped]
+
+from stream.kafka.broker import Broker
+
+_POLL_MS = 100
+_FETCH_WAIT_MS = 20  # what is read is there already; a broker that waits for more answers nothing else meanwhile
+
+
+class LogEndsEarlierError(RuntimeError):
+    """A partition ends before the offset from which it is to be read: it is not the log that was written then."""
+
+
+class LogReader:
+    """A consumer outside of any group: `async with LogReader(broker) as log: async for record in log.read(...)`."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._consumer = broker.consumer(
+            auto_offset_reset="none", fetch_max_wait_ms=_FETCH_WAIT_MS, max_partition_fetch_bytes=8 << 20
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._consumer.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.sleep(0)  # aiokafka's stop raises CancelledError when a task of its start has not run yet
+        await self._consumer.stop()
+
+    async def read(
+        self, topic: str, partition: int, start: int = 0, *, stop: int | None = None, at_least: int = 0
+    ) -> AsyncGenerator[Any, None]:
+        """The records from ``start`` (or the oldest kept) up to ``stop`` (excluded) or to the end reached.
+
+        Raises LogEndsEarlierError when the partition ends before ``start`` or before ``at_least``.
+        """
+        place = TopicPartition(self._broker.topic(topic), partition)
+        self._consumer.assign([place])
+        oldest = (await self._consumer.beginning_offsets([place]))[place]
+        self._consumer.seek(place, max(start, oldest))
+        while True:
+            try:
+                fetched = await self._consumer.getmany(place, timeout_ms=_POLL_MS)
+            except OffsetOutOfRangeError as error:
+                raise _ends_earlier(topic, partition, max(start, at_least)) from error
+            for record in fetched.get(place, ()):
+                if stop is not None and record.offset >= stop:
+                    return
+                yield record
+            # The high watermark of a fetch is exact where list-offsets is not (the embedded broker's is too low).
+            end = self._consumer.highwater(place)
+            if end is None:
+                continue
+            if end < max(start, at_least):
+                raise _ends_earlier(topic, partition, max(start, at_least))
+            # What is behind an open transaction is nobody's yet: to wait for it could take as long as its timeout.
+            readable = self._consumer.last_stable_offset(place) if self._broker.idempotent else end
+            position = await self._consumer.position(place)
+            if position >= (readable if stop is None else min(stop, readable)):
+                return
+
+    async def oldest(self, topic: str, partition: int) -> int:
+        """The first offset that the broker still holds."""
+        place = TopicPartition(self._broker.topic(topic), partition)
+        return int((await self._consumer.beginning_offsets([place]))[place])
+
+    async def tail_start(self, topic: str, partition: int, records: int) -> int:
+        """An offset at most ``records`` before the end, as far as the broker knows it without a fetch."""
+        place = TopicPartition(self._broker.topic(topic), partition)
+        self._consumer.assign([place])
+        end = (await self._consumer.end_offsets([place]))[place]
+        return max(0, int(end) - records)
+
+
+def _ends_earlier(topic: str, partition: int, start: int) -> LogEndsEarlierError:
+    return LogEndsEarlierError(
+        f"{topic}[{partition}] ends before offset {start}, up to which its records were read once: the topic was made "
+        "anew, or this is another broker. Start with the snapshots and the Redis of this broker, or with an empty "
+        "Redis and a base for a new log (python -m learners base --new-log)."
+    )

@@ -1,0 +1,166 @@
+"""How what belongs together reaches the log: records and the offsets that they were made of, all of them or none.
+
+On Apache Kafka every owner (of a partition of the join, of the model) has a transactional producer under its name. Who
+opens it fences whoever had it before: a worker that was paused, cut off or just slow can no longer write, and what it
+had begun is rolled back. The embedded broker has no transactions: there records are written one by one, offsets are
+committed later, and a restart finds in the topics what was written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol
+
+from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
+from aiokafka.errors import InvalidProducerEpoch, ProducerFenced  # type: ignore[import-untyped]
+from aiokafka.structs import OffsetAndMetadata  # type: ignore[import-untyped]
+
+from stream.kafka.aiokafka_internals import never_retry
+from stream.kafka.broker import Broker
+from stream.kafka.input_record import Place
+
+TRANSACTION_TIMEOUT_MS = 15_000  # how long a worker that stops in the middle can hold readers back, unless it is fenced
+
+
+class FencedError(RuntimeError):
+    """Another worker has taken over; nothing of what was to be written was."""
+
+
+class Outgoing(NamedTuple):
+    """A record for a topic by its name in the table."""
+
+    topic: str
+    value: bytes
+    key: bytes | None = None
+    partition: int | None = None
+
+
+class Commits(NamedTuple):
+    """Offsets of a consumer group, all with the same metadata."""
+
+    group: str
+    offsets: Mapping[Place, int]
+    metadata: str
+
+
+class LogWriter(Protocol):
+    """Writes of one owner, in order."""
+
+    async def write(self, records: Sequence[Outgoing], commits: Commits | None = None) -> list[int]:
+        """Store records; their offsets. Raises FencedError, KafkaError."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the ownership."""
+        ...
+
+
+async def open_writer(broker: Broker, owner: str) -> LogWriter:
+    """The writer of an owner; the only one from now on, where the broker has transactions."""
+    writer: TransactionalWriter | PlainWriter
+    writer = TransactionalWriter(broker, owner) if broker.idempotent else PlainWriter(broker)
+    await writer.start()
+    return writer
+
+
+@asynccontextmanager
+async def shared_writer(broker: Broker) -> AsyncIterator[LogWriter]:
+    """A writer that fences nobody, for records of which a second one changes nothing: a failed send is repeated.
+
+    Idempotent wherever the broker can be. A send that fails for good raises: who writes must stop, since records that
+    the log lacks would be lost.
+    """
+    writer = PlainWriter(broker, repeats=True)
+    await writer.start()
+    try:
+        yield writer
+    finally:
+        await writer.close()
+
+
+class TransactionalWriter:
+    """A write is one transaction, commits included."""
+
+    def __init__(self, broker: Broker, owner: str) -> None:
+        self._broker = broker
+        self._owner = owner
+        self._one_at_a_time = asyncio.Lock()
+        self._producer = broker.producer(transactional_id=owner, transaction_timeout_ms=TRANSACTION_TIMEOUT_MS)
+
+    async def start(self) -> None:
+        """Fence whoever wrote before; what it had not committed is rolled back."""
+        await self._producer.start()
+
+    async def write(self, records: Sequence[Outgoing], commits: Commits | None = None) -> list[int]:
+        """Store records; their offsets."""
+        sends: list[asyncio.Future[Any]] = []
+        try:
+            async with self._one_at_a_time, self._producer.transaction():
+                for record in records:
+                    sends.append(await _send(self._producer, self._broker, record))  # noqa: PERF401 - see below
+                if commits is not None:
+                    await self._producer.send_offsets_to_transaction(self._named(commits), commits.group)
+                metadata = await asyncio.gather(*sends)
+        except (ProducerFenced, InvalidProducerEpoch) as error:
+            await asyncio.gather(*sends, return_exceptions=True)  # they failed for the same reason
+            raise FencedError(
+                f"another worker writes as {self._owner} now ({error!r}). Nothing of this step was written; this "
+                "worker stops and resumes from the log. It was silent for longer than its session: if that comes "
+                "often, raise KAFKA_SESSION_TIMEOUT_S."
+            ) from error
+        return [int(one.offset) for one in metadata]
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._producer.stop()
+
+    def _named(self, commits: Commits) -> dict[TopicPartition, OffsetAndMetadata]:
+        return {
+            TopicPartition(self._broker.topic(topic), partition): OffsetAndMetadata(offset, commits.metadata)
+            for (topic, partition), offset in commits.offsets.items()
+        }
+
+
+class PlainWriter:
+    """Records one by one, each once or not at all: a send whose outcome is not known is not repeated.
+
+    Without idempotence a repeated send may store a record twice. So the worker ends, and its next life looks what is
+    there. Commits are left to the consumer.
+
+    Parameters
+    ----------
+    repeats : repeat such sends all the same.
+    """
+
+    def __init__(self, broker: Broker, *, repeats: bool = False) -> None:
+        self._broker = broker
+        self._repeats = repeats
+        self._producer = broker.producer(enable_idempotence=broker.idempotent)
+
+    async def start(self) -> None:
+        """Connect."""
+        await self._producer.start()
+        if not self._repeats:
+            never_retry(self._producer)
+
+    async def write(self, records: Sequence[Outgoing], commits: Commits | None = None) -> list[int]:
+        """Store records; their offsets. Those of a topic are all stored before those of the next are sent."""
+        offsets: list[int] = []
+        for _, run in groupby(records, key=lambda record: record.topic):
+            sends = [await _send(self._producer, self._broker, record) for record in run]
+            offsets += [int(one.offset) for one in await asyncio.gather(*sends)]
+        return offsets
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._producer.stop()
+
+
+async def _send(producer: AIOKafkaProducer, broker: Broker, record: Outgoing) -> asyncio.Future[Any]:
+    sent: asyncio.Future[Any] = await producer.send(
+        broker.topic(record.topic), record.value, key=record.key, partition=record.partition
+    )
+    return sent

@@ -1,0 +1,300 @@
+"""The learning loop: score, measure, learn, so that every metric is progressive. No clock, no broker.
+
+Time is the watermark of the examples; what is learned, and in which batches, hangs on the order of the examples and
+on their watermarks alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.deepfm.delta import Delta
+from learners.deepfm.model import DeepFM
+from learners.examples.kinds import CONVERSION
+from learners.metrics.divergence import BatchLoss, LossWatch
+from learners.protocol.state_names import prefixed, under
+from stream.learn.click_silence import ClickSilence
+from stream.learn.config import LearningConfig
+from stream.learn.model_step import ModelStep
+from stream.learn.outcomes import Diverged, Heard, Learned, LearnOutcome, Rejected, Silent, Skipped
+from stream.learn.publication import Publication
+from stream.learn.queue import Batch, PendingExamples, Position
+from stream.learn.state import LoopState
+from stream.records.examples import ExampleRows
+from stream.records.validity import faults, learnable, sampled
+from stream.records.wire import JournalRecord
+
+__all__ = ["Diverged", "LearnOutcome", "Learned", "LearningLoop", "LoopState", "Rejected", "Skipped"]
+
+_CLICK_DELAYS, _STEP = "click_delays.", "step."  # arrays in a snapshot
+
+
+class LearningLoop:
+    """Cuts examples into batches and learns them; one model, all partitions.
+
+    A batch is learned when ``learn_batch_rows`` rows wait, or when the watermark (the least of all partitions) enters
+    the next ``learn_interval_s`` of event time. Every row pays its term of the log loss when it comes (`Terms`): an
+    exposure softplus(z), its click −z. Conversions are rows of a model that has a head for them (else only counted);
+    their clicks pay that head's softplus(z) when conversions would come (`DelayedTerms`).
+
+    Before each step the model is told the watermark, on which expiry hangs: the journal holds it, so that learning a
+    batch again tells the same.
+
+    A batch whose gradients are not finite is skipped: its version has the weights of the one before. After
+    ``most_skipped_batches`` of them in a row, or when the loss leaves its bounds, the model has diverged. While clicks
+    that should come do not (`ClickSilence`), what is displayed is left out and nothing but heartbeats is published.
+
+    Parameters
+    ----------
+    partitions : partitions of the examples topic; there is no watermark before all of them were heard.
+    state : of a snapshot, to go on after it.
+    """
+
+    def __init__(
+        self,
+        model: DeepFM,
+        config: LearningConfig,
+        partitions: int,
+        *,
+        state: LoopState | None = None,
+        version: int = 0,
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.partitions = partitions
+        self.version = state.version if state else version
+        self.diverged = False
+        self.conversions = 0
+        self._heads = model.heads.names
+        self._skipped_in_a_row = state.skipped_in_a_row if state else 0
+        self._loss_watch = LossWatch(
+            ratio=config.diverged_loss_ratio,
+            batches=config.diverged_loss_batches,
+            state=state.loss_watch if state else None,
+        )
+        self._step = ModelStep(model, config, under(_STEP, state.arrays) if state else {})
+        self._silence = ClickSilence(
+            least_probability=config.silence_probability,
+            state=state.silence if state else None,
+            law=under(_CLICK_DELAYS, state.arrays) if state else None,
+        )
+        self.left_out_rows = 0
+        self.newest_event_ms = state.newest_event_ms if state else 0
+        self._watermarks: dict[int, int] = dict(state.watermarks) if state else {}
+        self._watermark_ms = state.watermark_ms if state else 0
+        self._heard_ms = 0  # of the record that is being taken
+        self._pending = PendingExamples()
+        for partition, position in (state.positions if state else {}).items():
+            self._pending.move_to(partition, Position(*position))
+        self._snapshot_ms = self._watermark_ms
+        self._publication = Publication(model, self.version, self._watermark_ms, interval_s=config.publish_interval_s)
+
+    @property
+    def watermark_ms(self) -> int:
+        """Event time before which every example has arrived, 0 while a partition was never heard."""
+        return self._watermark_ms
+
+    @property
+    def published_version(self) -> int:
+        """What serving holds."""
+        return self._publication.version
+
+    @property
+    def silent(self) -> bool:
+        """Whether clicks that should have come did not: nothing is published until they do."""
+        return self._silence.silent
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model may be published and kept: it has not diverged, and clicks come."""
+        return not self.diverged and not self.silent
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that arrived and are not learned yet."""
+        return len(self._pending)
+
+    @property
+    def delayed_clicks(self) -> int:
+        """Clicks whose term of the conversion head is still to be paid."""
+        return self._step.delayed_clicks
+
+    @property
+    def early_clicks(self) -> int:
+        """Clicks that paid it before they were due, because too many waited."""
+        return self._step.early_clicks
+
+    def positions(self) -> dict[int, Position]:
+        """The first row of each partition that is not learned yet."""
+        return self._pending.positions()
+
+    def next_offset(self, partition: int) -> int:
+        """The first offset of a partition that ``step`` has not seen whole."""
+        return self._pending.next_position(partition).offset
+
+    def step(self, rows: ExampleRows, partition: int, offset: int, watermark_ms: int) -> list[LearnOutcome]:
+        """Take one examples record and learn the batches that it fills, or that its watermark makes due.
+
+        A record that was taken before changes nothing.
+        """
+        if offset < self.next_offset(partition):
+            return []
+        heard_ms = self._hear(partition, watermark_ms)
+        if self.diverged:
+            self._advance_to(heard_ms)
+            return []
+        outcomes: list[LearnOutcome] = [
+            Rejected(partition, offset, fault.reason, fault.detail, rows.take(fault.rows)) for fault in faults(rows)
+        ]
+        if (silence := self._silence.heard(rows)) is not None:
+            outcomes.append(Heard(silence))
+        self.conversions += int(np.count_nonzero(rows.kind == CONVERSION))
+        self._pending.add(rows, self._kept(rows, self.config.exposure_rate), partition, offset)
+        while len(self._pending) >= self.config.learn_batch_rows and not self.diverged:
+            outcomes += self._learn_next()
+        if self._advance_to(heard_ms) and self._pending:
+            outcomes += self._learn_next()
+        return outcomes
+
+    def flush(self) -> list[LearnOutcome]:
+        """Learn what waits, at the end of the input. It moves the cuts, which only the journal tells then."""
+        return self._learn_next() if self._pending else []
+
+    def _learn_next(self) -> list[LearnOutcome]:
+        return [] if self.diverged else self._learn(self._pending.cut(self.config.learn_batch_rows))
+
+    def relearn(self, journal: JournalRecord, rows: ExampleRows) -> list[LearnOutcome]:
+        """Learn again a batch that a run before this one learned after its snapshot: the rows of the journal's ranges.
+
+        Raises ValueError when the record is not the next one, the rows are not as many as it says, or they were skipped
+        then and are not now, or the other way round.
+        """
+        self._silence.adopt(journal.silences)
+        kept = rows.take(np.flatnonzero(self._kept(rows, journal.exposure_rate)))
+        if journal.version != self.version + 1 or len(kept) != journal.rows:
+            raise ValueError(
+                f"the journal says version {journal.version} of {journal.rows} rows, found {len(kept)} after "
+                f"{self.version}: the snapshot and the log are not of one run. Give a snapshot of this log."
+            )
+        for stretch in journal.ranges:
+            self._pending.move_to(stretch.partition, Position(stretch.to_offset, stretch.to_row))
+        self._watermark_ms = max(self._watermark_ms, journal.watermark_ms)
+        outcomes = self._learn(Batch(kept, journal.ranges), journal)
+        if (skipped := isinstance(outcomes[0], Skipped)) != journal.skipped:
+            raise ValueError(
+                f"version {journal.version} was {'skipped' if journal.skipped else 'learned'} and is now "
+                f"{'skipped' if skipped else 'learned'}: the weights are others. Start from a snapshot of this log, on "
+                "a machine with the same build of torch."
+            )
+        return outcomes
+
+    def resume_after(self, published_version: int) -> None:
+        """After `relearn`: what a run before this one published last. The next delta goes on from there."""
+        self._publication.go_on_from(published_version, clicks_are_news=published_version != self.version)
+
+    def resume_from_base(self, version: int) -> None:
+        """After learning what came since the base of that version: the next delta leads from it to here.
+
+        The clicks in it are no news: the line before this one had published them.
+        """
+        self._publication.go_on_from(version, clicks_are_news=False)
+
+    def take_publication(self, *, at_once: bool = False, in_silence: bool = False) -> Delta | None:
+        """The delta since the last one when ``publish_interval_s`` has passed (or ``at_once``), else None.
+
+        A heartbeat when the model did not change but time did, after a divergence, and in a silence unless
+        ``in_silence``.
+        """
+        changed = self.version != self.published_version and (self.whole or (in_silence and not self.diverged))
+        return self._publication.take(
+            self.version, self._watermark_ms, self.newest_event_ms, changed=changed, at_once=at_once
+        )
+
+    def heartbeat(self) -> Delta:
+        """Nothing new, but that time has passed."""
+        return self._publication.heartbeat(self._watermark_ms, self.newest_event_ms)
+
+    def snapshot_due(self) -> bool:
+        """Whether ``snapshot_interval_s`` has passed since ``state`` was taken last; never unless `whole`."""
+        interval_ms = self.config.snapshot_interval_s * 1000.0
+        return self.whole and self._watermark_ms >= self._snapshot_ms + interval_ms
+
+    def state(self) -> LoopState:
+        """Where the loop stands, for the snapshot. Publish before, so that the snapshot is of a published version."""
+        self._snapshot_ms = self._watermark_ms
+        return LoopState(
+            version=self.version,
+            positions={p: (at.offset, at.row) for p, at in sorted(self.positions().items())},
+            watermarks=dict(sorted(self._watermarks.items())),
+            watermark_ms=self._watermark_ms,
+            newest_event_ms=self.newest_event_ms,
+            loss_watch=self._loss_watch.state(),
+            skipped_in_a_row=self._skipped_in_a_row,
+            silence=self._silence.state(),
+            arrays=prefixed(_CLICK_DELAYS, self._silence.law_state()) | prefixed(_STEP, self._step.state()),
+        )
+
+    def _kept(self, rows: ExampleRows, exposure_rate: float) -> NDArray[np.bool_]:
+        left_out = self._silence.left_out(rows)
+        self.left_out_rows += int(np.count_nonzero(left_out))
+        return learnable(rows, self._heads) & sampled(rows, exposure_rate) & ~left_out
+
+    def _hear(self, partition: int, watermark_ms: int) -> int:
+        """Take a partition's watermark; the least of all, 0 while one was never heard."""
+        self._watermarks[partition] = max(watermark_ms, self._watermarks.get(partition, 0))
+        self._heard_ms = min(self._watermarks.values()) if len(self._watermarks) == self.partitions else 0
+        return self._heard_ms
+
+    def _advance_to(self, heard_ms: int) -> bool:
+        """True when the loop's own watermark entered the next learn interval."""
+        before, self._watermark_ms = self._watermark_ms, max(self._watermark_ms, heard_ms)
+        if before == 0 < self._watermark_ms:  # the first watermark: the timer of snapshots starts here
+            self._snapshot_ms = self._watermark_ms
+        interval_ms = self.config.learn_interval_s * 1000.0
+        return self._watermark_ms // interval_ms > before // interval_ms
+
+    def _learn(self, batch: Batch, like: JournalRecord | None = None) -> list[LearnOutcome]:
+        rows = batch.rows
+        step = self._step.make(rows, self._watermark_ms, self._silence, like)
+        self.version += 1
+        journal = JournalRecord(
+            version=self.version,
+            rows=len(rows),
+            ranges=batch.ranges,
+            watermark_ms=self._watermark_ms,
+            exposure_rate=step.exposure_rate,
+            skipped=bool(step.skipped),
+            silences=list(self._silence.silences),
+            paid_clicks=step.paid_clicks,
+            conversion_delays=step.conversion_delays,
+        )
+        if step.skipped:
+            return self._skip(Skipped(journal, rows, step.skipped))
+        self._skipped_in_a_row = 0
+        self.newest_event_ms = max(self.newest_event_ms, int(rows.known_ms.max()))
+        self._publication.learned(rows)
+        loss = BatchLoss.of(step.logits, step.terms)
+        outcomes: list[LearnOutcome] = [Learned(journal, rows, step.logits, step.terms, loss)]
+        if (astray := self._loss_watch.update(loss)) is not None:
+            outcomes.append(self._diverge(astray))
+        begun = self._silence.learned(rows, step.logits, step.terms, self._watermark_ms, self._heard_ms)
+        if begun is not None:
+            silence, missing = begun
+            outcomes.append(Silent(silence.from_ms, missing))
+            waiting = len(self._pending)
+            self._pending.keep(lambda rows: ~self._silence.left_out(rows))
+            self.left_out_rows += waiting - len(self._pending)
+        if not self._pending:
+            self._silence.forget()
+        return outcomes
+
+    def _skip(self, skipped: Skipped) -> list[LearnOutcome]:
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row < self.config.most_skipped_batches:
+            return [skipped]
+        return [skipped, self._diverge(f"{self._skipped_in_a_row} batches in a row were skipped: {skipped.detail}")]
+
+    def _diverge(self, detail: str) -> Diverged:
+        self.diverged = True
+        return Diverged(detail)

@@ -1,0 +1,93 @@
+"""One step of the model: score the rows, then learn the terms that they and the clicks that are due pay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.deepfm.model import DeepFM, DivergenceError
+from learners.examples.terms import CLICK_HEAD, CONVERSION_HEAD, Terms
+from learners.protocol.state_names import prefixed, under
+from stream.learn.click_level import ClickLevel
+from stream.learn.click_silence import ClickSilence
+from stream.learn.config import LearningConfig
+from stream.learn.delayed_terms import DelayedTerms
+from stream.records.examples import ExampleRows
+from stream.records.validity import term_weight
+from stream.records.wire import ConversionDelays, JournalRecord
+
+_LEVEL, _DELAYED = "level.", "delayed."  # arrays in a snapshot
+
+
+class Stepped(NamedTuple):
+    """What came of it."""
+
+    logits: NDArray[np.float32]  # (B,) before the step
+    terms: Terms  # (B,) of the click head
+    exposure_rate: float
+    paid_clicks: int
+    conversion_delays: ConversionDelays | None
+    level_shift: float  # what was added to the bias of the click head
+    skipped: str  # why the weights are as they were; "" when the step was made
+
+
+class ModelStep:
+    """Learns rows, and follows their click rate; with a `DelayedTerms` when the model has a conversion head."""
+
+    def __init__(self, model: DeepFM, config: LearningConfig, state: Mapping[str, NDArray[Any]]) -> None:
+        self.model = model
+        self.early_clicks = 0
+        self._config = config
+        self._heads = model.heads.names
+        self._level = ClickLevel(under(_LEVEL, state))
+        self._delayed: DelayedTerms | None = None
+        if CONVERSION_HEAD in self._heads:
+            self._delayed = DelayedTerms(
+                config.conversion_delays, most_rows=config.most_delayed_clicks, state=under(_DELAYED, state) or None
+            )
+
+    @property
+    def delayed_clicks(self) -> int:
+        """Clicks whose term of the conversion head is still to be paid."""
+        return len(self._delayed) if self._delayed is not None else 0
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What a restart needs beside the model."""
+        level = prefixed(_LEVEL, self._level.state())
+        return level if self._delayed is None else level | prefixed(_DELAYED, self._delayed.state())
+
+    def make(
+        self, rows: ExampleRows, watermark_ms: int, silence: ClickSilence, like: JournalRecord | None = None
+    ) -> Stepped:
+        """Learn a batch at a watermark (0: none yet), by the config or ``like`` a run before this one did."""
+        exposure_rate = like.exposure_rate if like else self._config.exposure_rate
+        weight = term_weight(rows.kind, exposure_rate)
+        features, terms = rows.rows(), Terms.of_kinds(rows.kind, self._heads, weight)
+        if watermark_ms:
+            self.model.advance(watermark_ms)
+        logits = self.model.predict_many(features)
+        paid, delays = 0, None
+        if self._delayed is not None:
+            delays = like.conversion_delays if like else self._config.conversion_delays
+            self._delayed.use(delays or self._delayed.delays)
+            features, terms, paid, early = self._delayed.step(
+                rows,
+                terms,
+                self._heads,
+                watermark_ms,
+                most_paid=self._config.learn_batch_rows,
+                paid=like.paid_clicks if like else None,
+            )
+            self.early_clicks += early
+        of_clicks = Terms.of_kinds(rows.kind, (CLICK_HEAD,), weight)
+        try:
+            self.model.learn_terms(features, terms)
+        except DivergenceError as error:
+            return Stepped(logits, of_clicks, exposure_rate, paid, delays, 0.0, str(error))
+        self._level.know_since(silence.known_since_ms)
+        shift = self._level.step(rows, logits, of_clicks, silence.law, watermark_ms)
+        self.model.shift_level(shift)
+        return Stepped(logits, of_clicks, exposure_rate, paid, delays, shift, "")

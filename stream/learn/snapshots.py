@@ -1,0 +1,112 @@
+"""The learner's snapshots: the one to start from, and those that are written beside the learning."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from learners.deepfm.model import DeepFM
+from learners.deepfm.model_state import ModelCopy, State
+from learners.features.spec import FeatureSpec
+from learners.snapshots.snapshot import Snapshot, Written, newest_snapshot, write_snapshot
+from stream.learn.state import LoopState
+
+_COPY_BYTES = 8 << 20  # between two learning steps: some 30 ms, most of them for fresh memory
+
+
+class NoSnapshotError(RuntimeError):
+    """There is no snapshot to start from."""
+
+
+def first_snapshot(root: str, spec: FeatureSpec) -> Snapshot:
+    """The newest whole snapshot under ``root``. Raises NoSnapshotError, SnapshotSpecError, TornSnapshotError."""
+    found = newest_snapshot(root, spec_hash=spec.hash)
+    if found is None:
+        raise NoSnapshotError(
+            f"{root} holds no snapshot: there is no model to learn on. Train a base first: python -m learners base "
+            f"--spec {spec.name} --examples FILE.parquet --out {root}"
+        )
+    return found[1]
+
+
+async def write_beside(copy: ModelCopy, root: str, snapshot_of: Callable[[State], Snapshot]) -> Written:
+    """Copy a piece between two learning steps; then sort, hash and write in a thread.
+
+    Parameters
+    ----------
+    copy : the model's, just begun.
+    root : directory or URL of the snapshots.
+    snapshot_of : makes the snapshot of the copied state; called in the thread.
+    """
+    while not copy.step(_COPY_BYTES):
+        await asyncio.sleep(0)
+    return await asyncio.to_thread(lambda: write_snapshot(root, snapshot_of(copy.state())))
+
+
+class LearnSnapshots:
+    """Writes one snapshot at a time, of the state at which it began, while the learning goes on.
+
+    Parameters
+    ----------
+    root : directory or URL of the snapshots.
+    tell : awaited once one is written, with the state of the loop that it holds.
+    """
+
+    def __init__(self, root: str, tell: Callable[[LoopState, Written], Awaitable[None]]) -> None:
+        self.version = -1  # of the newest one, begun or loaded
+        self.calibration: bytes | None = None  # that the line brought
+        self._root = root
+        self._tell = tell
+        self._line = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def go_on_from(self, snapshot: Snapshot) -> None:
+        """What is written from now on is of this snapshot's line."""
+        self.version, self._line, self.calibration = snapshot.version, snapshot.line, snapshot.calibration
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether one was begun that `end` was not called for."""
+        return self._task is not None
+
+    def begin(self, model: DeepFM, state: LoopState) -> None:
+        """Hold on to the state as it is now; copy and write it beside the learning."""
+        self._task = asyncio.create_task(self._write(model, state, model.begin_snapshot()))
+        self.version = state.version
+
+    async def end_if_done(self) -> None:
+        """Raise the failure of one that has ended."""
+        if self._task is not None and self._task.done():
+            await self.end()
+
+    async def end(self) -> None:
+        """Wait for the one that is under way. Raises its failure."""
+        task, self._task = self._task, None
+        if task is not None:
+            await task
+
+    async def written(self) -> None:
+        """Wait for the one that is under way, whatever comes of it."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _write(self, model: DeepFM, at: LoopState, copy: ModelCopy) -> None:
+        """Write the state as it was, with that of the loop, and what its line brought; then say so."""
+        line, calibration = self._line, self.calibration
+
+        def snapshot_of(held: State) -> Snapshot:
+            return Snapshot(
+                version=at.version,
+                created_from="stream",
+                watermark_ms=at.watermark_ms,
+                newest_event_ms=at.newest_event_ms,
+                shape=model.shape,
+                config=model.config,
+                state={**held, **at.to_arrays()},
+                offsets={partition: place[0] for partition, place in at.positions.items()},
+                line=line,
+                calibration=calibration,
+            )
+
+        written = await write_beside(copy, self._root, snapshot_of)
+        await self._tell(at, written)

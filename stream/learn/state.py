@@ -1,0 +1,43 @@
+"""What the learning loop is beside its model: what a snapshot holds of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.metrics.divergence import WatchState
+from learners.protocol.state_names import prefixed, under
+from stream.learn.click_silence import SilenceState
+
+_JSON, _ARRAYS = "loop.state", "loop.array."
+
+
+class LoopState(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a restarted loop needs beside the model: goes into the snapshot."""
+
+    version: int
+    positions: dict[int, tuple[int, int]]  # partition -> (offset, row) of the first row not learned
+    watermarks: dict[int, int]  # partition -> watermark_ms
+    watermark_ms: int
+    newest_event_ms: int
+    loss_watch: WatchState = WatchState()
+    skipped_in_a_row: int = 0  # batches, the last ones
+    silence: SilenceState = SilenceState()
+    arrays: dict[str, Any] = {}  # not in the JSON
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """As arrays beside those of the model."""
+        held = msgspec.json.encode(msgspec.structs.replace(self, arrays={}))
+        return {_JSON: np.frombuffer(held, np.uint8), **prefixed(_ARRAYS, self.arrays)}
+
+    @classmethod
+    def from_arrays(cls, state: Mapping[str, NDArray[Any]]) -> LoopState | None:
+        """What `to_arrays` gave, None where there is none; msgspec.ValidationError for anything else."""
+        if _JSON not in state:
+            return None
+        held = msgspec.json.decode(np.asarray(state[_JSON]).tobytes(), type=cls)
+        return msgspec.structs.replace(held, arrays=under(_ARRAYS, state))

@@ -1,0 +1,1 @@
+"""What stands in the topics: records, columns, their checks. Pure."""

@@ -1,0 +1,77 @@
+"""Records of the examples topic: decoded and checked against the feature spec."""
+
+from __future__ import annotations
+
+from typing import NoReturn, Protocol
+
+import msgspec
+
+from stream.records.examples import ExampleRows
+from stream.records.wire import ExamplesRecord, RecordError
+
+_decoder = msgspec.msgpack.Decoder(ExamplesRecord)
+
+
+class SpecShape(Protocol):
+    """What identifies rows of a feature spec."""
+
+    @property
+    def hash(self) -> str: ...  # noqa: D102
+    @property
+    def id_columns(self) -> int: ...  # noqa: D102
+    @property
+    def dense_inputs(self) -> int: ...  # noqa: D102
+
+
+def decode_examples(value: bytes | None, spec: SpecShape) -> tuple[ExampleRows, int]:
+    """The rows and the watermark of one record.
+
+    Raises RecordError for bytes or columns that are not those of ``spec``; its reason is ``settled`` for a record of
+    the time when an example waited for its label: such a log cannot go on, see `refuse_settled`.
+    """
+    try:
+        record = _decoder.decode(value or b"")
+    except msgspec.ValidationError as error:
+        if _is_settled(value or b""):
+            raise RecordError("settled", SETTLED_DETAIL) from error
+        raise RecordError("schema", f"not a record of examples: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RecordError("malformed", f"not read as a record of examples: {error}") from error
+    if record.spec_hash != spec.hash:
+        raise RecordError(
+            "spec", f"examples of feature spec {record.spec_hash}, here runs {spec.hash}: their columns do not fit"
+        )
+    if (record.fields, record.dense_inputs) != (spec.id_columns, spec.dense_inputs):
+        raise RecordError(
+            "schema",
+            f"{record.fields} id columns and {record.dense_inputs} dense inputs, the spec has {spec.id_columns} and "
+            f"{spec.dense_inputs}",
+        )
+    return ExampleRows.from_record(record), record.watermark_ms
+
+
+SETTLED_DETAIL = (
+    "a record of labelled examples, as they were written when an impression waited for its label: read as exposures "
+    "and clicks it would teach every impression wrong"
+)
+
+
+class SettledLogError(ValueError):
+    """The examples topic was written by a release whose examples waited for their labels."""
+
+
+def refuse_settled(topic: str, partition: int, offset: int) -> NoReturn:
+    """Raise SettledLogError for the record of that kind at ``offset``."""
+    raise SettledLogError(
+        f"{topic}[{partition}] {offset} is {SETTLED_DETAIL}. Stop the workers, train a base from the archive, then "
+        f"delete the topic (python -m stream topics --create makes it anew) or set another MILLSTREAM_TOPIC_PREFIX."
+    )
+
+
+def _is_settled(value: bytes) -> bool:
+    """Whether this is an examples record with a column of labels."""
+    try:
+        raw = msgspec.msgpack.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return isinstance(raw, dict) and raw.get("record") == "examples" and "label" in raw

@@ -1,0 +1,1 @@
+"""Where the broker and Redis are, and how their clients log."""

@@ -1,0 +1,66 @@
+"""A store that does not answer: when it is asked again, and what is said of it."""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+
+from stream.servers.logs import SeldomError
+
+RETRY_AFTER_S = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
+class Outage:
+    """Spares a store that failed, so that nobody waits for it; logs the failure now and then.
+
+    Parameters
+    ----------
+    store : as the log calls it.
+    meanwhile : what comes of that, as the log says it.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        *,
+        retry_after_s: float = RETRY_AFTER_S,
+        meanwhile: str = "it is asked again and again, and nothing is lost",
+    ) -> None:
+        self._store = store
+        self._retry_after_s = retry_after_s
+        self._meanwhile = meanwhile
+        self._retry_at = 0.0
+        self._since: float | None = None
+        self._error = SeldomError(store=store)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the store failed just now: leave it alone."""
+        return time.monotonic() < self._retry_at
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the store has not answered since it failed."""
+        return self._since is not None
+
+    def failed(self, error: Exception) -> None:
+        """The store was asked and failed."""
+        now = time.monotonic()
+        self._retry_at = now + self._retry_after_s
+        if self._since is None:
+            self._since = now
+            self._error.again()
+        self._error(
+            f"a store does not answer; {self._meanwhile}",
+            error=f"{type(error).__name__}: {error}",
+            away_s=round(now - self._since, 1),
+        )
+
+    def over(self) -> None:
+        """The store was asked and answered."""
+        if self._since is not None:
+            _log.info("a store answers again", store=self._store, away_s=round(time.monotonic() - self._since, 1))
+        self._retry_at, self._since = 0.0, None

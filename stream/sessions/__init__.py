@@ -1,0 +1,1 @@
+"""Session features: a fold of the examples."""

@@ -1,0 +1,271 @@
+"""The session features' shell: examples from Kafka, folded into the states in Redis.
+
+The store is the state: a partition's fence in it is the first examples offset that its states do not hold, and a step
+moves both at once. The log holds all the rest. So a step that the store did not take is not kept here: once the store
+answers, the log is read again from where the store stands, wherever that is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import structlog
+from redis.exceptions import RedisError
+
+from learners.features.session_state import COUNTER, USER
+from learners.features.spec import FeatureSpec
+from stream.agents.inbox import Inbox
+from stream.kafka.broker import Broker
+from stream.kafka.gaps import report_loss
+from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.log_reader import LogReader
+from stream.metrics import WorkerMetrics
+from stream.records.examples import ExampleRows
+from stream.records.examples_codec import decode_examples, refuse_settled
+from stream.records.topics import EXAMPLES
+from stream.records.wire import RecordError
+from stream.servers.outage import Outage
+from stream.sessions.fold import SessionFold, SessionStates
+from stream.sessions.store import RedisSessionStore
+
+MOST_ROWS_A_STEP = 8_192  # some 9,000 states, and Redis answers nobody else for 50 ms
+READ_AT_ONCE_S = 0.5  # from the log, so that a stop or a change of partitions need not wait until it ends
+
+_log = structlog.get_logger(__name__)
+
+
+class _Record(Protocol):
+    """A record of the inbox or of the log."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def value(self) -> bytes | None: ...
+
+
+@dataclass(slots=True)
+class _Partition:
+    number: int
+    fence: int | None = None  # where the store stands; None: it was not asked yet
+    behind: bool = True  # the log holds records from the fence on that the inbox does not bring
+    watermark_ms: int = 0  # of the newest record that was folded
+
+
+@dataclass(slots=True)
+class _Step:
+    """Consecutive records that are folded at once."""
+
+    end: int  # the fence after it
+    records: list[ExampleRows] = field(default_factory=list)
+    rows: int = 0
+    watermark_ms: int = 0
+
+    def add(self, offset: int, decoded: tuple[ExampleRows, int] | None) -> None:
+        """Take up a record, its rows and watermark; None for one that means nothing here."""
+        self.end = offset + 1
+        if decoded is None:
+            return
+        rows, watermark_ms = decoded
+        self.records.append(rows)
+        self.rows += len(rows)
+        self.watermark_ms = max(self.watermark_ms, watermark_ms)
+
+
+class SessionRunner:
+    """Folds the examples of every assigned partition into its session states."""
+
+    topics = (EXAMPLES,)
+
+    def __init__(self, broker: Broker, store: RedisSessionStore, spec: FeatureSpec, metrics: WorkerMetrics) -> None:
+        self.inbox = Inbox()
+        self._broker = broker
+        self._store = store
+        self._spec = spec
+        self._fold = SessionFold(spec)
+        self._metrics = metrics
+        self._outage = Outage("session store")
+        self._partitions: dict[int, _Partition] = {}
+        self._committable: dict[Place, int] = {}
+        _compile(self._fold)
+
+    async def on_assigned(self, partitions: frozenset[int]) -> None:
+        """Fold what the log holds of these partitions; let go of all others."""
+        for partition in self._partitions.keys() - partitions:
+            del self._partitions[partition]
+        self._committable.clear()
+        for partition in sorted(partitions):
+            held = self._partitions.setdefault(partition, _Partition(partition))
+            self._note_fence(held, held.fence)
+        await asyncio.gather(*(self._take(held, []) for held in self._partitions.values() if held.fence is None))
+        self._hold_back()
+
+    async def work(self, records: Sequence[InputRecord]) -> None:
+        """Fold the records, each partition's in as few steps as their rows allow."""
+        arrived: defaultdict[int, list[InputRecord]] = defaultdict(list)
+        for record in records:
+            arrived[record.partition].append(record)
+        await asyncio.gather(*(self._take(self._partitions[p], those) for p, those in arrived.items()))
+        self._hold_back()
+
+    async def tick(self) -> None:
+        """Go on reading the log where the store stands behind it."""
+        await asyncio.gather(*(self._catch_up(held) for held in self._partitions.values() if held.behind))
+        self._hold_back()
+
+    async def give_up(self) -> None:
+        """Forget all partitions: what was folded is in the store, everything else in the log."""
+        self._partitions.clear()
+        self._hold_back()
+
+    def committable(self) -> Mapping[Place, int]:
+        """For each partition the first offset that the store's states do not hold."""
+        return self._committable
+
+    # --------------------------------------------------------------------------------------------------------- restore
+
+    async def _catch_up(self, held: _Partition, stop: int | None = None) -> None:
+        """Fold what the log holds from the fence on, up to ``stop`` or to its end, for a while."""
+        stands = await self._ask(lambda: self._store.fence(held.number))
+        if stands is None:
+            return
+        if held.fence is not None and held.fence != stands:
+            self._count_rewind(held.number, held.fence, stands)
+        self._note_fence(held, stands)
+        async with LogReader(self._broker) as log:
+            held.behind = not (await self._pass_over_lost(log, held) and await self._replay(log, held, stop))
+        if not held.behind:
+            _log.info("session states are abreast of the log", partition=held.number, fence=held.fence)
+
+    async def _pass_over_lost(self, log: LogReader, held: _Partition) -> bool:
+        """Move the fence to the oldest record, if the log no longer reaches back to it."""
+        fence, oldest = held.fence or 0, await log.oldest(EXAMPLES, held.number)
+        if oldest <= fence:
+            return True
+        if not await self._apply(held, _Step(oldest)):
+            return False
+        report_loss(
+            self._metrics.counter("session_lost_records_total"),
+            "folded into the session features",
+            EXAMPLES,
+            held.number,
+            (fence, oldest),
+            "the features lack them until their states expire: keep the topic for as long as states live (rates of the "
+            "feature spec), or let Redis keep its data (appendonly yes)",
+        )
+        return True
+
+    async def _replay(self, log: LogReader, held: _Partition, stop: int | None) -> bool:
+        """Fold from the log; whether everything up to ``stop``, or to the end, is folded now."""
+        fence = held.fence or 0
+        step, deadline = _Step(fence), math.inf
+        # The record before the fence is folded; it tells how far in event time.
+        reading = log.read(EXAMPLES, held.number, max(fence - 1, 0), stop=stop, at_least=fence)
+        async with aclosing(reading) as records:
+            async for record in records:
+                if record.offset < fence:
+                    decoded = self._decoded(held.number, record)
+                    held.watermark_ms = decoded[1] if decoded else 0
+                    continue
+                step.add(record.offset, self._decoded(held.number, record))
+                deadline = min(deadline, time.monotonic() + READ_AT_ONCE_S)
+                late = time.monotonic() > deadline
+                if late or step.rows >= MOST_ROWS_A_STEP:
+                    if not await self._apply(held, step) or late:
+                        return False
+                    step = _Step(step.end)
+        return await self._apply(held, step)
+
+    # ------------------------------------------------------------------------------------------------------------ fold
+
+    async def _take(self, held: _Partition, records: list[InputRecord]) -> None:
+        """Fold what the log holds before the records, then the records; what cannot be folded now is in the log."""
+        if held.behind:
+            await self._catch_up(held, stop=records[0].offset if records else None)
+        if held.behind or held.fence is None:
+            return
+        step = _Step(held.fence)
+        for record in records:
+            if record.offset < step.end:
+                continue
+            step.add(record.offset, self._decoded(held.number, record))
+            if step.rows >= MOST_ROWS_A_STEP:
+                if not await self._apply(held, step):
+                    return
+                step = _Step(step.end)
+        await self._apply(held, step)
+
+    def _decoded(self, partition: int, record: _Record) -> tuple[ExampleRows, int] | None:
+        """Rows and watermark; None for a record of another feature spec, or none at all, which the learner puts aside.
+
+        Raises SettledLogError for a log of labelled examples: it has no displays to fold.
+        """
+        try:
+            return decode_examples(record.value, self._spec)
+        except RecordError as error:
+            if error.reason == "settled":
+                refuse_settled(EXAMPLES, partition, record.offset)
+            return None
+
+    async def _apply(self, held: _Partition, step: _Step) -> bool:
+        """Fold one step into the store; False when the store is away or stands elsewhere than expected."""
+        fence = held.fence or 0
+        if step.end == fence:
+            return True
+        stands = await self._ask(lambda: self._store.step(self._fold, held.number, fence, step.end, step.records))
+        if stands != step.end:
+            held.behind = True  # of the log, or of where the store stands now
+            return False
+        self._note_fence(held, stands)
+        held.watermark_ms = max(held.watermark_ms, step.watermark_ms)
+        self._metrics.counter("session_steps_total").inc()
+        self._metrics.counter("session_rows_total").inc(step.rows)
+        return True
+
+    def _count_rewind(self, partition: int, expected: int, stands: int) -> None:
+        """Tell that the states are not those that were left: they are the fold of the log up to where they stand."""
+        where = {"partition": partition, "expected": expected, "stands": stands}
+        if stands < expected:
+            self._metrics.counter("session_rewinds_total", reason="behind").inc()
+            _log.warning("the session store went back; what it lost is folded again from the log", **where)
+        else:
+            self._metrics.counter("session_rewinds_total", reason="ahead").inc()
+            _log.info("the session store is ahead: another worker folds, or an answer was lost", **where)
+
+    async def _ask(self, question: Callable[[], Awaitable[int]]) -> int | None:
+        """The store's answer; None while it is away, without waiting for it again at once."""
+        if self._outage.lasts:
+            return None
+        try:
+            answer = await question()
+        except (RedisError, OSError) as error:
+            self._outage.failed(error)
+            self._metrics.counter("session_store_failures_total").inc()
+            return None
+        self._outage.over()
+        return answer
+
+    def _note_fence(self, held: _Partition, fence: int | None) -> None:
+        held.fence = fence
+        if fence is not None:
+            self._committable[EXAMPLES, held.number] = fence
+
+    def _hold_back(self) -> None:
+        """Let the inbox bring nothing of partitions whose log is read here; tell how far the slowest has come."""
+        partitions = self._partitions.values()
+        self.inbox.held_back = frozenset((EXAMPLES, held.number) for held in partitions if held.behind)
+        slowest_ms = min((held.watermark_ms for held in partitions), default=0)
+        self._metrics.gauge("session_watermark_timestamp_seconds").set(slowest_ms / 1000)
+
+
+def _compile(fold: SessionFold) -> None:
+    """Fold nothing once: compiling the kernels takes seconds where no machine code is on the disk yet."""
+    rows = ExampleRows.empty(fold.spec.id_columns, fold.spec.dense_inputs)
+    fold.fold(SessionStates(fold.keys([rows]), np.zeros(0, USER), np.zeros(0, COUNTER)), [rows])

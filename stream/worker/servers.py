@@ -1,0 +1,48 @@
+"""The broker and the Redis of a worker: given, or embedded ones that end with it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from stream.embedded.broker import EmbeddedBroker
+from stream.embedded.process import ServerStartError
+from stream.embedded.redis import EmbeddedRedis, answers_ping
+from stream.servers.settings import StreamSettings, redis_client_options, without_password
+
+_log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def servers(settings: StreamSettings) -> AsyncIterator[StreamSettings]:
+    """The given broker and Redis, or embedded ones whose addresses are said on stderr."""
+    async with AsyncExitStack() as stack:
+        bootstrap, redis_url = settings.kafka_bootstrap_servers, settings.redis_url
+        if bootstrap is None:
+            bootstrap = (await stack.enter_async_context(EmbeddedBroker())).bootstrap
+            _log.info("embedded broker started", KAFKA_BOOTSTRAP_SERVERS=bootstrap)
+        if redis_url is None:
+            redis_url = (await stack.enter_async_context(EmbeddedRedis())).url
+            _log.info("embedded Redis started", REDIS_URL=redis_url)
+        elif not await answers_ping(redis_url, redis_client_options(settings)):
+            raise ServerStartError(
+                f"no Redis answered at {without_password(redis_url)}: session features could be neither read nor kept. "
+                "Check REDIS_URL and that it runs, or unset it to use the embedded one."
+            )
+        yield settings.model_copy(update={"kafka_bootstrap_servers": bootstrap, "redis_url": redis_url})
+
+
+def redis_client(stack: AsyncExitStack, settings: StreamSettings) -> Redis:
+    """A client of the Redis of the settings, closed by ``stack``.
+
+    It fails at once: who asks knows what to do without an answer, and when to ask again (`stream.servers.outage`).
+    """
+    at_once = Retry(NoBackoff(), 0)
+    client: Redis = Redis.from_url(settings.redis_url or "", retry=at_once, **redis_client_options(settings))
+    stack.push_async_callback(client.aclose)
+    return client
