@@ -16,6 +16,7 @@ from learners.metrics.quality import probability
 
 _LEAST_RATE = 0.001  # of clicks in the constant: what a stretch without clicks may cost a model that says 0.1 %
 _RATE_BATCHES = 50  # times the batches of the loss, over which the click rate is taken: a burst of clicks is no rate
+_MOST_START_RATE = 0.15  # that the model is believed at the start, before clicks can have come
 _FALLING = 0.9  # a later half that costs less than this share of the earlier one: the model is learning its way out
 
 
@@ -60,8 +61,9 @@ class LossWatch:
     displays will have. Therefore the rate is clicks over exposures of fifty times as many batches, kept within 0.1 %
     and 99.9 %, and the constant pays for the very same displays and clicks as the model: a flood of clicks that were
     late, or a stretch of clicks alone, costs both alike. A constant that would pay nothing or less (more clicks than
-    displays where most are clicked) says nothing. A loss that falls by a tenth from one half of the batches to the
-    other is that of a model that finds its way, as after a start with a poor base, and no alarm.
+    displays where most are clicked) says nothing. At the start, before clicks can have come, the model is believed up
+    to 15 %. A loss that falls by a tenth from one half of the batches to the other is that of a model that finds its
+    way, as after a start with a poor base, and no alarm.
 
     Parameters
     ----------
@@ -81,12 +83,15 @@ class LossWatch:
         """Add a batch; what is wrong when the loss is beyond its bound, else None."""
         if not (batch.exposures or batch.clicks):
             return None
+        was_full = len(self._batches) == self._batches.maxlen
         self._batches.append(batch)
         self._exposures = self._exposures * self._kept + batch.exposures
         self._clicks = self._clicks * self._kept + batch.clicks
         if len(self._batches) < (self._batches.maxlen or 0):
             return None
         total = _sum(self._batches)
+        if not was_full:
+            self._clicks = max(self._clicks, min(total.expected, _MOST_START_RATE * total.exposures))
         rate = self._clicks / self._exposures if self._exposures else 1.0
         constant = _constant_loss(min(max(rate, _LEAST_RATE), 1.0 - _LEAST_RATE), total)
         if math.isfinite(total.loss) and (constant <= 0.0 or total.loss <= self.ratio * constant or self._falls()):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from learners.deepfm.delta import Delta
 from learners.deepfm.model import DeepFM
-from learners.examples.kinds import CONVERSION
+from learners.examples.kinds import CLICK, CONVERSION
 from learners.metrics.divergence import BatchLoss, LossWatch
 from learners.protocol.state_names import prefixed, under
 from stream.learn.click_silence import ClickSilence
@@ -83,7 +83,7 @@ class LearningLoop:
         self.newest_event_ms = state.newest_event_ms if state else 0
         self._watermarks: dict[int, int] = dict(state.watermarks) if state else {}
         self._watermark_ms = state.watermark_ms if state else 0
-        self._heard_ms = 0  # of the record that is being taken
+        self._ahead_ms = 0  # the watermark of the record that is being taken, when no click of it waits
         self._pending = PendingExamples()
         for partition, position in (state.positions if state else {}).items():
             self._pending.move_to(partition, Position(*position))
@@ -141,6 +141,7 @@ class LearningLoop:
         if offset < self.next_offset(partition):
             return []
         heard_ms = self._hear(partition, watermark_ms)
+        self._ahead_ms = 0 if (rows.kind == CLICK).any() else heard_ms
         if self.diverged:
             self._advance_to(heard_ms)
             return []
@@ -203,8 +204,7 @@ class LearningLoop:
     def take_publication(self, *, at_once: bool = False, in_silence: bool = False) -> Delta | None:
         """The delta since the last one when ``publish_interval_s`` has passed (or ``at_once``), else None.
 
-        A heartbeat when the model did not change but time did, after a divergence, and in a silence unless
-        ``in_silence``.
+        A heartbeat when only time went on, after a divergence, and in a silence unless ``in_silence``.
         """
         changed = self.version != self.published_version and (self.whole or (in_silence and not self.diverged))
         return self._publication.take(
@@ -243,8 +243,7 @@ class LearningLoop:
     def _hear(self, partition: int, watermark_ms: int) -> int:
         """Take a partition's watermark; the least of all, 0 while one was never heard."""
         self._watermarks[partition] = max(watermark_ms, self._watermarks.get(partition, 0))
-        self._heard_ms = min(self._watermarks.values()) if len(self._watermarks) == self.partitions else 0
-        return self._heard_ms
+        return min(self._watermarks.values()) if len(self._watermarks) == self.partitions else 0
 
     def _advance_to(self, heard_ms: int) -> bool:
         """True when the loop's own watermark entered the next learn interval."""
@@ -256,6 +255,7 @@ class LearningLoop:
 
     def _learn(self, batch: Batch, like: JournalRecord | None = None) -> list[LearnOutcome]:
         rows = batch.rows
+        self._ahead_ms = like.ahead_ms if like else self._ahead_ms
         step = self._step.make(rows, self._watermark_ms, self._silence, like)
         self.version += 1
         journal = JournalRecord(
@@ -263,6 +263,7 @@ class LearningLoop:
             rows=len(rows),
             ranges=batch.ranges,
             watermark_ms=self._watermark_ms,
+            ahead_ms=self._ahead_ms,
             exposure_rate=step.exposure_rate,
             skipped=bool(step.skipped),
             silences=list(self._silence.silences),
@@ -278,7 +279,7 @@ class LearningLoop:
         outcomes: list[LearnOutcome] = [Learned(journal, rows, step.logits, step.terms, loss)]
         if (astray := self._loss_watch.update(loss)) is not None:
             outcomes.append(self._diverge(astray))
-        begun = self._silence.learned(rows, step.logits, step.terms, self._watermark_ms, self._heard_ms)
+        begun = self._silence.learned(rows, step.logits, step.terms, self._watermark_ms, self._ahead_ms)
         if begun is not None:
             silence, missing = begun
             outcomes.append(Silent(silence.from_ms, missing))

@@ -298,12 +298,15 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="record
     ``rows`` counts those of the ranges that were kept: without faults, displayed outside of ``silences``, exposures
     drawn at ``exposure_rate``. A step that is ``skipped`` had gradients that were not finite: its version has the
     weights of the one before it. ``paid_clicks`` of those that waited paid their term of the conversion head.
+    ``ahead_ms`` is the watermark of the record that brought the rows, where no click of that one waited (else 0): by it
+    clicks are missed.
     """
 
     version: int
     rows: int
     ranges: list[OffsetRange]
     watermark_ms: int
+    ahead_ms: int = 0
     exposure_rate: float = 1.0
     skipped: bool = False
     silences: list[Silence] = []

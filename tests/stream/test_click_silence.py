@@ -122,6 +122,16 @@ def test_a_silence_is_found_and_left_out_and_its_clicks_with_it(partitions: int)
     assert {p: at.offset for p, at in loop.positions().items()} == dict.fromkeys(range(partitions), log[-1][1] + 1)
 
 
+def test_clicks_that_stand_behind_a_minute_of_displays_are_not_missing() -> None:
+    """One record of all displays, then all clicks of a minute: whatever is learned first, the clicks are there."""
+    log = clicked_log(1_000, 0.2)
+    rows = concat([rows for _, _, rows, _ in log])
+    rows = rows.take(np.argsort(rows.kind == CLICK, kind="stable"))
+    loop = loop_of()
+    assert spans(loop.step(rows, 0, 0, log[-1][3] + 60_000)) == []
+    assert loop.left_out_rows == 0
+
+
 def test_two_minutes_without_clicks_are_not_learned_as_an_audience_that_lost_interest() -> None:
     """At their end the mean prediction of a true 0.2 is what a few seconds of missing clicks made it, not 0.02."""
     log = clicked_log(12_000, 0.2, lost_ms=[(120_000, 240_000)])

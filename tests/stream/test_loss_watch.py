@@ -61,6 +61,15 @@ def test_a_model_that_says_one_half_where_a_hundredth_is_true_is_an_alarm() -> N
     assert alarms(falling) == []
 
 
+@pytest.mark.parametrize("rate", [0.005, 0.02, 0.13])
+def test_a_start_whose_clicks_have_not_come_yet_is_no_alarm(rate: float) -> None:
+    """A base of twice the rate at a thousand displays a second: the first clicks come after a second or two."""
+    rng = np.random.default_rng(0)
+    z = logit(2 * rate)
+    start = [batch(z, 0.0, rng) for _ in range(25)]
+    assert alarms(start + [batch(z, rate / 4, rng) for _ in range(25)] + [batch(z, rate, rng) for _ in range(50)]) == []
+
+
 def test_a_stretch_of_clicks_alone_is_no_alarm() -> None:
     """At the start of a stream, and after a long time at one in a hundred: a right model pays much for each."""
     rng = np.random.default_rng(0)
