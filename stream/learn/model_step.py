@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from learners.deepfm.model import DeepFM, DivergenceError
 from learners.examples.terms import CLICK_HEAD, CONVERSION_HEAD, Terms
 from learners.protocol.state_names import prefixed, under
+from stream.learn.balance import Balance
 from stream.learn.click_level import ClickLevel
 from stream.learn.click_silence import ClickSilence
 from stream.learn.config import LearningConfig
@@ -19,7 +20,7 @@ from stream.records.examples import ExampleRows
 from stream.records.validity import term_weight
 from stream.records.wire import ConversionDelays, JournalRecord
 
-_LEVEL, _DELAYED = "level.", "delayed."  # arrays in a snapshot
+_LEVEL, _BALANCE, _DELAYED = "level.", "balance.", "delayed."  # arrays in a snapshot
 
 
 class Stepped(NamedTuple):
@@ -43,6 +44,7 @@ class ModelStep:
         self._config = config
         self._heads = model.heads.names
         self._level = ClickLevel(under(_LEVEL, state))
+        self._balance = Balance(under(_BALANCE, state))
         self._delayed: DelayedTerms | None = None
         if CONVERSION_HEAD in self._heads:
             self._delayed = DelayedTerms(
@@ -56,7 +58,7 @@ class ModelStep:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What a restart needs beside the model."""
-        level = prefixed(_LEVEL, self._level.state())
+        level = prefixed(_LEVEL, self._level.state()) | prefixed(_BALANCE, self._balance.state())
         return level if self._delayed is None else level | prefixed(_DELAYED, self._delayed.state())
 
     def make(
@@ -84,10 +86,17 @@ class ModelStep:
             self.early_clicks += early
         of_clicks = Terms.of_kinds(rows.kind, (CLICK_HEAD,), weight)
         try:
-            self.model.learn_terms(features, terms)
+            self.model.learn_terms(features, self._balanced(terms))
         except DivergenceError as error:
             return Stepped(logits, of_clicks, exposure_rate, paid, delays, 0.0, str(error))
+        self._balance.learned(logits, of_clicks)
         self._level.know_since(silence.known_since_ms)
         shift = self._level.step(rows, logits, of_clicks, silence.law, watermark_ms)
         self.model.shift_level(shift)
         return Stepped(logits, of_clicks, exposure_rate, paid, delays, shift, "")
+
+    def _balanced(self, terms: Terms) -> Terms:
+        """The terms with displays of the click head, the first, by their weight."""
+        exposure = terms.exposure.copy()
+        exposure.reshape(len(exposure), -1)[:, 0] *= np.float32(self._balance.weight)
+        return Terms(exposure, terms.event)

@@ -72,7 +72,7 @@ class Market:
 
 
 def test_a_steady_level_is_left_alone() -> None:
-    """Within what 2,000 clicks tell, 2 %, over 36,000 clicks."""
+    """Within what 1,000 clicks tell, 3 %, over 36,000 clicks."""
     off = Market(1).run(1_200, 600)
     assert np.abs(off[300:] - 1).max() < 0.08
     assert off[300:].std() < 0.03
