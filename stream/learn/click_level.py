@@ -10,7 +10,8 @@ leave a variance of
 of b, with O clicks where E were expected (M. West, P. J. Harrison, H. S. Migon, "Dynamic Generalized Linear Models and
 Bayesian Forecasting", JASA 1985; L. Fahrmeir, "Posterior Mode Estimation by Extended Kalman Filtering for Multivariate
 Dynamic Generalized Linear Models", JASA 1992, for one state). P falls to 1 / memory. Clicks that are no chance by that
-(4 standard errors, over about a hundred of them) are a jump: P is put to its square.
+(4 standard errors, over about a hundred of them) are a jump: P is put to its square. None at all is no jump before one
+comes: it may be a silence (`stream.learn.click_silence`).
 
 A display is expected to be clicked when clicks come, by the measured law of delays up to ``_WINDOW_MS``: so a start and
 a ramp of the traffic move nothing. In total it pays its p once, and later clicks count, too: unbiased however late they
@@ -155,6 +156,6 @@ class ClickLevel:
         self._recent *= (kept, kept**2, kept)
         self._recent += (clicks - expected, information, information)
         missed, variance, told = self._recent.tolist()
-        if abs(missed) > _JUMP_ERRORS * math.sqrt(variance + 1.0):
+        if clicks and abs(missed) > _JUMP_ERRORS * math.sqrt(variance + 1.0):
             self._variance = max(self._variance, min(missed / told, _MOST_SHIFT) ** 2)
             self._recent[:] = 0.0

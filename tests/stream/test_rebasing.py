@@ -213,7 +213,7 @@ async def test_a_base_that_is_worse_is_refused_until_it_is_forced(
     base = waiting_base(str(world.root))
     assert base is not None
     state = dict(base.state)
-    state["dense.mlp.click.1.bias"] = state["dense.mlp.click.1.bias"] + np.float32(8)
+    state["dense.mlp.click.1.bias"] = state["dense.mlp.click.1.bias"] + np.float32(3)
     write_base(str(world.root), replace(base, state=state))
     newest = versions(str(world.root))[0]
     with structlog.testing.capture_logs() as logs:
