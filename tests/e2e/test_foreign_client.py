@@ -22,7 +22,7 @@ from stream.records.wire import DeadLetter
 from tests.brokers import TestTopics, skip_or_fail
 from tests.e2e.programs import serving
 from tests.stream.rig import SPEC, START_MS, base_snapshot, until, values, worker
-from tests.stream.test_worker import examples_of
+from tests.stream.worker.test_process import examples_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 HORIZON_MS = 60_000

@@ -15,7 +15,7 @@ from stream.records.events import EVENT_COLUMNS, decode_events
 from stream.records.limits import EARLIEST_MS
 from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 from stream.records.wire import RecordError
-from tests.stream.test_inputs import T0, events
+from tests.stream.records.test_inputs import T0, events
 
 MAX_AHEAD_MS = 3_600_000
 _IDS = st.one_of(st.integers(0, 2**64), st.integers(0, 2**64).map(str), st.sampled_from(["", "-1", -1, "9" * 20, None]))
