@@ -14,7 +14,8 @@ law, p_dp = p·(1 − F(e)) is the probability of a delayed positive: a click th
 | `RealNegatives` | the same, and the truth once more when it is sure | 0 at f = p, its slope there about 2 |
 | `Waiting` | what is so at the window's end | f − p·F(window) |
 
-`tests/learners/models/test_losses.py` holds each of them to the last column. Shapes: N displays, M rows seen, B rows learned.
+`tests/learners/models/test_losses.py` holds each of them to the last column.
+Shapes: N displays, M rows seen, B rows learned.
 """
 
 from __future__ import annotations

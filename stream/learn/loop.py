@@ -158,6 +158,10 @@ class LearningLoop:
             outcomes += self._learn_next()
         return outcomes
 
+    def hear(self, partition: int, watermark_ms: int) -> None:
+        """The watermark of the last record of a partition that was taken before a restart; its rows were learned."""
+        self._advance_to(self._hear(partition, watermark_ms))
+
     def flush(self) -> list[LearnOutcome]:
         """Learn what waits, at the end of the input. It moves the cuts, which only the journal tells then."""
         return self._learn_next() if self._pending else []
