@@ -40,9 +40,8 @@ _START_VARIANCE = 1 / 400  # of a base's level: 5 %
 _RECENT = 100.0  # clicks in which a jump is looked for
 _JUMP_ERRORS = 4.0  # one of them an hour and a half at 1,000 clicks a minute comes by chance, and costs little
 _MOST_SHIFT = 1.0  # log-odds at once: the filter is linear, the click rate is not
-_COLUMNS = (
-    5  # of a cohort: middle of its display second, Σ p, Σ p·(1 − p), the level that they were scored at, the share paid
-)
+_COLUMNS = 5  # of a cohort: middle of its display second, Σ p, Σ p·(1 − p), the level it was scored at, the share paid
+_LEAST = 1e-12  # of p and of information: a model that says 0 or 1 divides nothing by 0
 
 
 class ClickLevel:
@@ -66,11 +65,6 @@ class ClickLevel:
             self._since_ms, self._watermark_ms = (int(at) for at in state["clock"])
             self._level, self._variance = (float(one) for one in state["level"])
             self._recent = np.array(state["recent"])
-
-    @property
-    def variance(self) -> float:
-        """Of the level, in log-odds squared."""
-        return self._variance
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What a restart needs: arrays, copies."""
@@ -138,7 +132,7 @@ class ClickLevel:
         before_ms = np.where(paid > 0, np.maximum(age_ms - passed_ms, 0.0), 0.0)
         share = np.minimum(law.share(np.stack([age_ms, before_ms])) / law.share(np.array([_WINDOW_MS])), 1.0)
         due = np.where(age_ms < _WINDOW_MS, np.minimum(share[0] - share[1], 1.0 - paid), 1.0 - paid)
-        moved = np.exp((self._level - level) * information / p)
+        moved = np.exp((self._level - level) * information / np.maximum(p, _LEAST))
         self._cohorts[:, 4] += due
         self._cohorts = self._cohorts[age_ms < _WINDOW_MS]
         return clicks, float(due @ (p * moved)), float(due @ (information * moved))
@@ -157,5 +151,5 @@ class ClickLevel:
         self._recent += (clicks - expected, information, information)
         missed, variance, told = self._recent.tolist()
         if clicks and abs(missed) > _JUMP_ERRORS * math.sqrt(variance + 1.0):
-            self._variance = max(self._variance, min(missed / told, _MOST_SHIFT) ** 2)
+            self._variance = max(self._variance, min(abs(missed) / max(told, _LEAST), _MOST_SHIFT) ** 2)
             self._recent[:] = 0.0

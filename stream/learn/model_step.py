@@ -31,7 +31,6 @@ class Stepped(NamedTuple):
     exposure_rate: float
     paid_clicks: int
     conversion_delays: ConversionDelays | None
-    level_shift: float  # what was added to the bias of the click head
     skipped: str  # why the weights are as they were; "" when the step was made
 
 
@@ -88,12 +87,11 @@ class ModelStep:
         try:
             self.model.learn_terms(features, self._balanced(terms))
         except DivergenceError as error:
-            return Stepped(logits, of_clicks, exposure_rate, paid, delays, 0.0, str(error))
+            return Stepped(logits, of_clicks, exposure_rate, paid, delays, str(error))
         self._balance.learned(logits, of_clicks)
         self._level.know_since(silence.known_since_ms)
-        shift = self._level.step(rows, logits, of_clicks, silence.law, watermark_ms)
-        self.model.shift_level(shift)
-        return Stepped(logits, of_clicks, exposure_rate, paid, delays, shift, "")
+        self.model.shift_level(self._level.step(rows, logits, of_clicks, silence.law, watermark_ms))
+        return Stepped(logits, of_clicks, exposure_rate, paid, delays, "")
 
     def _balanced(self, terms: Terms) -> Terms:
         """The terms with displays of the click head, the first, by their weight."""

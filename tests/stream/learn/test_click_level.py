@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from calibration.delay_law import DelayLaw
 from learners.examples.kinds import CLICK, EXPOSURE
 from learners.examples.terms import Terms
+from learners.metrics.quality import probability
 from replay.market_laws import click_delay_s
 from stream.learn.click_level import ClickLevel
 from stream.records.examples import ExampleRows
@@ -37,7 +38,7 @@ class Market:
     @property
     def off(self) -> float:
         """Served p over P."""
-        return 1 / (1 + math.exp(-self.logit)) / P
+        return float(probability(np.array(self.logit))) / P
 
     def run(self, seconds: int, displays: int, ctr: float = P, clicks_come: bool = True) -> NDArray[np.float64]:
         """The served p over P after each second."""
@@ -117,6 +118,17 @@ def test_what_is_not_known_says_nothing() -> None:
     market.run(3, 2_000, clicks_come=False)
     market.level.know_since(START_MS + market.second * 1000)
     assert np.abs(market.run(60, 200) / before - 1).max() < 0.08
+
+
+@pytest.mark.parametrize("bias", [-2_000.0, 2_000.0])
+def test_a_model_that_says_nought_or_one_is_moved_by_numbers(bias: float) -> None:
+    """Towards the clicks, by at most one in a second; nothing is divided by the information, of which there is none."""
+    market = Market(8, bias)
+    market.run(30, 300)
+    moved = market.bias - bias
+    assert math.isfinite(moved)
+    assert moved * bias <= 0
+    assert abs(moved) <= 30
 
 
 def test_a_restart_goes_on_bit_for_bit() -> None:
