@@ -173,7 +173,7 @@ class AutogradNetwork:
         return {name: value.detach().clone().to(self.device) for name, value in self.parameters.value.items()}
 
     def _loss(self, own: torch.Tensor, terms: Terms) -> torch.Tensor:
-        """Σ exposure·softplus(z) − event·z, in the form of `learners.nn.heads.summed_loss`; logits and terms (B, H)."""
+        """Σ exposure·softplus(z) − event·z in a form that loses no digits; logits and terms (B, H)."""
         exposure, event = self._sent(terms.exposure), self._sent(terms.event)
         return -((exposure - event) * logsigmoid(-own) + event * logsigmoid(own)).sum()
 

@@ -74,7 +74,6 @@ class DeepFM:
         self.dense = self.network.parameters
         self.heads = self.network.heads
         self._start_at(config)
-        self._output_bias = f"mlp.{config.heads[0].name}.{len(config.tower_widths[0])}.bias"
         self._adam = Adam(self.dense.learned_size, config.full_batch_rows)
 
     def move_to(self, device: torch.device) -> None:
@@ -85,10 +84,13 @@ class DeepFM:
 
     def _start_at(self, config: DeepFMConfig) -> None:
         """Biases at the heads' rates, so that the ids need not share out the mean among them: a new id has no share."""
-        for head, widths in zip(config.heads, config.tower_widths, strict=True):
+        for place, head in enumerate(config.heads):
             if head.start_p is not None:
-                log_odds = math.log(head.start_p / (1 - head.start_p))
-                self.dense.value[f"mlp.{head.name}.{len(widths)}.bias"].fill_(log_odds)
+                self._output_bias(place).fill_(math.log(head.start_p / (1 - head.start_p)))
+
+    def _output_bias(self, place: int) -> torch.Tensor:
+        """(1,) that of the head at ``place``."""
+        return self.dense.value[f"mlp.{self.config.heads[place].name}.{len(self.config.tower_widths[place])}.bias"]
 
     def predict_many(self, rows: Rows) -> NDArray[np.float32]:
         """Logits of the first head, (B,) float32. Changes nothing.
@@ -149,7 +151,7 @@ class DeepFM:
 
     def shift_level(self, log_odds: float) -> None:
         """Add to the output bias of the first head: every logit of it moves by as much."""
-        self.dense.value[self._output_bias].add_(log_odds)
+        self._output_bias(0).add_(log_odds)
 
     def learn_many(
         self, rows: Rows, labels: NDArray[Any], weight: NDArray[Any] | None = None, *, rate_factor: float = 1.0

@@ -106,9 +106,3 @@ def grad_logits(logits: Floats, exposure: Floats, event: Floats, out: Floats) ->
             z = np.float64(logits[head, row])  # float() would leave it a float32
             a, b = np.float64(exposure[row, head]), np.float64(event[row, head])
             out[head, row] = np.float32((a - b) / (1 + math.exp(-z)) - b / (1 + math.exp(z)))
-
-
-def summed_loss(logits: Floats, terms: Terms) -> float:
-    """Σ exposure·softplus(z) − event·z over rows and heads; logits (H, n), terms (n, H)."""
-    z, exposure, event = logits.T.astype(np.float64), terms.exposure, terms.event
-    return float(((exposure - event) * np.logaddexp(0, z) + event * np.logaddexp(0, -z)).sum())

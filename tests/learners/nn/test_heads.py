@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from learners.examples.terms import Terms
-from learners.nn.heads import Head, Heads, grad_logits, summed_loss
+from learners.nn.heads import Head, Heads, grad_logits
 
 CHAIN = (Head("click"), Head("cart", given="click"), Head("buy", given="cart"), Head("like"))
+
+
+def summed_loss(logits: NDArray[np.float32], terms: Terms) -> float:
+    """Σ exposure·softplus(z) − event·z over rows and heads; logits (H, n), terms (n, H)."""
+    z, exposure, event = logits.T.astype(np.float64), terms.exposure, terms.event
+    return float(((exposure - event) * np.logaddexp(0, z) + event * np.logaddexp(0, -z)).sum())
 
 
 @pytest.mark.parametrize(
