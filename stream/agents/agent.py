@@ -14,7 +14,7 @@ from stream.agents.inbox import Runner
 from stream.agents.lag import Lag
 from stream.agents.source import Source, SourceKind
 from stream.kafka.broker import Broker
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.metrics import WorkerMetrics
 
 COMMIT_INTERVAL_S = 0.5
@@ -61,8 +61,8 @@ class Agent:
         self._notice: frozenset[int] | None = None  # partitions that are ours and not restored yet
         self._partitions: frozenset[int] = frozenset()  # restored
         self._early: list[InputRecord] = []  # of other partitions: they may overtake the notice of the assignment
-        self._committed: dict[Place, int] = {}
-        self._held: frozenset[Place] = frozenset()
+        self._committed: dict[TopicPartition, int] = {}
+        self._paused: frozenset[TopicPartition] = frozenset()
         self._taking = True
         self._ending = False
         self._settled = asyncio.Event()  # the first assignment was worked off, or the runner failed
@@ -102,7 +102,7 @@ class Agent:
     def assigned(self, partitions: frozenset[int]) -> None:
         """These partitions are ours from here on; the runner restores them before it gets a record of them."""
         _log.info("partitions assigned", agent=self.name, partitions=sorted(partitions))
-        self._held = frozenset()
+        self._paused = frozenset()
         self._notice = partitions
         self._runner.inbox.wake()
 
@@ -144,7 +144,7 @@ class Agent:
         self._partitions = partitions
         early, self._early = self._early, []
         await self._work([record for record in early if record.partition in partitions])
-        self._hold()
+        self._pause()
         return True
 
     async def _work(self, records: Sequence[InputRecord]) -> None:
@@ -154,13 +154,13 @@ class Agent:
             await self._runner.work(ours)
             self._step_seconds.observe(time.perf_counter() - began)
             self._lag.worked_off(ours)
-            self._hold()
+            self._pause()
         self._inbox_records.set(len(self._runner.inbox))
 
-    def _hold(self) -> None:
-        if (wanted := self._runner.inbox.held_back) != self._held:
-            self._held = wanted
-            self.source.hold(wanted)
+    def _pause(self) -> None:
+        if (wanted := self._runner.inbox.paused) != self._paused:
+            self._paused = wanted
+            self.source.pause(wanted)
 
     async def _tick(self) -> None:
         while True:
@@ -172,7 +172,7 @@ class Agent:
                 ) from reason
             async with self._busy:
                 await self._runner.tick()
-                self._hold()
+                self._pause()
             self._lag.measure(self.source.unread())
 
     async def _commits(self) -> None:
@@ -183,15 +183,15 @@ class Agent:
     async def _commit(self) -> None:
         ours = self.source.assignment()
         offsets = {
-            place: offset
-            for place, offset in self._runner.committable().items()
-            if place in ours and self._committed.get(place) != offset
+            tp: offset
+            for tp, offset in self._runner.offsets_to_commit().items()
+            if tp in ours and self._committed.get(tp) != offset
         }
         if offsets and await self.source.commit(offsets):
             self._committed |= offsets
 
     async def _leave_partitions(self) -> None:
-        await self._runner.give_up()
+        await self._runner.on_revoked()
         await self._commit()
         self._committed.clear()
 

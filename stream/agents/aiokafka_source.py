@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from aiokafka import ConsumerRebalanceListener, TopicPartition  # type: ignore[import-untyped]
+from aiokafka import ConsumerRebalanceListener  # type: ignore[import-untyped]
+from aiokafka import TopicPartition as BrokerPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type: ignore[import-untyped]
 from aiokafka.errors import CommitFailedError, IllegalStateError  # type: ignore[import-untyped]
 
 from stream.agents.source import Listener
 from stream.kafka.aiokafka_internals import unread_records
 from stream.kafka.broker import Broker
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 
 _MOST_RECORDS = 2_000  # at once: what a step may hold beyond the inbox's bound
 _POLL_MS = 200
@@ -32,7 +33,7 @@ class AiokafkaSource:
     ) -> None:
         self._broker = broker
         self._topics = topics
-        self._held: frozenset[Place] = frozenset()
+        self._paused: frozenset[TopicPartition] = frozenset()
         self._task: asyncio.Task[None] | None = None
         self._consumer = broker.consumer(
             group_id=group,
@@ -66,47 +67,47 @@ class AiokafkaSource:
             return None
         return self._task.exception() or RuntimeError("the loop over the consumer has ended")
 
-    def assignment(self) -> frozenset[Place]:
+    def assignment(self) -> frozenset[TopicPartition]:
         """What is read."""
-        return frozenset(self._place(place) for place in self._consumer.assignment())
+        return frozenset(self._from_broker(tp) for tp in self._consumer.assignment())
 
-    def unread(self) -> Mapping[Place, int]:
+    def unread(self) -> Mapping[TopicPartition, int]:
         """How many records of each partition were not handed on yet, as of the last fetch."""
         unread = unread_records(self._consumer, self._consumer.assignment())
-        return {self._place(place): count for place, count in unread.items()}
+        return {self._from_broker(tp): count for tp, count in unread.items()}
 
-    async def commit(self, offsets: Mapping[Place, int]) -> bool:
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
         """Commit offsets; False when the group is rebalancing and they were not taken."""
-        named = {self._tp(place): offset for place, offset in offsets.items()}
+        named = {self._to_broker(tp): offset for tp, offset in offsets.items()}
         try:
             await self._consumer.commit(named)
         except (CommitFailedError, IllegalStateError):
             return False
         return True
 
-    def hold(self, places: frozenset[Place]) -> None:
-        """Read nothing more of these places, and of all others again."""
+    def pause(self, partitions: frozenset[TopicPartition]) -> None:
+        """Read nothing more of these partitions, and of all others again."""
         ours = self.assignment()
-        self._consumer.pause(*map(self._tp, (places - self._held) & ours))
-        self._consumer.resume(*map(self._tp, (self._held - places) & ours))
-        self._held = places
+        self._consumer.pause(*map(self._to_broker, (partitions - self._paused) & ours))
+        self._consumer.resume(*map(self._to_broker, (self._paused - partitions) & ours))
+        self._paused = partitions
 
     def let_go(self) -> None:
-        """Whatever is assigned next is not held."""
-        self._held = frozenset()
+        """Whatever is assigned next is not paused."""
+        self._paused = frozenset()
 
     async def _read(self, listener: Listener) -> None:
         while True:
             fetched = await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=_MOST_RECORDS)
-            for place, records in fetched.items():
-                topic = self._broker.table_name(place.topic)
+            for tp, records in fetched.items():
+                topic = self._broker.table_name(tp.topic)
                 await listener.arrived([InputRecord.of(topic, one) for one in records])
 
-    def _tp(self, place: Place) -> TopicPartition:
-        return TopicPartition(self._broker.topic(place[0]), place[1])
+    def _to_broker(self, tp: TopicPartition) -> BrokerPartition:
+        return BrokerPartition(self._broker.topic(tp[0]), tp[1])
 
-    def _place(self, place: TopicPartition) -> Place:
-        return self._broker.table_name(place.topic), place.partition
+    def _from_broker(self, tp: BrokerPartition) -> TopicPartition:
+        return self._broker.table_name(tp.topic), tp.partition
 
 
 class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -114,10 +115,10 @@ class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         self._source = source
         self._listener = listener
 
-    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+    async def on_partitions_revoked(self, revoked: Iterable[BrokerPartition]) -> None:
         if list(revoked):
             await self._listener.revoked()
 
-    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+    def on_partitions_assigned(self, assigned: Iterable[BrokerPartition]) -> None:
         self._source.let_go()
-        self._listener.assigned(frozenset(place.partition for place in assigned))
+        self._listener.assigned(frozenset(tp.partition for tp in assigned))

@@ -27,7 +27,7 @@ from yarl import URL
 from stream.agents.source import Listener
 from stream.kafka.aiokafka_internals import read_in_this_way, unread_records
 from stream.kafka.broker import Broker
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 
 _FETCHES_AHEAD = 1
 _MOST_RECORDS = 2_000  # of a fetch
@@ -52,7 +52,7 @@ class FaustSource:
     ) -> None:
         self._broker = broker
         self._listener: Listener | None = None
-        self._held: frozenset[Place] = frozenset()
+        self._paused: frozenset[TopicPartition] = frozenset()
         self._data_dir = tempfile.mkdtemp(prefix="millstream-faust-")  # Faust wants one, and leaves it empty
         self._app = _faust_app(group, broker, assignor, self._data_dir)
         self._add_agent([broker.topic(topic) for topic in topics])
@@ -78,28 +78,28 @@ class FaustSource:
         reason: BaseException | None = self._app.crash_reason
         return reason or RuntimeError("Faust gave no reason")
 
-    def assignment(self) -> frozenset[Place]:
+    def assignment(self) -> frozenset[TopicPartition]:
         """What is read."""
-        return frozenset(self._place(place) for place in self._assignment())
+        return frozenset(self._from_broker(tp) for tp in self._assignment())
 
-    def unread(self) -> Mapping[Place, int]:
+    def unread(self) -> Mapping[TopicPartition, int]:
         """How many records of each partition were not handed on yet, as of the last fetch."""
         if not (assigned := self._assignment()):
             return {}
         unread = unread_records(self._app.consumer._thread._consumer, assigned)
-        return {self._place(place): count for place, count in unread.items()}
+        return {self._from_broker(tp): count for tp, count in unread.items()}
 
-    async def commit(self, offsets: Mapping[Place, int]) -> bool:
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
         """Commit offsets; False when the group is rebalancing and they were not taken."""
         named = {TP(self._broker.topic(topic), partition): at for (topic, partition), at in offsets.items()}
         return bool(await self._app.consumer._commit(named))
 
-    def hold(self, places: frozenset[Place]) -> None:
-        """Read nothing more of these places, and of all others again."""
+    def pause(self, partitions: frozenset[TopicPartition]) -> None:
+        """Read nothing more of these partitions, and of all others again."""
         consumer, ours = self._app.consumer, self.assignment()
-        consumer.pause_partitions([self._tp(place) for place in (places - self._held) & ours])
-        consumer.resume_partitions([self._tp(place) for place in (self._held - places) & ours])
-        self._held = places
+        consumer.pause_partitions([self._to_broker(tp) for tp in (partitions - self._paused) & ours])
+        consumer.resume_partitions([self._to_broker(tp) for tp in (self._paused - partitions) & ours])
+        self._paused = partitions
 
     def _assignment(self) -> AbstractSet[TP]:
         try:
@@ -108,11 +108,11 @@ class FaustSource:
             return frozenset()
         return assigned
 
-    def _tp(self, place: Place) -> TP:
-        return TP(self._broker.topic(place[0]), place[1])
+    def _to_broker(self, tp: TopicPartition) -> TP:
+        return TP(self._broker.topic(tp[0]), tp[1])
 
-    def _place(self, place: Any) -> Place:
-        return self._broker.table_name(place.topic), place.partition
+    def _from_broker(self, tp: Any) -> TopicPartition:
+        return self._broker.table_name(tp.topic), tp.partition
 
     def _add_agent(self, names: Sequence[str]) -> None:
         self._app.topics.add(self._app.topic(*names, value_type=bytes, value_serializer="raw", acks=False))
@@ -120,16 +120,16 @@ class FaustSource:
         async def agent(fetches: Any) -> None:
             assert self._listener is not None
             async for fetched in fetches:
-                for place, records in fetched.items():
-                    topic = self._broker.table_name(place.topic)
+                for tp, records in fetched.items():
+                    topic = self._broker.table_name(tp.topic)
                     await self._listener.arrived([InputRecord.of(topic, record) for record in records])
 
         self._app.agent(self._app.fetches, name="inputs")(agent)
 
     async def _assigned(self, sender: Any, assigned: set[TP], **_: Any) -> None:
         assert self._listener is not None
-        self._held = frozenset()
-        self._listener.assigned(frozenset(place.partition for place in assigned))
+        self._paused = frozenset()
+        self._listener.assigned(frozenset(tp.partition for tp in assigned))
 
     async def _revoked(self, sender: Any, revoked: set[TP], **_: Any) -> None:
         """Faust delivers kept partitions again from their commit, so that all of them are let go."""
@@ -165,7 +165,7 @@ class _Consumer(Consumer):
                 records, active = await self._wait_next_records(1.0)
                 if not self.flow_active:
                     await self.perform_seek()  # what was fetched is fetched again
-                elif ours := {place: found for place, found in (records or {}).items() if place in (active or ())}:
+                elif ours := {tp: found for tp, found in (records or {}).items() if tp in (active or ())}:
                     await self.wait_first(self.app.fetches.put(ours), self.suspend_flow.wait())
         except self.consumer_stopped_errors:
             if not self.transport.app.should_stop:

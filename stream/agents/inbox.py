@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 
 
 class Runner(Protocol):
@@ -35,11 +35,11 @@ class Runner(Protocol):
         """Called a few times a second: what must happen although nothing arrives."""
         ...
 
-    async def give_up(self) -> None:
+    async def on_revoked(self) -> None:
         """Store what is done, then forget all partitions: they are assigned anew, here or elsewhere."""
         ...
 
-    def committable(self) -> Mapping[Place, int]:
+    def offsets_to_commit(self) -> Mapping[TopicPartition, int]:
         """For each input partition the first offset to read again after a restart."""
         ...
 
@@ -57,7 +57,7 @@ class Inbox:
     """
 
     def __init__(self, max_items: int = 512, max_bytes: int = 64 << 20, at_once: int = 64) -> None:
-        self.held_back: frozenset[Place] = frozenset()  # not to be read on for now: it would only wait in memory
+        self.paused: frozenset[TopicPartition] = frozenset()  # not to be read on for now: it would only wait in memory
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._at_once = at_once

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.metrics import WorkerMetrics
 
-_place = itemgetter(0, 1)  # of a record; counting by the attribute takes as long as decoding
+_TOPIC_PARTITION = itemgetter(0, 1)  # of a record; counting by the attribute takes as long as decoding
 
 
 class Lag:
@@ -23,34 +23,34 @@ class Lag:
     def __init__(self, agent: str, topics: Iterable[str], metrics: WorkerMetrics) -> None:
         self._records = {topic: metrics.gauge("lag_records", agent=agent, topic=topic) for topic in topics}
         self._seconds = {topic: metrics.gauge("lag_seconds", agent=agent, topic=topic) for topic in topics}
-        self._waiting: Counter[Place] = Counter()
-        self._reached_ms: dict[Place, float] = {}
+        self._waiting: Counter[TopicPartition] = Counter()
+        self._reached_ms: dict[TopicPartition, float] = {}
 
     def arrived(self, records: Sequence[InputRecord]) -> None:
         """Note records that are to be worked off."""
-        self._waiting.update(map(_place, records))
+        self._waiting.update(map(_TOPIC_PARTITION, records))
 
     def worked_off(self, records: Sequence[InputRecord]) -> None:
         """Note records that were worked off, each partition's in order."""
-        places = [*map(_place, records)]
-        self._waiting.subtract(Counter(places))
-        self._reached_ms.update(zip(places, (record.produced_ms for record in records), strict=True))
+        partitions = [*map(_TOPIC_PARTITION, records)]
+        self._waiting.subtract(Counter(partitions))
+        self._reached_ms.update(zip(partitions, (record.produced_ms for record in records), strict=True))
 
     def let_go(self) -> None:
         """Nothing waits any more: the partitions are assigned anew."""
         self._waiting.clear()
         self._reached_ms.clear()
 
-    def measure(self, unread: Mapping[Place, int]) -> None:
+    def measure(self, unread: Mapping[TopicPartition, int]) -> None:
         """Set the gauges; ``unread`` tells of every partition that is ours how much of it was not read yet."""
         now_ms = time.time() * 1000
         records, seconds = dict.fromkeys(self._records, 0), dict.fromkeys(self._seconds, 0.0)
-        for place, count in unread.items():
-            behind = count + self._waiting[place]
-            records[place[0]] += behind
-            reached_ms = self._reached_ms.setdefault(place, now_ms)
+        for tp, count in unread.items():
+            behind = count + self._waiting[tp]
+            records[tp[0]] += behind
+            reached_ms = self._reached_ms.setdefault(tp, now_ms)
             if behind:
-                seconds[place[0]] = max(seconds[place[0]], (now_ms - reached_ms) / 1000)
+                seconds[tp[0]] = max(seconds[tp[0]], (now_ms - reached_ms) / 1000)
         for topic, gauge in self._records.items():
             gauge.set(records[topic])
             self._seconds[topic].set(seconds[topic])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 
 SourceKind = Literal["faust", "aiokafka"]
 
@@ -42,18 +42,18 @@ class Source(Protocol):
         """Why nothing more will be read, None while it works."""
         ...
 
-    def assignment(self) -> frozenset[Place]:
+    def assignment(self) -> frozenset[TopicPartition]:
         """What is read."""
         ...
 
-    def unread(self) -> Mapping[Place, int]:
+    def unread(self) -> Mapping[TopicPartition, int]:
         """How many records of each partition were not handed on yet, as of the last fetch."""
         ...
 
-    async def commit(self, offsets: Mapping[Place, int]) -> bool:
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
         """Commit offsets; False when the group is rebalancing and they were not taken."""
         ...
 
-    def hold(self, places: frozenset[Place]) -> None:
-        """Read nothing more of these places, and of all others again."""
+    def pause(self, partitions: frozenset[TopicPartition]) -> None:
+        """Read nothing more of these partitions, and of all others again."""
         ...

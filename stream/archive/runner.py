@@ -18,7 +18,7 @@ from stream.archive.part_buffer import ArchiveConfig, Part, PartBuffer
 from stream.archive.store import ArchiveStore
 from stream.kafka.broker import Broker
 from stream.kafka.gaps import LogGaps
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.records.examples import ExampleRows
@@ -46,7 +46,7 @@ class ArchiveRunner:
         lost = metrics.counter("archive_lost_records_total")
         self._gaps = LogGaps(broker, EXAMPLES, lost, "archived")
         self._buffers: dict[int, PartBuffer] = {}
-        self._committable: dict[Place, int] = {}
+        self._offsets_to_commit: dict[TopicPartition, int] = {}
 
     async def on_assigned(self, partitions: frozenset[int]) -> None:
         """Begin behind the newest file of each partition."""
@@ -72,16 +72,16 @@ class ArchiveRunner:
     async def tick(self) -> None:
         """Nothing: time is the watermark."""
 
-    async def give_up(self) -> None:
+    async def on_revoked(self) -> None:
         """Write what is there and forget the partitions."""
         for buffer in self._buffers.values():
             await self._write(buffer.take())
             self._note(buffer)
         self._buffers.clear()
 
-    def committable(self) -> Mapping[Place, int]:
+    def offsets_to_commit(self) -> Mapping[TopicPartition, int]:
         """For each partition the first offset of which the files do not hold all rows."""
-        return self._committable
+        return self._offsets_to_commit
 
     async def _take(self, buffer: PartBuffer, record: InputRecord) -> None:
         """The group may have committed what these files lack, as when the folder is a new one."""
@@ -107,4 +107,4 @@ class ArchiveRunner:
             _log.info("part archived", stretch=part.stretch, rows=len(part.rows))
 
     def _note(self, buffer: PartBuffer) -> None:
-        self._committable[EXAMPLES, buffer.partition] = buffer.first_waiting
+        self._offsets_to_commit[EXAMPLES, buffer.partition] = buffer.first_waiting

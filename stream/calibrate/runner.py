@@ -19,7 +19,7 @@ from stream.agents.inbox import Inbox
 from stream.calibrate.calibrator import PartitionCalibrator
 from stream.kafka.broker import Broker
 from stream.kafka.gaps import LogGaps
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogReader
 from stream.kafka.log_writer import LogWriter, Outgoing
 from stream.metrics import WorkerMetrics
@@ -67,7 +67,7 @@ class CalibrateRunner:
         lost = metrics.counter("calibration_lost_records_total")
         self._gaps = LogGaps(broker, EXAMPLES, lost, "counted for the calibration")
         self._calibrators: dict[int, PartitionCalibrator] = {}
-        self._committable: dict[Place, int] = {}
+        self._offsets_to_commit: dict[TopicPartition, int] = {}
 
     async def on_assigned(self, partitions: frozenset[int]) -> None:
         """Take up the newest published state of each partition."""
@@ -89,14 +89,14 @@ class CalibrateRunner:
     async def tick(self) -> None:
         """Nothing: time is the watermark."""
 
-    async def give_up(self) -> None:
+    async def on_revoked(self) -> None:
         """Publish every state that changed and forget them."""
         await self._publish(at_once=True)
         self._calibrators.clear()
 
-    def committable(self) -> Mapping[Place, int]:
+    def offsets_to_commit(self) -> Mapping[TopicPartition, int]:
         """For each partition the first offset that its published state does not hold."""
-        return self._committable
+        return self._offsets_to_commit
 
     async def _look_for_line(self, now_s: float) -> None:
         """A new base stands in the store well before a row that its line served can come."""
@@ -160,7 +160,7 @@ class CalibrateRunner:
             if (record := calibrator.take_publication(at_once=at_once)) is not None
         ]
         await self._writer.write([Outgoing(CALIBRATION, _encode(r), key=b"%d" % r.partition) for r in records])
-        self._committable |= {(EXAMPLES, record.partition): record.next_offset for record in records}
+        self._offsets_to_commit |= {(EXAMPLES, record.partition): record.next_offset for record in records}
         self._metrics.counter("calibration_records_total").inc(len(records))
 
     def _measure(self) -> None:

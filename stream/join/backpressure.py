@@ -14,20 +14,20 @@ from stream.records.wire import JournalRecord
 _decoder = msgspec.msgpack.Decoder(JournalRecord)
 
 
-class LearnerPace:
+class Backpressure:
     """Counts the examples rows that were written and are not in the journal yet, from the first step of a learner on.
 
     As long as nothing is journalled, there may be no learner, and nobody is waited for.
 
     Parameters
     ----------
-    most_rows : that may be unlearned before the join is held back; 0 never holds it back.
+    most_rows : that may be unlearned before the join is paused; 0 never pauses it.
     """
 
     def __init__(self, broker: Broker, most_rows: int) -> None:
         self._broker = broker
         self._most_rows = most_rows
-        self._place = TopicPartition(broker.topic(JOURNAL), 0)
+        self._tp = TopicPartition(broker.topic(JOURNAL), 0)
         self._consumer: AIOKafkaConsumer | None = None
         self._written: defaultdict[int, deque[tuple[int, int]]] = defaultdict(deque)  # by partition: offset, rows
         self._learning = False
@@ -48,7 +48,7 @@ class LearnerPace:
         """Read what was journalled since the last call; returns at once."""
         if self._consumer is None:
             self._consumer = await self._follow()
-        for record in (await self._consumer.getmany(self._place, timeout_ms=0)).get(self._place, ()):
+        for record in (await self._consumer.getmany(self._tp, timeout_ms=0)).get(self._tp, ()):
             self._learning = True
             for stretch in _decoder.decode(record.value).ranges:
                 self._learned(stretch.partition, stretch.to_offset)
@@ -64,7 +64,7 @@ class LearnerPace:
     async def _follow(self) -> AIOKafkaConsumer:
         consumer = self._broker.consumer(auto_offset_reset="latest")
         await consumer.start()
-        consumer.assign([self._place])
+        consumer.assign([self._tp])
         return consumer
 
     def _learned(self, partition: int, before_offset: int) -> None:

@@ -15,12 +15,12 @@ from stream.join.state.kernels import Open
 from stream.join.watermarks import Watermarks
 from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS, INPUTS, SERVED
 
-_HOLDING = (SERVED, IMPRESSIONS, CLICKS)  # inputs that hold the watermark back
+_WATERMARK_INPUTS = (SERVED, IMPRESSIONS, CLICKS)  # inputs that hold the watermark back
 _SAMPLE = 15  # of a step's events, for how far they have come together
 
 
 class Arrived(NamedTuple):
-    """The rows of some records that were not seen before, by their places, (B,), and their records' numbers."""
+    """The rows of some records that were not seen before, as indices, (B,), and their records' numbers."""
 
     rows: NDArray[np.intp]
     numbers: NDArray[np.uint32]
@@ -32,7 +32,7 @@ class JoinInputs:
 
     def __init__(self, config: JoinConfig) -> None:
         self._commits = {topic: CommitTracker() for topic in INPUTS}
-        self._watermarks = Watermarks(_HOLDING, config.ms("allowed_lateness_s"), config.ms("idle_timeout_s"))
+        self._watermarks = Watermarks(_WATERMARK_INPUTS, config.ms("allowed_lateness_s"), config.ms("idle_timeout_s"))
         self._newest_conversion_ms = 0
 
     @property
@@ -71,7 +71,7 @@ class JoinInputs:
         return Arrived(fresh, numbers, redelivered)
 
     def _move_watermark(self, topic: str, ts_ms: NDArray[np.int64], records: Records) -> int | None:
-        """Tell the watermark of the newest event and promise; the place of the record that moved it most, if any."""
+        """Tell the watermark of the newest event and promise; the index of the record that moved it most, if any."""
         moved = None
         if len(ts_ms):
             newest = int(np.argmax(ts_ms))

@@ -20,7 +20,7 @@ from learners.features.spec import FeatureSpec
 from stream.agents.inbox import Inbox
 from stream.clicks.store import RedisClickStore
 from stream.clicks.sync import ClickFold
-from stream.join.backpressure import LearnerPace
+from stream.join.backpressure import Backpressure
 from stream.join.batches import events_batch, served_batch
 from stream.join.config import JoinConfig
 from stream.join.core import JoinCore
@@ -31,7 +31,7 @@ from stream.join.output import JoinOutput
 from stream.join.partition import JoinedPartition
 from stream.join.rejects import Reject
 from stream.kafka.broker import Broker
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogReader
 from stream.kafka.log_writer import Commits, Outgoing
 from stream.metrics import JOIN_COUNTS, WorkerMetrics
@@ -85,7 +85,7 @@ class JoinRunner:
         self._ready = ready
         self._lookup = ExamplesLookup(broker, spec, int(config.join_memory_bytes * CACHE_SHARE))
         self._memory = MemoryBound(config, metrics, live=now_ms is not None)
-        self._pace = LearnerPace(broker, most_unlearned_rows)
+        self._backpressure = Backpressure(broker, most_unlearned_rows)
         self._partitions: dict[int, JoinedPartition] = {}
         self._measured_at = 0.0
         metrics.gauge("join_unlearned_limit_rows").set(most_unlearned_rows)
@@ -101,9 +101,9 @@ class JoinRunner:
 
     async def work(self, records: Sequence[InputRecord]) -> None:
         """Feed the records to their partitions' cores and store what comes out."""
-        arrived: defaultdict[Place, list[InputRecord]] = defaultdict(list)
+        arrived: defaultdict[TopicPartition, list[InputRecord]] = defaultdict(list)
         for record in records:
-            arrived[record.place].append(record)
+            arrived[record.topic_partition].append(record)
         await self._feed(arrived)
         await self._settle({partition for _, partition in arrived})
 
@@ -112,16 +112,16 @@ class JoinRunner:
         waiting = {p for p, held in self._partitions.items() if len(held.core.wanted_clicks())}
         await self._settle(set(self._partitions) if self._now_ms is not None else waiting)
         if self._partitions:
-            await self._pace.refresh()
+            await self._backpressure.refresh()
 
-    async def give_up(self) -> None:
+    async def on_revoked(self) -> None:
         """Forget all partitions; everything is in the log."""
         partitions, self._partitions = self._partitions, {}
         for held in partitions.values():
             await held.close()
-        await self._pace.stop()
+        await self._backpressure.stop()
 
-    def committable(self) -> Mapping[Place, int]:
+    def offsets_to_commit(self) -> Mapping[TopicPartition, int]:
         """The offset of every input; none where it is committed in the steps' transactions."""
         if self._broker.idempotent:
             return {}
@@ -137,7 +137,7 @@ class JoinRunner:
 
     # ----------------------------------------------------------------------------------------------------------- feed
 
-    async def _feed(self, arrived: Mapping[Place, list[InputRecord]]) -> None:
+    async def _feed(self, arrived: Mapping[TopicPartition, list[InputRecord]]) -> None:
         for (topic, partition), records in sorted(arrived.items(), key=lambda item: INPUTS.index(item[0][0])):
             held = self._partitions[partition]
             self._metrics.counter("input_records_total", topic=topic).inc(len(records))
@@ -226,7 +226,7 @@ class JoinRunner:
             for offset, first, end in zip(offsets, first_rows, [*first_rows[1:], len(rows)], strict=True):
                 if first < end:
                     self._lookup.remember(held.partition, offset, rows.take(slice(first, end)))
-                    self._pace.wrote(held.partition, offset, end - first)
+                    self._backpressure.wrote(held.partition, offset, end - first)
             await held.clicks.take(rows, held.examples_end)
 
     def _records(self, held: JoinedPartition, output: JoinOutput) -> tuple[list[bytes], list[int]]:
@@ -245,8 +245,8 @@ class JoinRunner:
 
     def _letter(self, partition: int, reject: Reject) -> Outgoing:
         self._metrics.counter("dead_letters_total", topic=reject.topic, reason=reject.reason).inc()
-        place = (reject.topic, partition, reject.offset)
-        letter = DeadLetter.of(*place, reject.reason, reject.detail, reject.payload)
+        where = (reject.topic, partition, reject.offset)
+        letter = DeadLetter.of(*where, reject.reason, reject.detail, reject.payload)
         return Outgoing(DEADLETTER, msgspec.msgpack.encode(letter), key=letter.key())
 
     # --------------------------------------------------------------------------------------------------------- memory
@@ -254,12 +254,12 @@ class JoinRunner:
     def _bound_memory(self) -> None:
         """Keep the memory bound; say which inputs are to wait: those far ahead, or all, with a slow learner."""
         cores = {partition: held.core for partition, held in self._partitions.items()}
-        held_back = self._memory.keep(cores)
-        if self._pace.is_behind:
-            held_back = frozenset((topic, partition) for topic in INPUTS for partition in cores)
-        self.inbox.held_back = held_back
-        self._metrics.gauge("join_held_back_partitions").set(len(held_back))
-        self._metrics.gauge("join_unlearned_rows").set(self._pace.unlearned_rows)
+        paused = self._memory.keep(cores)
+        if self._backpressure.is_behind:
+            paused = frozenset((topic, partition) for topic in INPUTS for partition in cores)
+        self.inbox.paused = paused
+        self._metrics.gauge("join_paused_partitions").set(len(paused))
+        self._metrics.gauge("join_unlearned_rows").set(self._backpressure.unlearned_rows)
 
     # -------------------------------------------------------------------------------------------------------- measure
 

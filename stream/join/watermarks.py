@@ -25,7 +25,7 @@ class Watermarks:
         self._inputs = {name: _Input() for name in inputs}
         self._allowed_lateness_ms = allowed_lateness_ms
         self._idle_timeout_ms = idle_timeout_ms
-        self._holding = [*self._inputs]  # at the last poll
+        self._active = [*self._inputs]  # at the last poll
         self._now_ms: int | None = None  # likewise
         self.reached_ms: int | None = None  # by the last poll
 
@@ -58,23 +58,23 @@ class Watermarks:
         all are idle the one that came furthest counts.
         """
         self._now_ms = now_ms
-        self._holding = [name for name, one in self._inputs.items() if not self._idle(one, now_ms)]
-        known = self._known(self._holding)
-        if self._holding and len(known) == len(self._holding):
+        self._active = [name for name, one in self._inputs.items() if not self._idle(one, now_ms)]
+        known = self._known(self._active)
+        if self._active and len(known) == len(self._active):
             self.advance_to(min(known))
-        elif not self._holding:
+        elif not self._active:
             self.advance_to(max(self._known(self._inputs), default=None))
         return self.reached_ms
 
     def ahead(self, by_ms: int = 0) -> frozenset[str]:
-        """The inputs that have come further, by more than ``by_ms``, than the slowest that held at the last poll.
+        """The inputs that have come further, by more than ``by_ms``, than the slowest that was active at the last poll.
 
         How far an input has come is here what its newest events say together, and at most the wall clock: one event
         of a wrong clock must not stop its input. An input that never spoke is slower than all, by how much is unknown.
         """
-        known = self._known(self._holding)
-        if len(known) < len(self._holding):
-            spoke = (name for name in self._holding if self._inputs[name].watermark_ms is not None)
+        known = self._known(self._active)
+        if len(known) < len(self._active):
+            spoke = (name for name in self._active if self._inputs[name].watermark_ms is not None)
             return frozenset(spoke if not by_ms else ())
         if not known:
             return frozenset()

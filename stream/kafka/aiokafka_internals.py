@@ -55,18 +55,18 @@ def missing_names() -> list[str]:
     return missing
 
 
-def unread_records(consumer: AIOKafkaConsumer, places: Iterable[Any]) -> Mapping[Any, int]:
-    """Offsets between what was handed out and the end, by the last fetch; nothing for a place not fetched from yet.
+def unread_records(consumer: AIOKafkaConsumer, partitions: Iterable[Any]) -> Mapping[Any, int]:
+    """Offsets between what was handed out and the end, by the last fetch; nothing for a partition not fetched from yet.
 
     What cannot be read (transaction markers, records that were rolled back) counts until the consumer has passed it.
     """
     assignment = consumer._subscription.subscription.assignment if consumer._subscription.subscription else None
     unread = {}
-    for place in places:
-        end = consumer.highwater(place)
-        state = assignment.state_value(place) if assignment is not None else None
+    for tp in partitions:
+        end = consumer.highwater(tp)
+        state = assignment.state_value(tp) if assignment is not None else None
         if end is not None and state is not None and state.has_valid_position:
-            unread[place] = max(0, end - state.position)
+            unread[tp] = max(0, end - state.position)
     return unread
 
 
@@ -96,11 +96,11 @@ def replace_decoders(decoders: Mapping[str, Callable[[bytes], bytes]]) -> None:
 
 
 def wrap_batches(wrapped: Callable[[Any, Any], Any]) -> None:
-    """Let every consumer of this process read ``wrapped(place, batches)`` where it has fetched ``batches``."""
+    """Let every consumer of this process read ``wrapped(tp, batches)`` where it has fetched ``batches``."""
     unwrapped = fetcher.PartitionRecords
 
-    def partition_records(place: Any, batches: Any, *settings: Any) -> Any:
-        return unwrapped(place, wrapped(place, batches), *settings)
+    def partition_records(tp: Any, batches: Any, *settings: Any) -> Any:
+        return unwrapped(tp, wrapped(tp, batches), *settings)
 
     fetcher.PartitionRecords = partition_records
 
@@ -128,7 +128,7 @@ def never_retry(producer: AIOKafkaProducer) -> None:
     async def send(node_id: int, batches: Mapping[Any, Any]) -> None:
         await _Once(sender, batches).do(node_id)
         sender._in_flight.remove(node_id)
-        for place in batches:
-            sender._muted_partitions.remove(place)
+        for tp in batches:
+            sender._muted_partitions.remove(tp)
 
     sender._send_produce_req = send

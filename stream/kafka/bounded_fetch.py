@@ -62,8 +62,8 @@ def _metered(decoder: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
 class _Batches:
     """The batches of one fetch, as aiokafka asks for them; what is beyond the bound is left to the next fetch."""
 
-    def __init__(self, place: Any, batches: Any) -> None:
-        self._place = place
+    def __init__(self, tp: Any, batches: Any) -> None:
+        self._tp = tp
         self._batches = batches
         self._inflated_before: int | None = None
 
@@ -77,14 +77,14 @@ class _Batches:
     def next_batch(self) -> Any:
         batch = self._batches.next_batch()
         compressed = getattr(batch, "compression_type", 0)  # the formats before Kafka 0.11 do not tell
-        return _Batch(self._place, batch) if compressed else batch
+        return _Batch(self._tp, batch) if compressed else batch
 
 
 class _Batch:
     """A compressed batch, or the record in its place."""
 
-    def __init__(self, place: Any, batch: Any) -> None:
-        self._place = place
+    def __init__(self, tp: Any, batch: Any) -> None:
+        self._tp = tp
         self._batch = batch
 
     def __getattr__(self, name: str) -> Any:
@@ -97,6 +97,6 @@ class _Batch:
         except InflateError as error:
             offsets = f"offsets {batch.base_offset} to {batch.next_offset - 1}"
             reason = f"{offsets} cannot be unpacked and are lost to this reader: {error}"
-        topic, partition = self._place.topic, self._place.partition
+        topic, partition = self._tp.topic, self._tp.partition
         _log.error("a batch was passed over", topic=topic, partition=partition, reason=reason)
         return iter([record_in_place_of(batch, unreadable(reason))])

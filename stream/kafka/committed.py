@@ -23,27 +23,27 @@ async def committed_offsets(
 
     Raises KafkaError when the group's coordinator does not answer for a minute.
     """
-    places = {TopicPartition(broker.topic(topic), partition): topic for topic in topics}
+    partitions = {TopicPartition(broker.topic(topic), partition): topic for topic in topics}
     deadline = asyncio.get_running_loop().time() + _PATIENCE_S
     while True:
         try:
-            found = await _committed(broker, group, list(places))
+            found = await _committed(broker, group, list(partitions))
         except KafkaError as error:
             if not error.retriable or asyncio.get_running_loop().time() > deadline:
                 raise
             await asyncio.sleep(_RETRY_S)
             continue
-        return {places[place]: at for place, at in found.items() if at.offset >= 0}
+        return {partitions[tp]: at for tp, at in found.items() if at.offset >= 0}
 
 
 async def _committed(
-    broker: Broker, group: str, places: list[TopicPartition]
+    broker: Broker, group: str, partitions: list[TopicPartition]
 ) -> dict[TopicPartition, OffsetAndMetadata]:
     client = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap, **broker.options)
     await client.start()
     try:
         found: dict[TopicPartition, OffsetAndMetadata] = await client.list_consumer_group_offsets(
-            group, partitions=places
+            group, partitions=partitions
         )
     finally:
         await client.close()

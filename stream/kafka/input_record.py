@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-Place = tuple[str, int]
+TopicPartition = tuple[str, int]
 """A topic, by its name in the table, and a partition."""
 
 
@@ -26,8 +26,8 @@ class InputRecord(NamedTuple):
         return cls(topic, record.partition, record.offset, record.value, record.timestamp, content_type)
 
     @property
-    def place(self) -> Place:
-        """Where it stood."""
+    def topic_partition(self) -> TopicPartition:
+        """The log it stood in."""
         return self.topic, self.partition
 
 

@@ -46,41 +46,41 @@ class LogReader:
 
         Raises LogEndsEarlierError when the partition ends before ``start`` or before ``at_least``.
         """
-        place = TopicPartition(self._broker.topic(topic), partition)
-        self._consumer.assign([place])
-        oldest = (await self._consumer.beginning_offsets([place]))[place]
-        self._consumer.seek(place, max(start, oldest))
+        tp = TopicPartition(self._broker.topic(topic), partition)
+        self._consumer.assign([tp])
+        oldest = (await self._consumer.beginning_offsets([tp]))[tp]
+        self._consumer.seek(tp, max(start, oldest))
         while True:
             try:
-                fetched = await self._consumer.getmany(place, timeout_ms=_POLL_MS)
+                fetched = await self._consumer.getmany(tp, timeout_ms=_POLL_MS)
             except OffsetOutOfRangeError as error:
                 raise _ends_earlier(topic, partition, max(start, at_least)) from error
-            for record in fetched.get(place, ()):
+            for record in fetched.get(tp, ()):
                 if stop is not None and record.offset >= stop:
                     return
                 yield record
             # The high watermark of a fetch is exact where list-offsets is not (the embedded broker's is too low).
-            end = self._consumer.highwater(place)
+            end = self._consumer.highwater(tp)
             if end is None:
                 continue
             if end < max(start, at_least):
                 raise _ends_earlier(topic, partition, max(start, at_least))
             # What is behind an open transaction is nobody's yet: to wait for it could take as long as its timeout.
-            readable = self._consumer.last_stable_offset(place) if self._broker.idempotent else end
-            position = await self._consumer.position(place)
+            readable = self._consumer.last_stable_offset(tp) if self._broker.idempotent else end
+            position = await self._consumer.position(tp)
             if position >= (readable if stop is None else min(stop, readable)):
                 return
 
     async def oldest(self, topic: str, partition: int) -> int:
         """The first offset that the broker still holds."""
-        place = TopicPartition(self._broker.topic(topic), partition)
-        return int((await self._consumer.beginning_offsets([place]))[place])
+        tp = TopicPartition(self._broker.topic(topic), partition)
+        return int((await self._consumer.beginning_offsets([tp]))[tp])
 
     async def tail_start(self, topic: str, partition: int, records: int) -> int:
         """An offset at most ``records`` before the end, as far as the broker knows it without a fetch."""
-        place = TopicPartition(self._broker.topic(topic), partition)
-        self._consumer.assign([place])
-        end = (await self._consumer.end_offsets([place]))[place]
+        tp = TopicPartition(self._broker.topic(topic), partition)
+        self._consumer.assign([tp])
+        end = (await self._consumer.end_offsets([tp]))[tp]
         return max(0, int(end) - records)
 
 

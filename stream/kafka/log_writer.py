@@ -14,13 +14,14 @@ from contextlib import asynccontextmanager
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
-from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
+from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
+from aiokafka import TopicPartition as BrokerPartition
 from aiokafka.errors import InvalidProducerEpoch, ProducerFenced  # type: ignore[import-untyped]
 from aiokafka.structs import OffsetAndMetadata  # type: ignore[import-untyped]
 
 from stream.kafka.aiokafka_internals import never_retry
 from stream.kafka.broker import Broker
-from stream.kafka.input_record import Place
+from stream.kafka.input_record import TopicPartition
 
 TRANSACTION_TIMEOUT_MS = 15_000  # how long a worker that stops in the middle can hold readers back, unless it is fenced
 
@@ -42,7 +43,7 @@ class Commits(NamedTuple):
     """Offsets of a consumer group, all with the same metadata."""
 
     group: str
-    offsets: Mapping[Place, int]
+    offsets: Mapping[TopicPartition, int]
     metadata: str
 
 
@@ -117,9 +118,9 @@ class TransactionalWriter:
         """Disconnect."""
         await self._producer.stop()
 
-    def _named(self, commits: Commits) -> dict[TopicPartition, OffsetAndMetadata]:
+    def _named(self, commits: Commits) -> dict[BrokerPartition, OffsetAndMetadata]:
         return {
-            TopicPartition(self._broker.topic(topic), partition): OffsetAndMetadata(offset, commits.metadata)
+            BrokerPartition(self._broker.topic(topic), partition): OffsetAndMetadata(offset, commits.metadata)
             for (topic, partition), offset in commits.offsets.items()
         }
 

@@ -22,7 +22,7 @@ from learners.snapshots.snapshot import Snapshot, Written
 from stream.agents.inbox import Inbox
 from stream.kafka.broker import Broker
 from stream.kafka.gaps import LogGaps
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogReader
 from stream.kafka.log_writer import LogWriter, Outgoing, open_writer
 from stream.learn.config import LearningConfig
@@ -92,7 +92,7 @@ class LearnRunner:
         self._acted_s = 0.0  # of the wall clock
         self._gaps = LogGaps(broker, EXAMPLES, metrics.counter("learn_lost_records_total"), "learned")
         self._loop: LearningLoop | None = None
-        self._committable: dict[Place, int] = {}
+        self._offsets_to_commit: dict[TopicPartition, int] = {}
         self._drift = asyncio.create_task(asyncio.to_thread(DriftWatch))  # made while the group is joined
         self._reports = LearnReports(spec, metrics)
 
@@ -123,7 +123,7 @@ class LearnRunner:
             journal = self._reports.records(self._loop, self._loop.flush())
             await self._write([*journal, *self._publication(self._loop, at_once=True)])
 
-    async def give_up(self) -> None:
+    async def on_revoked(self) -> None:
         """Publish, take a last snapshot, forget the model."""
         loop, self._loop = self._loop, None
         if loop is None:
@@ -146,9 +146,9 @@ class LearnRunner:
         if writer is not None:
             await writer.close()
 
-    def committable(self) -> Mapping[Place, int]:
+    def offsets_to_commit(self) -> Mapping[TopicPartition, int]:
         """For each partition the first offset of which the newest snapshot does not hold all rows."""
-        return self._committable
+        return self._offsets_to_commit
 
     # ------------------------------------------------------------------------------------------------- restore
 
@@ -300,6 +300,6 @@ class LearnRunner:
             watermark_ms=state.watermark_ms,
         )
         await self._write([Outgoing(WEIGHTS, _encode(notice), key=b"model")])
-        self._committable = {(EXAMPLES, partition): at[0] for partition, at in state.positions.items()}
+        self._offsets_to_commit = {(EXAMPLES, partition): at[0] for partition, at in state.positions.items()}
         self._metrics.counter("snapshots_total").inc()
         _log.info("snapshot written", version=state.version, url=written.url)

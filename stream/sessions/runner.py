@@ -25,7 +25,7 @@ from learners.features.spec import FeatureSpec
 from stream.agents.inbox import Inbox
 from stream.kafka.broker import Broker
 from stream.kafka.gaps import report_loss
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.records.examples import ExampleRows
@@ -93,19 +93,19 @@ class SessionRunner:
         self._metrics = metrics
         self._outage = Outage("session store")
         self._partitions: dict[int, _Partition] = {}
-        self._committable: dict[Place, int] = {}
+        self._offsets_to_commit: dict[TopicPartition, int] = {}
         _compile(self._fold)
 
     async def on_assigned(self, partitions: frozenset[int]) -> None:
         """Fold what the log holds of these partitions; let go of all others."""
         for partition in self._partitions.keys() - partitions:
             del self._partitions[partition]
-        self._committable.clear()
+        self._offsets_to_commit.clear()
         for partition in sorted(partitions):
             held = self._partitions.setdefault(partition, _Partition(partition))
             self._note_fence(held, held.fence)
         await asyncio.gather(*(self._take(held, []) for held in self._partitions.values() if held.fence is None))
-        self._hold_back()
+        self._pause_behind()
 
     async def work(self, records: Sequence[InputRecord]) -> None:
         """Fold the records, each partition's in as few steps as their rows allow."""
@@ -113,21 +113,21 @@ class SessionRunner:
         for record in records:
             arrived[record.partition].append(record)
         await asyncio.gather(*(self._take(self._partitions[p], those) for p, those in arrived.items()))
-        self._hold_back()
+        self._pause_behind()
 
     async def tick(self) -> None:
         """Go on reading the log where the store stands behind it."""
         await asyncio.gather(*(self._catch_up(held) for held in self._partitions.values() if held.behind))
-        self._hold_back()
+        self._pause_behind()
 
-    async def give_up(self) -> None:
+    async def on_revoked(self) -> None:
         """Forget all partitions: what was folded is in the store, everything else in the log."""
         self._partitions.clear()
-        self._hold_back()
+        self._pause_behind()
 
-    def committable(self) -> Mapping[Place, int]:
+    def offsets_to_commit(self) -> Mapping[TopicPartition, int]:
         """For each partition the first offset that the store's states do not hold."""
-        return self._committable
+        return self._offsets_to_commit
 
     # --------------------------------------------------------------------------------------------------------- restore
 
@@ -255,12 +255,12 @@ class SessionRunner:
     def _note_fence(self, held: _Partition, fence: int | None) -> None:
         held.fence = fence
         if fence is not None:
-            self._committable[EXAMPLES, held.number] = fence
+            self._offsets_to_commit[EXAMPLES, held.number] = fence
 
-    def _hold_back(self) -> None:
+    def _pause_behind(self) -> None:
         """Let the inbox bring nothing of partitions whose log is read here; tell how far the slowest has come."""
         partitions = self._partitions.values()
-        self.inbox.held_back = frozenset((EXAMPLES, held.number) for held in partitions if held.behind)
+        self.inbox.paused = frozenset((EXAMPLES, held.number) for held in partitions if held.behind)
         slowest_ms = min((held.watermark_ms for held in partitions), default=0)
         self._metrics.gauge("session_watermark_timestamp_seconds").set(slowest_ms / 1000)
 

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from learners.examples.kinds import CLICK
 from learners.snapshots.snapshot import newest_snapshot
 from stream.kafka.broker import Broker, find_broker
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogReader
 from stream.kafka.log_writer import Commits, LogWriter, Outgoing, open_writer, shared_writer
 from stream.learn.config import LearningConfig
@@ -119,8 +119,8 @@ class World:
         self.records.append(InputRecord(EXAMPLES, partition, offset, value, START_MS))
 
     async def learn(
-        self, moment: Moment | None = None, committed: dict[Place, int] | None = None, *, in_step: bool = True
-    ) -> tuple[bool, dict[Place, int]]:
+        self, moment: Moment | None = None, committed: dict[TopicPartition, int] | None = None, *, in_step: bool = True
+    ) -> tuple[bool, dict[TopicPartition, int]]:
         """One life of a learner, from what is committed; whether it was killed, and what it had committed then.
 
         ``in_step``: it waits for its snapshots.
@@ -136,16 +136,16 @@ class World:
         try:
             await runner.on_assigned(frozenset(range(self.broker.partitions)))
             for record in self.records:
-                if record.offset >= (committed or {}).get(record.place, 0):
+                if record.offset >= (committed or {}).get(record.topic_partition, 0):
                     await runner.work([record])
                     if in_step:
                         await runner.snapshot_written()  # a process that is killed writes nothing afterwards
-            await runner.give_up()
+            await runner.on_revoked()
         except Killed:
-            return True, dict(runner.committable())
+            return True, dict(runner.offsets_to_commit())
         finally:
             await asyncio.gather(*(writer.close() for writer in writers))
-        return False, dict(runner.committable())
+        return False, dict(runner.offsets_to_commit())
 
     async def journal(self) -> list[JournalRecord]:
         """All learn steps of the topic."""

@@ -15,13 +15,13 @@ from learners.training.job import BaseJob, run
 from stream.archive.part_buffer import ArchiveConfig
 from stream.archive.runner import ArchiveRunner
 from stream.archive.store import archive_store_of
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.metrics import WorkerMetrics
 from tests.brokers import TestTopics
 from tests.stream.learn_world import FORGETFUL, World
 from tests.stream.rig import SPEC
 
-Committed = dict[Place, int]
+Committed = dict[TopicPartition, int]
 ARCHIVED = 40  # records; the last 24 of the world's are not in the base
 
 
@@ -31,7 +31,7 @@ async def archive(world: World, folder: Path, records: list[InputRecord]) -> Non
     runner = ArchiveRunner(world.broker, SPEC, ArchiveConfig(), archive_store_of(str(folder)), metrics)
     await runner.on_assigned(frozenset(range(world.broker.partitions)))
     await runner.work([*records])
-    await runner.give_up()
+    await runner.on_revoked()
 
 
 def train(archive: Path, snapshots: Path, **options: Any) -> Snapshot:

@@ -54,7 +54,7 @@ async def life(
             await runner.work([record])
             await runner.snapshot_written()  # which versions have a snapshot must not hang on the disk's speed
         if not killed:
-            await runner.give_up()
+            await runner.on_revoked()
     finally:
         await runner.close()
     return runner, metrics
@@ -75,7 +75,7 @@ async def test_the_learner_starts_from_its_snapshot_when_all_before_it_is_gone(
     world = await World.make(kafka_topics.settings(), tmp_path)
     runner, _ = await life(world, world.records[:40])
     before = versions(str(tmp_path))[0]
-    for (_, partition), offset in runner.committable().items():
+    for (_, partition), offset in runner.offsets_to_commit().items():
         await retained_from(kafka_topics, EXAMPLES, offset, partition)
     await retained_from(kafka_topics, JOURNAL, -1)
     _, metrics = await life(world, world.records[40:])
@@ -133,7 +133,7 @@ async def test_examples_that_were_never_learned_are_counted(kafka_topics: TestTo
     """The learner was away for longer than the topic keeps them: it goes on behind them, and says so."""
     world = await World.make(kafka_topics.settings(), tmp_path)
     runner, _ = await life(world, world.records[:30])
-    held = {place[1]: offset for place, offset in runner.committable().items()}
+    held = {place[1]: offset for place, offset in runner.offsets_to_commit().items()}
     partition, rest = 2, world.records[30:]
     left = [record for record in rest if record.partition == partition][2:]
     await retained_from(kafka_topics, EXAMPLES, left[0].offset, partition)
@@ -185,7 +185,7 @@ async def archived(broker: Broker, folder: Path, parts: Sequence[Sequence[InputR
     await runner.on_assigned(frozenset({0}))
     for records in parts:
         await runner.work(list(records))
-    await runner.give_up()
+    await runner.on_revoked()
     return metrics
 
 

@@ -33,7 +33,7 @@ from stream.embedded.redis import answers_ping, redis_program
 from stream.kafka.admin import BrokerUnreachableError, ensure_topics
 from stream.kafka.broker import find_broker
 from stream.kafka.client_options import kafka_client_options
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogReader
 from stream.kafka.log_writer import Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
@@ -363,10 +363,10 @@ class Taker:
     async def tick(self) -> None:
         """Nothing."""
 
-    async def give_up(self) -> None:
+    async def on_revoked(self) -> None:
         """Nothing."""
 
-    def committable(self) -> Mapping[Place, int]:
+    def offsets_to_commit(self) -> Mapping[TopicPartition, int]:
         """Nothing."""
         return {}
 

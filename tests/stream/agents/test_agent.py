@@ -13,7 +13,7 @@ from stream.agents.faust_source import FaustSource
 from stream.agents.inbox import Inbox, Runner
 from stream.agents.source import SourceKind
 from stream.kafka.broker import Broker, find_broker
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 from stream.records.topics import EXAMPLES
@@ -40,10 +40,10 @@ class Idle:
     async def tick(self) -> None:
         """Nothing."""
 
-    async def give_up(self) -> None:
+    async def on_revoked(self) -> None:
         """Nothing."""
 
-    def committable(self) -> Mapping[Place, int]:
+    def offsets_to_commit(self) -> Mapping[TopicPartition, int]:
         """Nothing."""
         return {}
 
@@ -132,11 +132,11 @@ class NoSource:
     async def stop(self) -> None:
         """Nothing."""
 
-    def assignment(self) -> frozenset[Place]:
+    def assignment(self) -> frozenset[TopicPartition]:
         """Nothing."""
         return frozenset()
 
-    def unread(self) -> Mapping[Place, int]:
+    def unread(self) -> Mapping[TopicPartition, int]:
         """Nothing."""
         return {}
 

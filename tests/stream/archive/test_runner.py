@@ -18,7 +18,7 @@ from stream.archive.part_buffer import ArchiveConfig, Part
 from stream.archive.runner import ArchiveRunner
 from stream.archive.store import ArchiveStore, archive_store_of
 from stream.kafka.broker import Broker, find_broker
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogEndsEarlierError
 from stream.kafka.log_writer import Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
@@ -93,16 +93,16 @@ async def test_all_examples_are_in_the_archive_and_nothing_is_committed_before(
     for record in records:
         await one.work([record])
         archived = read_examples(tmp_path) if list(tmp_path.rglob("*.parquet")) else None  # noqa: ASYNC240
-        for (_, partition), offset in one.committable().items():
+        for (_, partition), offset in one.offsets_to_commit().items():
             before = [r for r in records if r.partition == partition and r.offset < offset and r.value != b"junk"]
             held = 0 if archived is None else int((archived.columns["partition"] == partition).sum())
             assert held >= sum(rows_in(r) for r in before)
     assert len(list(tmp_path.rglob("*.parquet"))) > 4  # noqa: ASYNC240
-    await one.give_up()
+    await one.on_revoked()
     check(read_examples(tmp_path))
     no_gaps(tmp_path)
     ends = {(EXAMPLES, record.partition): record.offset + 1 for record in records}
-    assert one.committable() == ends
+    assert one.offsets_to_commit() == ends
 
 
 def rows_in(record: InputRecord) -> int:
@@ -135,12 +135,12 @@ async def test_killed_and_restarted_leaves_neither_gap_nor_double(
     broker = await find_broker(kafka_topics.settings())
     records = await written(broker)
     store = archive_store_of(str(tmp_path))
-    committed: dict[Place, int] = {}
+    committed: dict[TopicPartition, int] = {}
     for number in (1, 2, 3):
         dying = runner(broker, _Dying(store, number, after))
         with pytest.raises(Killed):
             await feed(dying, broker, records, committed)
-        committed |= dying.committable()
+        committed |= dying.offsets_to_commit()
     await feed(runner(broker, store), broker, records, committed)
     archived = read_examples(tmp_path)
     check(archived)
@@ -149,13 +149,15 @@ async def test_killed_and_restarted_leaves_neither_gap_nor_double(
     no_gaps(tmp_path)
 
 
-async def feed(one: ArchiveRunner, broker: Broker, records: Sequence[InputRecord], committed: dict[Place, int]) -> None:
+async def feed(
+    one: ArchiveRunner, broker: Broker, records: Sequence[InputRecord], committed: dict[TopicPartition, int]
+) -> None:
     """Everything from the commit on, then a stop."""
     await assign(one, broker)
     for record in records:
-        if record.offset >= committed.get(record.place, 0):
+        if record.offset >= committed.get(record.topic_partition, 0):
             await one.work([record])
-    await one.give_up()
+    await one.on_revoked()
 
 
 async def test_a_new_folder_gets_what_the_log_still_holds(kafka_topics: TestTopics, tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ async def test_an_archive_behind_a_url(kafka_topics: TestTopics, tmp_path: Path)
     dying = runner(broker, _Dying(archive_store_of(url), 3, after=True))
     with pytest.raises(Killed):
         await feed(dying, broker, records, {})
-    await feed(runner(broker, archive_store_of(url)), broker, records, dict(dying.committable()))
+    await feed(runner(broker, archive_store_of(url)), broker, records, dict(dying.offsets_to_commit()))
     files, path = fsspec.core.url_to_fs(url)
     files.get(path, str(tmp_path / "copy"), recursive=True)
     check(read_examples(tmp_path / "copy"))

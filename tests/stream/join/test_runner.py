@@ -68,7 +68,7 @@ class Joiner:
 
     def record(self, topic: str, partition: int, value: bytes) -> InputRecord:
         """The next record of a partition."""
-        offset = sum(one.place == (topic, partition) for one in self.log)
+        offset = sum(one.topic_partition == (topic, partition) for one in self.log)
         self.log.append(InputRecord(topic, partition, offset, value, NOW_MS))
         return self.log[-1]
 
@@ -122,7 +122,7 @@ async def joiner(kafka_topics: TestTopics, redis_url: str) -> AsyncIterator[Join
         made = Joiner(broker, redis)
         yield made
         for runner in made.made:
-            await runner.give_up()
+            await runner.on_revoked()
 
 
 def one_partition(users: int, partitions: int) -> tuple[Shown, int]:
@@ -281,7 +281,7 @@ async def test_a_partition_that_went_elsewhere_is_let_go(joiner: Joiner) -> None
     await joiner.runner.on_assigned(frozenset([partition]))
     await joiner.runner.work([joiner.served(shown, partition), joiner.impressions(shown, [0], partition)])
     await joiner.runner.on_assigned(frozenset([other]))
-    assert {place[1] for place in joiner.runner.committable()} <= {other}
+    assert {place[1] for place in joiner.runner.offsets_to_commit()} <= {other}
     assert len(await joiner.examples()) == 0
 
 
@@ -334,25 +334,25 @@ async def test_a_learner_that_is_behind_holds_the_inputs_back(joiner: Joiner) ->
         async with shared_writer(joiner.broker) as writer:
             await writer.write([Outgoing(JOURNAL, msgspec.msgpack.encode(step))])
 
-    async def held_back() -> bool:
+    async def paused() -> bool:
         await joiner.runner.tick()
         await joiner.runner.work([joiner.impressions(shown, [5], partition)])
-        return bool(joiner.runner.inbox.held_back)
+        return bool(joiner.runner.inbox.paused)
 
     async def let_through() -> bool:
-        return not await held_back()
+        return not await paused()
 
     await joiner.runner.on_assigned(frozenset([partition]))
     await joiner.runner.work([joiner.served(shown, partition)])
     await joiner.runner.tick()
     rows = [joiner.impressions(shown, [0, 1, 2, 3], partition), joiner.clicks(shown, [0], partition)]
     await joiner.runner.work(rows)
-    assert not await held_back()
+    assert not await paused()
     await journalled(0)
     await asyncio.sleep(0.2)
     await joiner.runner.tick()
     await joiner.runner.work([joiner.clicks(shown, [1, 2, 3], partition)])
-    await until(held_back, "the inputs were held back")
+    await until(paused, "the inputs were paused")
     assert joiner.metrics.gauge("join_unlearned_rows")._value.get() == 3
     await journalled(1_000)
     await until(let_through, "the inputs were read again")
@@ -366,20 +366,20 @@ async def test_at_half_of_the_memory_inputs_that_are_ahead_wait(joiner: Joiner) 
     await joiner.runner.on_assigned(frozenset([partition]))
     await joiner.runner.work([*joiner.time(partition, START_MS)])
     at, first_id = 0, 1_000
-    while not joiner.runner.inbox.held_back:
+    while not joiner.runner.inbox.paused:
         users = [1] * 4_000
         more = serve(users, [START_MS + 1_000 + at] * len(users), 1, first_id=first_id)
         more = Shown(more.impression_id, more.user_key, more.ts_ms, {partition: more.record[0]})
         await joiner.runner.work([joiner.served(more, partition)])
         at, first_id = at + 10_000, first_id + len(users)
-    assert joiner.runner.inbox.held_back == frozenset([(SERVED, partition)])
+    assert joiner.runner.inbox.paused == frozenset([(SERVED, partition)])
     taken = joiner.metrics.gauge("join_memory_bytes")._value.get()
     assert 8 << 20 < taken < 16 << 20
     await joiner.runner.work([*joiner.time(partition, START_MS + 3_600_000)])
 
     async def let_through() -> bool:
         await joiner.runner.tick()
-        return joiner.runner.inbox.held_back == frozenset()
+        return joiner.runner.inbox.paused == frozenset()
 
     await until(let_through, "all inputs were read again")
 
@@ -392,23 +392,23 @@ async def test_live_inputs_far_ahead_of_the_clicks_wait_whatever_the_memory(join
     partition = 0
     await joiner.runner.on_assigned(frozenset([partition]))
     await joiner.runner.work([*joiner.time(partition, START_MS + 540_000)])
-    assert joiner.runner.inbox.held_back == frozenset()
+    assert joiner.runner.inbox.paused == frozenset()
     promise = silent(START_MS + 600_001).encode(), events([], START_MS + 600_001).encode()
     ahead = [
         joiner.record(topic, partition, value) for topic, value in zip((SERVED, IMPRESSIONS), promise, strict=True)
     ]
     await asyncio.sleep(0.06)
     await joiner.runner.work(ahead)
-    assert joiner.runner.inbox.held_back == frozenset()
+    assert joiner.runner.inbox.paused == frozenset()
     now_ms = START_MS + 600_001
     await asyncio.sleep(0.06)
     await joiner.runner.tick()
-    assert joiner.runner.inbox.held_back == frozenset([(SERVED, partition), (IMPRESSIONS, partition)])
-    assert joiner.metrics.gauge("join_held_back_partitions")._value.get() == 2
+    assert joiner.runner.inbox.paused == frozenset([(SERVED, partition), (IMPRESSIONS, partition)])
+    assert joiner.metrics.gauge("join_paused_partitions")._value.get() == 2
     now_ms += 29_000  # those that wait are silent, and hold nothing
     await asyncio.sleep(0.06)
     await joiner.runner.work([joiner.record(CLICKS, partition, events([], START_MS + 540_001).encode())])
-    assert joiner.runner.inbox.held_back == frozenset()
+    assert joiner.runner.inbox.paused == frozenset()
 
 
 async def test_a_large_step_is_written_in_parts_that_late_clicks_find_again(joiner: Joiner) -> None:
@@ -424,7 +424,7 @@ async def test_a_large_step_is_written_in_parts_that_late_clicks_find_again(join
     assert await joiner.outcomes() == exposures(shown)
     at_hand = [0, MOST_ROWS - 1, MOST_ROWS]
     await joiner.runner.work([joiner.clicks(shown, at_hand, partition)])
-    await joiner.runner.give_up()
+    await joiner.runner.on_revoked()
     joiner.again()
     from_the_log = [1, MOST_ROWS + 1, 2 * MOST_ROWS, count - 1]
     await joiner.runner.on_assigned(frozenset([partition]))

@@ -97,7 +97,7 @@ async def test_the_learner_puts_such_a_batch_aside_and_goes_on(kafka_topics: Tes
             await runner.work([InputRecord(EXAMPLES, 0, record.offset, record.value, START_MS)])
     assert runner._loop is not None
     assert runner._loop.next_offset(0) == 3
-    await runner.give_up()
+    await runner.on_revoked()
     (letter,) = (msgspec.msgpack.decode(value, type=DeadLetter) for value in await values(broker, DEADLETTER))
     assert (letter.topic, letter.partition, letter.offset, letter.reason) == (EXAMPLES, 0, 1, "malformed")
     assert b"offsets 1 to 1 cannot be unpacked" in letter.payload

@@ -229,5 +229,5 @@ async def learned(
     await runner.work([InputRecord(EXAMPLES, p, 0, silent, START_MS) for p in others])
     for offset, value in enumerate(records):
         await runner.work([InputRecord(EXAMPLES, 0, offset, value, START_MS)])
-    await runner.give_up()
+    await runner.on_revoked()
     return metrics

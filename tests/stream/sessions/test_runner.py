@@ -21,7 +21,7 @@ from learners.features.session_state import COUNTER, USER
 from stream.embedded.process import free_port
 from stream.embedded.redis import EmbeddedRedis
 from stream.kafka.broker import Broker, find_broker
-from stream.kafka.input_record import InputRecord, Place
+from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogEndsEarlierError
 from stream.kafka.log_writer import LogWriter, Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
@@ -108,7 +108,7 @@ class World:
     async def abreast(self, runner: SessionRunner) -> None:
         """Let its time pass until it needs the log no longer."""
         deadline = time.monotonic() + PATIENCE_S
-        while runner.inbox.held_back:
+        while runner.inbox.paused:
             assert time.monotonic() < deadline, f"the states are not abreast of the log after {PATIENCE_S} s"
             await asyncio.sleep(0.05)
             await runner.tick()
@@ -158,9 +158,9 @@ async def test_the_states_are_the_fold_of_the_log(world: World, size: int) -> No
     for items in chunks(await world.write(60), size):
         await runner.work(items)
     await world.check()
-    assert runner.committable() == {(EXAMPLES, p): world.end(p) for p in range(PARTITIONS)}
+    assert runner.offsets_to_commit() == {(EXAMPLES, p): world.end(p) for p in range(PARTITIONS)}
     assert world.counted("session_rows_total") == world.rows
-    assert runner.inbox.held_back == frozenset()
+    assert runner.inbox.paused == frozenset()
     watermark = world.metrics.gauge("session_watermark_timestamp_seconds")._value.get()
     assert START_MS / 1000 < watermark <= (START_MS + 60) / 1000
 
@@ -171,7 +171,7 @@ async def test_steps_are_cut_by_their_rows(world: World, monkeypatch: pytest.Mon
     monkeypatch.setattr(session_runner, "MOST_ROWS_A_STEP", 7)
     monkeypatch.setattr(session_runner, "READ_AT_ONCE_S", 0.0)
     runner = await world.assigned()
-    assert len(runner.inbox.held_back) == PARTITIONS, "it reads on in its own time, and nothing comes meanwhile"
+    assert len(runner.inbox.paused) == PARTITIONS, "it reads on in its own time, and nothing comes meanwhile"
     await world.abreast(runner)
     await world.check()
     assert world.counted("session_steps_total") > world.rows / 20
@@ -197,11 +197,11 @@ class _Dying(RedisSessionStore):
         return stands
 
 
-async def _life(world: World, runner: SessionRunner, committed: Mapping[Place, int]) -> None:
+async def _life(world: World, runner: SessionRunner, committed: Mapping[TopicPartition, int]) -> None:
     """A worker is assigned what there is, and then is brought records, also new ones."""
     await runner.on_assigned(frozenset(range(PARTITIONS)))
     await world.write(40)
-    for items in chunks([r for r in world.records if r.offset >= committed.get(r.place, 0)], 2):
+    for items in chunks([r for r in world.records if r.offset >= committed.get(r.topic_partition, 0)], 2):
         await runner.work(items)
 
 
@@ -212,14 +212,14 @@ async def test_a_death_at_a_step_loses_and_doubles_nothing(
     """Deaths while the log is read and while records come; those come again from the last commit, or from the start."""
     monkeypatch.setattr(session_runner, "MOST_ROWS_A_STEP", 20)
     await world.write(60)
-    committed: dict[Place, int] = {}
+    committed: dict[TopicPartition, int] = {}
     for number, commits in ((3, True), (8, False), (12, True)):
         dying = _Dying(world.redis, SMALL, PARTITIONS)
         dying.left, dying.after = number, after
         runner = SessionRunner(world.broker, dying, SMALL, world.metrics)
         with pytest.raises(CutOffError):
             await _life(world, runner, committed)
-        committed = dict(runner.committable()) if commits else {}
+        committed = dict(runner.offsets_to_commit()) if commits else {}
     await (await world.assigned()).work([*world.records])
     await world.check()
 
@@ -230,7 +230,7 @@ async def test_what_comes_again_changes_nothing(world: World) -> None:
     runner = await world.assigned()
     for items in chunks(records, 6):
         await runner.work([*items, *items])
-    await runner.give_up()
+    await runner.on_revoked()
     await (await world.assigned()).work([*records])
     await world.check()
     assert world.counted("session_rows_total") == world.rows
@@ -250,7 +250,7 @@ async def test_an_idle_log_is_folded_at_the_assignment(world: World) -> None:
     await world.write(40)
     runner = await world.assigned()
     await world.check()
-    assert runner.committable() == {(EXAMPLES, p): world.end(p) for p in range(PARTITIONS)}
+    assert runner.offsets_to_commit() == {(EXAMPLES, p): world.end(p) for p in range(PARTITIONS)}
 
 
 async def test_a_restarted_worker_knows_how_far_it_is_in_event_time(world: World) -> None:
@@ -306,7 +306,7 @@ async def test_a_partition_that_went_elsewhere_is_let_go(world: World) -> None:
     await world.write(20)
     await runner.on_assigned(frozenset([1]))
     await runner.work([record for record in world.records if record.partition == 1])
-    assert runner.committable() == {(EXAMPLES, 1): world.end(1)}
+    assert runner.offsets_to_commit() == {(EXAMPLES, 1): world.end(1)}
     assert await RedisSessionStore(world.redis, SMALL, PARTITIONS).fence(0) == 0
 
 
@@ -316,7 +316,7 @@ async def test_records_that_mean_nothing_here_are_passed_over(world: World) -> N
     for at, value in enumerate([value_of([], START_MS, "another"), b"junk", b""]):
         (offset,) = await world.writer.write([Outgoing(EXAMPLES, value, partition=0)])
         await runner.work([InputRecord(EXAMPLES, 0, offset, value, START_MS)])
-        assert runner.committable()[EXAMPLES, 0] == at + 1
+        assert runner.offsets_to_commit()[EXAMPLES, 0] == at + 1
     assert world.counted("session_rows_total") == 0
     assert [name async for name in world.redis.scan_iter("*:[uc]:*")] == []
 
@@ -350,7 +350,7 @@ async def test_examples_that_retention_took_are_passed_over_and_counted(world: W
     lost = [entry for entry in logs if "lost records" in entry["event"]]
     assert [(entry["partition"], entry["offsets"]) for entry in lost] == [(0, (0, held[9].offset))]
     assert world.counted("session_lost_records_total") == held[9].offset
-    assert runner.committable()[EXAMPLES, 0] == world.end(0)
+    assert runner.offsets_to_commit()[EXAMPLES, 0] == world.end(0)
     kept = MemorySessionStore(SMALL, PARTITIONS)
     fold = SessionFold(SMALL)
     for record in held[9:]:
@@ -378,19 +378,19 @@ async def own_redis() -> AsyncIterator[tuple[EmbeddedRedis, Redis]]:
 
 
 async def test_a_redis_that_was_away_gets_what_it_missed(world: World, own_redis: tuple[EmbeddedRedis, Redis]) -> None:
-    """Killed and started again, empty: the worker waits, holds its records back, and folds the log again."""
+    """Killed and started again, empty: the worker waits, pauses its partitions, and folds the log again."""
     server, client = own_redis
     runner = await world.assigned(client)
     await runner.work([*await world.write(30)])
     await server.stop()
-    committed = dict(runner.committable())
+    committed = dict(runner.offsets_to_commit())
     for items in chunks(await world.write(30, seed=4), 10):
         started = time.monotonic()
         await runner.work(items)
         await runner.tick()
         assert time.monotonic() - started < 2.5
-    assert {partition for _, partition in runner.inbox.held_back} == set(range(PARTITIONS))
-    assert runner.committable() == committed
+    assert {partition for _, partition in runner.inbox.paused} == set(range(PARTITIONS))
+    assert runner.offsets_to_commit() == committed
     assert world.counted("session_store_failures_total") > 0
     async with EmbeddedRedis(port=int(server.url.split(":")[2].split("/")[0])) as again:
         assert again.url == server.url
@@ -413,7 +413,7 @@ async def test_a_redis_that_hangs_holds_up_neither_a_stop_nor_a_cancellation(
         await runner.work([*more[:10]])
         await runner.work([*more[10:]])
         await runner.tick()
-        await runner.give_up()
+        await runner.on_revoked()
         assert time.monotonic() - started < 2.5
         await asyncio.sleep(RETRY_AFTER_S)
         with pytest.raises(TimeoutError):
