@@ -1,6 +1,7 @@
 # make demo [DATA=folder of KuaiRand-Pure]   the whole loop on this machine, from installation to summary table
 # make test [TEST_PROCESSES=1]               every check: lint, types, import contracts, tests
 # make chaos KILLS=20 SEED=1                 the stream under faults: nothing lost, nothing doubled [BROKER=embedded JSON=1]
+# make docs                                  the tables of settings and metrics in the READMEs, from the code
 # make bench NAME=learner [JSON=1]           ratios to the field's libraries and the targets; no NAME lists the benchmarks
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ TEST_PROCESSES ?= 2
 KILLS ?= 20
 SEED ?= 1
 
-.PHONY: help install install-dev demo test lint types contracts docker-lint unit chaos bench clean
+.PHONY: help install install-dev demo test lint types contracts docker-lint unit docs chaos bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -61,6 +62,9 @@ docker-lint: install-dev
 
 unit: install-dev
 	$(PY) -m pytest -n $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
+
+docs: install-dev
+	@$(PY) -m tests.readme_tables
 
 chaos: install-dev
 	@$(PY) -m tests.chaos --kills $(KILLS) --seed $(SEED) $(if $(BROKER),--broker $(BROKER)) $(if $(JSON),--json)

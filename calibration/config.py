@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
+
+from annotated_types import Ge, Gt
 
 from calibration.fitting import SLICE_PRIOR_CLICKS
 from calibration.isotonic import PRIOR_WEIGHT
@@ -16,18 +18,18 @@ _SPANS = ("click_horizon_s", "click_window_s", "conversion_horizon_s", "conversi
 class CalibratorConfig:
     """How long the calibration remembers, and when a map has proved itself."""
 
-    half_life_clicks: float = 4_000.0
-    """After so many clicks evidence weighs one half. Clicks, not rows: what a row tells hangs on the click rate."""
-    gate_half_life_clicks: float = 2_000.0
-    """The same for the comparison with no map."""
+    half_life_clicks: Annotated[float, Ge(1)] = 4_000.0
+    """After so many clicks the map's evidence weighs one half. Clicks: what a row tells depends on the click rate."""
+    gate_half_life_clicks: Annotated[float, Ge(1)] = 2_000.0
+    """The same for the comparison of the map with no map."""
     click_horizon_s: float = 86_400.0
     """Later clicks never come: that of the join."""
     click_window_s: float = 600.0
     """Age at which a cohort of displays counts as mature."""
     conversion_horizon_s: float = 30 * 86_400.0
     """Later conversions of a click never come: that of the join."""
-    conversion_window_s: float = 86_400.0
-    """Age at which a cohort of clicks counts as mature, as to its conversions."""
+    conversion_window_s: Annotated[float, Gt(0)] = 86_400.0
+    """Age at which a cohort of clicks counts as mature in reports, as to its conversions; nothing waits for it."""
     prior_weight: float = PRIOR_WEIGHT
     slice_prior_clicks: float = SLICE_PRIOR_CLICKS
 

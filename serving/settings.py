@@ -11,11 +11,19 @@ class ServingSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MILLSTREAM_", env_ignore_empty=True, extra="ignore", frozen=True)
 
-    feature_refresh_s: float = Field(default=1.0, gt=0)  # age of shared counters, on the stream's clock
-    feature_timeout_s: float = Field(default=0.5, gt=0)  # a call never waits longer for Redis
-    heartbeat_s: float = Field(default=1.0, gt=0)  # how often partitions without requests hear the time
-    fresh_within_s: float = Field(default=30.0, gt=0)  # readiness: the learner must have been heard since
-    map_refit_interval_s: float = Field(default=1.0, ge=0)  # event time
-    served_queue_bytes: int = Field(default=64 << 20, ge=1 << 20)  # what may wait for the broker
-    max_ads: int = Field(default=2_000, ge=1)  # of a request
-    max_requests: int = Field(default=1_000, ge=1)  # of a score call
+    feature_refresh_s: float = Field(default=1.0, gt=0)
+    """Age at which counters that users share are read again, on the stream's clock."""
+    feature_timeout_s: float = Field(default=0.5, gt=0)
+    """A call waits no longer for Redis: it is then scored without session features."""
+    heartbeat_s: float = Field(default=1.0, gt=0)
+    """How often partitions without requests are told the time."""
+    fresh_within_s: float = Field(default=30.0, gt=0)
+    """Serving is ready while it heard the learner no longer ago than this."""
+    map_refit_interval_s: float = Field(default=1.0, ge=0)
+    """Event time from one fit of the calibration map to the next."""
+    served_queue_bytes: int = Field(default=64 << 20, ge=1 << 20)
+    """Served records that may wait for the broker."""
+    max_ads: int = Field(default=2_000, ge=1)
+    """Ads of a request."""
+    max_requests: int = Field(default=1_000, ge=1)
+    """Requests of a score call."""

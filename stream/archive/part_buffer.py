@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt
 from numpy.typing import NDArray
 
 from learners.examples.archive_parts import LogStretch
@@ -19,8 +21,10 @@ _LAST_MS = 253_402_300_799_999  # of the year 9999, beyond which there are no da
 class ArchiveConfig:
     """When a part file is closed, whichever comes first; a stop closes it, too."""
 
-    archive_rows: int = 200_000  # some 30 MB on the disk and 90 MB in memory, for each partition
-    archive_interval_s: float = 900.0  # event time: the files of one interval end with it
+    archive_rows: Annotated[int, Ge(1)] = 200_000
+    """Rows of an archived file: some 30 MB on the disk and 90 MB in memory, for each partition."""
+    archive_interval_s: Annotated[float, Gt(0)] = 900.0
+    """Event time of an archived file: the files of one interval end with it."""
 
     def __post_init__(self) -> None:
         if self.archive_rows < 1 or not self.archive_interval_s > 0:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt
 
 _POSITIVE = (
     "click_window_s",
@@ -20,15 +23,24 @@ LEAST_MEMORY_BYTES = 16 << 20  # an empty join of some partitions, and a few tho
 class JoinConfig:
     """Times in seconds of event time (idle inputs: of wall-clock time), memory in bytes of one worker process."""
 
-    click_window_s: float = 600.0  # age at which a cohort of displays counts as mature; the join waits for nothing
-    display_horizon_s: float = 600.0  # a served ad is displayed by then or never; an event waits as long for its row
-    click_horizon_s: float = 86_400.0  # a later click no longer moves a day-old model
-    conversion_horizon_s: float = 30 * 86_400.0  # the usual attribution window
-    allowed_lateness_s: float = 5.0  # disorder within one input
-    display_lead_s: float = 5.0  # exposures may be so far ahead of the slowest input: clicks that lag hold them back
-    idle_timeout_s: float = 30.0  # longer than a broker's rebalance; then an input no longer holds the others back
-    max_ahead_s: float = 3600.0  # an event later than its record's own time by more was dated by a wrong clock
-    join_memory_bytes: int = 1 << 30  # some three million pending rows of 40 columns, or thirty million exposed ones
+    click_window_s: Annotated[float, Gt(0)] = 600.0
+    """Age at which a cohort of displays counts as mature in reports and base training; nothing waits for it."""
+    display_horizon_s: Annotated[float, Gt(0)] = 600.0
+    """A served ad is displayed by then or never; an event waits as long for its row."""
+    click_horizon_s: Annotated[float, Gt(0)] = 86_400.0
+    """A click that comes later than this after its display does not count."""
+    conversion_horizon_s: Annotated[float, Gt(0)] = 30 * 86_400.0
+    """A conversion that comes later than this after its click does not count: the usual attribution window."""
+    allowed_lateness_s: Annotated[float, Ge(0)] = 5.0
+    """Disorder of event times within one input."""
+    display_lead_s: Annotated[float, Ge(0)] = 5.0
+    """Exposures may be so far ahead of the slowest input: clicks that lag hold them back."""
+    idle_timeout_s: Annotated[float, Gt(0)] = 30.0
+    """An input that is silent for so long no longer holds the others back. Longer than a broker's rebalance."""
+    max_ahead_s: Annotated[float, Gt(0)] = 3600.0
+    """An event dated later than its record by more than this is put aside: its clock was wrong."""
+    join_memory_bytes: Annotated[int, Ge(LEAST_MEMORY_BYTES)] = 1 << 30
+    """What the join of a worker may hold: three million pending rows of 40 columns, or thirty million exposed ones."""
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from stream.records.wire import ConversionDelays
 
@@ -14,21 +17,34 @@ _LEAST_EXPOSURE_RATE = 1e-4
 class LearningConfig:
     """When the loop learns, publishes and takes a snapshot. Intervals are event time, the time of the watermark."""
 
-    learn_batch_rows: int = 128  # the best progressive log loss on KuaiRand-Pure; 64 to 256 are close
-    learn_interval_s: float = 300.0  # a smaller batch is learned when it has waited this long
-    publish_interval_s: float = 1.0
-    snapshot_interval_s: float = 3600.0  # a restart learns again what came after the newest one
-    diverged_loss_ratio: float = 3.0  # times the loss of a constant: a model that works stays below 1
-    diverged_loss_batches: int = 20  # over which the loss is taken
-    most_skipped_batches: int = 10  # in a row whose gradients are not finite, before nothing is learned any more
-    silence_probability: float = 1e-6  # of no click by chance, below which displays are left out until clicks come
-    force_base: bool = False  # take a new base although it is worse than the line that serves
+    learn_batch_rows: Annotated[int, Ge(1)] = 128
+    """Rows of a learn step. 128 has the best progressive log loss on KuaiRand-Pure; 64 to 256 are close."""
+    learn_interval_s: Annotated[float, Gt(0)] = 300.0
+    """A smaller batch is learned when it has waited this long."""
+    publish_interval_s: Annotated[float, Gt(0)] = 1.0
+    """From one delta of the weights to the next."""
+    snapshot_interval_s: Annotated[float, Gt(0)] = 3600.0
+    """From one snapshot to the next; a restart learns again what came after the newest one."""
+    diverged_loss_ratio: Annotated[float, Gt(1)] = 3.0
+    """Publishing stops when the log loss is so many times that of a constant; a model that works stays below 1."""
+    diverged_loss_batches: Annotated[int, Ge(1)] = 20
+    """Batches over which that loss is taken."""
+    most_skipped_batches: Annotated[int, Ge(1)] = 10
+    """Batches in a row whose gradients are not finite, before the model counts as diverged and learns no more."""
+    silence_probability: Annotated[float, Ge(0), Lt(0.01)] = 1e-6
+    """Probability of no click by chance, below which nothing is learned until clicks come again; 0: never."""
+    force_base: bool = False
+    """Take a new base although it is worse than the serving line on the newest mature rows."""
     click_window_s: float = 600.0  # the join's: from that age on a display that has no click counts as not clicked
-    conversion_horizon_s: float = 30 * 86_400.0  # the join's: a later conversion of a click does not count
-    conversion_delay_median_s: float = 7_200.0  # what is believed before conversions were seen: log-normal,
-    conversion_delay_sigma: float = 2.0  # 36 % within an hour, 89 % within a day; shops measure about that
-    most_delayed_clicks: int = 200_000  # that wait for their conversion: 98 MB of rows of 40 ids and 36 numbers
-    exposure_rate: float = 1.0  # of the exposures that are learned, for a learner that cannot keep up; clicks all are
+    conversion_horizon_s: Annotated[float, Gt(0)] = 30 * 86_400.0  # the join's
+    conversion_delay_median_s: Annotated[float, Gt(0)] = 7_200.0
+    """Median of the conversions' delays (log-normal) until they are measured."""
+    conversion_delay_sigma: Annotated[float, Gt(0)] = 2.0
+    """Of the logarithm of these delays: 36 % come within an hour, 89 % within a day; shops measure about that."""
+    most_delayed_clicks: Annotated[int, Ge(1)] = 200_000
+    """Clicks that wait for their conversion, 98 MB of 40 ids and 36 numbers; beyond it those due next pay early."""
+    exposure_rate: Annotated[float, Ge(_LEAST_EXPOSURE_RATE), Le(1)] = 1.0
+    """Share of the exposures that are learned, each weighing 1 / rate, if a learner cannot keep up; clicks all are."""
 
     def __post_init__(self) -> None:
         if self.learn_batch_rows < 1:

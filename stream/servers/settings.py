@@ -31,29 +31,49 @@ class StreamSettings(BaseSettings):
         env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True, hide_input_in_errors=True
     )
 
-    kafka_bootstrap_servers: str | None = None  # host:port, more of them by commas; None: the embedded broker
-    kafka_session_timeout_s: float | None = Field(default=None, ge=1, allow_inf_nan=False)  # None: as `Broker` says
+    kafka_bootstrap_servers: str | None = None
+    """The broker as host:port, several by commas; unset: `worker` starts an embedded one."""
+    kafka_session_timeout_s: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    """A worker that is silent for so long loses its partitions; unset: 10, on the embedded broker 2."""
 
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """How to speak with the broker."""
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    """How to log in with SASL."""
     kafka_sasl_username: str | None = None
+    """User of SASL."""
     kafka_sasl_password: SecretStr | None = None
-    kafka_ssl_cafile: Path | None = None  # None: the system's certificate authorities
-    kafka_ssl_certfile: Path | None = None  # of the client, for brokers that ask for one
+    """Password of SASL; never logged."""
+    kafka_ssl_cafile: Path | None = None
+    """Certificate authorities; unset: the system's."""
+    kafka_ssl_certfile: Path | None = None
+    """Certificate of the client, for brokers that ask for one."""
     kafka_ssl_keyfile: Path | None = None
+    """Key of that certificate."""
     kafka_ssl_keyfile_password: SecretStr | None = None
+    """Password of that key; never logged."""
 
-    redis_url: str | None = Field(default=None, repr=False)  # may hold a password; None: the embedded Redis
-    redis_username: str | None = None  # where the URL holds none
-    redis_password: SecretStr | None = None  # where the URL holds none
-    redis_ssl_cafile: Path | None = None  # beside the system's certificate authorities
+    redis_url: str | None = Field(default=None, repr=False)
+    """Redis as redis://user:password@host:port/0, rediss:// for TLS, or unix://path; unset: an embedded one."""
+    redis_username: str | None = None
+    """User, if the URL holds none."""
+    redis_password: SecretStr | None = None
+    """Password, if the URL holds none; never logged."""
+    redis_ssl_cafile: Path | None = None
+    """Certificate authorities beside the system's."""
     redis_ssl_certfile: Path | None = None
+    """Certificate of the client, for servers that ask for one."""
     redis_ssl_keyfile: Path | None = None
+    """Key of that certificate."""
     redis_ssl_keyfile_password: SecretStr | None = None
+    """Password of that key; never logged."""
 
     partitions: int = Field(default=4, ge=1, validation_alias="MILLSTREAM_PARTITIONS")
+    """Of each input topic and of the examples topic; at most 4096."""
     replication_factor: int = Field(default=1, ge=1, validation_alias="MILLSTREAM_REPLICATION_FACTOR")
+    """Of every topic; at most the number of brokers. 3 is usual on a cluster."""
     topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", validation_alias="MILLSTREAM_TOPIC_PREFIX")
+    """Before the name of every topic, so that several streams can share a broker."""
 
     @field_validator("kafka_bootstrap_servers")
     @classmethod

@@ -44,7 +44,8 @@ class WorkerSettings(BaseSettings):
     idle_timeout_s: float | None = None
     max_ahead_s: float | None = None
     join_memory_bytes: int | None = None
-    most_unlearned_rows: int = 10_000_000  # examples by which the learner may lag before the join waits; 0: never
+    most_unlearned_rows: int = 10_000_000
+    """Examples by which the learner may lag before the join waits for it; 0: it never waits."""
 
     learn_batch_rows: int | None = None
     learn_interval_s: float | None = None
@@ -66,7 +67,8 @@ class WorkerSettings(BaseSettings):
     half_life_clicks: float | None = None
     gate_half_life_clicks: float | None = None
     conversion_window_s: float | None = None
-    calibrate_interval_s: float | None = None  # event time between two states of a partition, up to 150 kB each
+    calibrate_interval_s: float | None = None
+    """Event time between two published calibration states of a partition, up to 150 kB each."""
 
     def join(self) -> JoinConfig:
         """The join's windows."""
