@@ -78,7 +78,7 @@ class HotCalibrator:
             slices; the line is served without it then.
         """
         self.line, self._brought = line, None
-        self._of_line = {key: held for key, held in self._of_line.items() if key[0] == 0 or key[0] >= line}
+        self._of_line = {key: states for key, states in self._of_line.items() if key[0] == 0 or key[0] >= line}
         try:
             if brought is not None:
                 self._brought = HeadCalibration.from_bytes(brought, self.plan)
@@ -99,12 +99,12 @@ class HotCalibrator:
         return HeadStates(clicks, conversions)
 
     def offer(self, record: CalibrationRecord, states: HeadStates | None = None) -> bool:
-        """Take a partition's state, decoded already or not; False when a newer one of that partition is held.
+        """Take a partition's state, decoded already or not; False when a newer one of that partition was taken.
 
-        Raises ValueError for a state that is damaged or of other slices; what was held stays.
+        Raises ValueError for a state that is damaged or of other slices; the earlier state stays.
         """
-        held = self._records.get(record.partition)
-        if held is not None and (record.version, record.watermark_ms) <= (held.version, held.watermark_ms):
+        known = self._records.get(record.partition)
+        if known is not None and (record.version, record.watermark_ms) <= (known.version, known.watermark_ms):
             return False
         self._states[record.partition] = self.decoded(record) if states is None else states
         self._records[record.partition] = record
@@ -141,11 +141,11 @@ class HotCalibrator:
     def _refit(self) -> None:
         served = sorted(key for key in self._of_line if self.line == 0 or key[0] in (0, self.line))
         newest = {partition: (line, partition) for line, partition in served}  # a line that is known goes before 0
-        held = [self._of_line[newest[partition]] for partition in sorted(newest)]
-        version = sum(of_state for of_state, _ in held)
+        newest_states = [self._of_line[newest[partition]] for partition in sorted(newest)]
+        version = sum(of_state for of_state, _ in newest_states)
         brought = [] if self._brought is None else [self._brought]
-        self.map = map_of([*brought, *(states.clicks for _, states in held)], version)
-        conversions = [states.conversions for _, states in held if states.conversions is not None]
+        self.map = map_of([*brought, *(states.clicks for _, states in newest_states)], version)
+        conversions = [states.conversions for _, states in newest_states if states.conversions is not None]
         self.conversion_map = map_of(conversions, version) if conversions else SliceMap(self.plan)
         self._stale = False
 

@@ -16,7 +16,7 @@ from learners.features.encode import EncodedIds, Encoder
 from learners.features.session_state import COUNTER, USER, SessionView
 from serving.metrics import ServingMetrics
 from serving.tasks import begin, end
-from stream.servers.outage import Outage
+from stream.servers.circuit_breaker import CircuitBreaker
 from stream.servers.settings import without_password
 from stream.sessions.store import RedisSessionStore, SharedCounterFeed
 
@@ -67,7 +67,7 @@ class SessionFeatures:
         self._newest_ms = 0
         self._due = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._outage = Outage(
+        self._breaker = CircuitBreaker(
             f"session store at {without_password(redis_url)}",
             retry_after_s=retry_after_s,
             meanwhile="requests are scored without session features",
@@ -92,23 +92,23 @@ class SessionFeatures:
     @property
     def failing(self) -> bool:
         """Whether the store has not answered since it failed."""
-        return self._outage.is_on
+        return self._breaker.is_failing
 
     async def view(self, ids: EncodedIds) -> SessionView:
         """The states that these requests read; empty ones when the store does not answer."""
         if self._event_time:
             self._newest_ms = max(self._newest_ms, int(ids.ts_ms.max(initial=0)))
             self._due.set()
-        if self._outage.lasts:
+        if self._breaker.is_open:
             self._metrics.feature_read_failures.inc()
             return self.empty(ids)
         try:
             view = await self._store.read(self._encoder, ids, self._feed.counters)
         except (RedisError, OSError) as error:
-            self._outage.failed(error)
+            self._breaker.record_failure(error)
             self._metrics.feature_read_failures.inc()
             return self.empty(ids)
-        self._outage.over()
+        self._breaker.record_success()
         return view
 
     def empty(self, ids: EncodedIds) -> SessionView:
@@ -138,4 +138,4 @@ class SessionFeatures:
         try:
             await self._feed.refresh()
         except (RedisError, OSError) as error:
-            self._outage.failed(error)
+            self._breaker.record_failure(error)

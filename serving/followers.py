@@ -197,7 +197,7 @@ class WeightsFollower(TopicFollower):
             await self._wait_at(record)
             return
         self._tried = (loaded.version, record.offset)
-        log.warning("gap in the weights, snapshot installed", held=self._hot.version, snapshot=loaded.version)
+        log.warning("gap in the weights, snapshot installed", replaced=self._hot.version, snapshot=loaded.version)
         self._hot.install(loaded.model, version=loaded.version, watermark_ms=loaded.watermark_ms)
         self._on_install(loaded)
         self.metrics.reloads.inc()

@@ -62,7 +62,7 @@ class Offered(Enum):
     SWAPPED = "swapped"  # it completed a version, which is live now
     HEARTBEAT = "heartbeat"  # the version stays; the learner has seen further
     PARTIAL = "partial"  # the other parts of the version must follow
-    SKIPPED = "skipped"  # the model holds that version already
+    SKIPPED = "skipped"  # the model has that version already
     GAP = "gap"  # a version is missing, damaged or of another line: install a snapshot
 
 
@@ -72,9 +72,9 @@ class HotModel:
     Everything here runs synchronously on one event loop: scoring a request and applying a delta are both plain calls,
     so no request can see half a delta, and none waits for longer than one delta takes to be written.
 
-    A version that does not follow from the one held (a hole, a bad checksum, or a learner that went back to an older
+    A version that does not follow from the model's own (a hole, a bad checksum, or a learner that went back to an older
     snapshot and came along another line) is never guessed at: `offer` answers GAP until the caller brings a snapshot
-    with `install`; meanwhile requests are answered by the version held, which is whole.
+    with `install`; meanwhile requests are answered by the model's version, which is whole.
     """
 
     def __init__(

@@ -30,12 +30,12 @@ class NewestValues:
         self.count += len(new)
 
     def values(self) -> NDArray[np.float64]:
-        """(min(count, capacity),) the values held, in no particular order."""
+        """(min(count, capacity),) the values kept, in no particular order."""
         return self._ring[: min(self.count, len(self._ring))].copy()
 
     def quantiles(self, at: Sequence[float]) -> list[float] | None:
         """The quantiles at each of `at` (0..1), nearest rank from below, or None before the first observation."""
-        held = self.values()
-        if len(held) == 0:
+        values = self.values()
+        if len(values) == 0:
             return None
-        return [float(q) for q in np.quantile(held, at, method="inverted_cdf")]
+        return [float(q) for q in np.quantile(values, at, method="inverted_cdf")]

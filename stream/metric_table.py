@@ -75,5 +75,5 @@ def combinations(labels: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
         return []
     combined: list[dict[str, str]] = [{}]
     for name, values in labels.items():
-        combined = [{**held, name: value} for held in combined for value in values]
+        combined = [{**labels_so_far, name: value} for labels_so_far in combined for value in values]
     return combined

@@ -17,7 +17,7 @@ from stream.records.examples import ExampleRows, concat
 from stream.records.examples_codec import decode_examples, refuse_settled
 from stream.records.topics import EXAMPLES
 from stream.records.wire import RecordError
-from stream.servers.outage import Outage
+from stream.servers.circuit_breaker import CircuitBreaker
 
 _ROWS_A_CALL = 5_000
 
@@ -39,7 +39,7 @@ class ClickFold:
         self._partition = partition
         self._failures = metrics.counter("click_store_failures_total")
         self._fence: int | None = None  # None: to be asked for
-        self._outage = Outage("store of clicks")
+        self._breaker = CircuitBreaker("store of clicks")
 
     async def take(self, examples: ExampleRows, end: int) -> None:
         """Take up what became known with the examples that end before offset ``end``."""
@@ -50,14 +50,14 @@ class ClickFold:
         except (RedisError, OSError) as error:
             self._failed(error)
             return
-        self._outage.over()
+        self._breaker.record_success()
         self._fence = end if stands == end else None
 
     async def catch_up(self, end: int) -> bool:
         """Bring the store up to offset ``end`` of the examples, if it is not there; False while it does not answer."""
         if self._fence == end:
             return True
-        if self._outage.lasts:
+        if self._breaker.is_open:
             return False
         try:
             if self._fence is None:
@@ -66,7 +66,7 @@ class ClickFold:
         except (RedisError, OSError) as error:
             self._failed(error)
             return False
-        self._outage.over()
+        self._breaker.record_success()
         return self._fence == end
 
     async def find(self, impression_ids: NDArray[np.uint64]) -> StoredClicks | None:
@@ -106,4 +106,4 @@ class ClickFold:
     def _failed(self, error: Exception) -> None:
         self._fence = None
         self._failures.inc()
-        self._outage.failed(error)
+        self._breaker.record_failure(error)

@@ -16,7 +16,7 @@ example are those of the served row; cf. Ananthanarayanan et al., "Photon", SIGM
   ``unknown_impression``, or ``no_click`` for a conversion of a row that was displayed. One beyond a horizon is rejected
   as ``late`` while its row is known. Of equal events the first counts.
 
-**What is held.** Pending rows with all their columns. Of exposed ones only the key, the time and whether they were
+**What is in memory.** Pending rows with all their columns. Of exposed ones only the key, the time and whether they were
 clicked, for `click_horizon_s`: their columns stand in the examples topic, from where the shell brings those of late
 clicks (`JoinOutput.late`), and clicks in a store, from where it brings what conversions ask for (`wanted_clicks`).
 

@@ -64,12 +64,12 @@ class JoinedPartition:
         """
         writer = await open_writer(broker, f"{group}-{core.partition}")
         try:
-            held = cls(core.partition, core, clicks, writer)
-            await held._restore(broker, group, spec, metrics)
+            opened = cls(core.partition, core, clicks, writer)
+            await opened._restore(broker, group, spec, metrics)
         except BaseException:
             await writer.close()
             raise
-        return held
+        return opened
 
     async def _restore(self, broker: Broker, group: str, spec: FeatureSpec, metrics: WorkerMetrics) -> None:
         committed = await committed_offsets(broker, group, INPUTS, self.partition)

@@ -109,7 +109,7 @@ class JoinRunner:
 
     async def tick(self) -> None:
         """Let time pass, on the wall clock, where nothing happens; ask again for clicks of a store that was away."""
-        waiting = {p for p, held in self._partitions.items() if len(held.core.wanted_clicks())}
+        waiting = {p for p, joined in self._partitions.items() if len(joined.core.wanted_clicks())}
         await self._settle(set(self._partitions) if self._now_ms is not None else waiting)
         if self._partitions:
             await self._backpressure.refresh()
@@ -117,15 +117,15 @@ class JoinRunner:
     async def on_revoked(self) -> None:
         """Forget all partitions; everything is in the log."""
         partitions, self._partitions = self._partitions, {}
-        for held in partitions.values():
-            await held.close()
+        for joined in partitions.values():
+            await joined.close()
         await self._backpressure.stop()
 
     def offsets_to_commit(self) -> Mapping[TopicPartition, int]:
         """The offset of every input; none where it is committed in the steps' transactions."""
         if self._broker.idempotent:
             return {}
-        return {(topic, p): at for p, held in self._partitions.items() for topic, at in held.offsets.items()}
+        return {(topic, p): at for p, joined in self._partitions.items() for topic, at in joined.offsets.items()}
 
     # ------------------------------------------------------------------------------------------------------ take over
 
@@ -139,40 +139,40 @@ class JoinRunner:
 
     async def _feed(self, arrived: Mapping[TopicPartition, list[InputRecord]]) -> None:
         for (topic, partition), records in sorted(arrived.items(), key=lambda item: INPUTS.index(item[0][0])):
-            held = self._partitions[partition]
+            joined = self._partitions[partition]
             self._metrics.counter("input_records_total", topic=topic).inc(len(records))
-            self._decode(held, topic, await self._with_unread(held, topic, records))
+            self._decode(joined, topic, await self._with_unread(joined, topic, records))
 
-    async def _with_unread(self, held: JoinedPartition, topic: str, records: list[InputRecord]) -> list[InputRecord]:
+    async def _with_unread(self, joined: JoinedPartition, topic: str, records: list[InputRecord]) -> list[InputRecord]:
         """The records, and before the first ones of a partition those that lie between them and the committed offset.
 
         What was under way when the partitions were assigned can come before what is read from that offset on.
         """
-        first = held.unread.pop(topic, records[0].offset)
+        first = joined.unread.pop(topic, records[0].offset)
         if first >= records[0].offset:
             return records
         async with LogReader(self._broker) as log:
             missed = [
                 InputRecord.of(topic, record)
-                async for record in log.read(topic, held.partition, first, stop=records[0].offset)
+                async for record in log.read(topic, joined.partition, first, stop=records[0].offset)
             ]
         return [*missed, *records]
 
-    def _decode(self, held: JoinedPartition, topic: str, records: Sequence[InputRecord]) -> None:
+    def _decode(self, joined: JoinedPartition, topic: str, records: Sequence[InputRecord]) -> None:
         max_ahead_ms = self._config.ms("max_ahead_s")
         if topic == SERVED:
             served = served_batch(records, self._spec, max_ahead_ms)
-            held.core.served(served.rows, served.records)
-            held.rejects += served.rejects
+            joined.core.served(served.rows, served.records)
+            joined.rejects += served.rejects
             return
         events = events_batch(topic, records, max_ahead_ms)
-        held.rejects += events.rejects
+        joined.rejects += events.rejects
         if topic == IMPRESSIONS:
-            held.core.impressions(events.rows, events.records)
+            joined.core.impressions(events.rows, events.records)
         elif topic == CLICKS:
-            held.core.clicks(events.rows, events.records)
+            joined.core.clicks(events.rows, events.records)
         else:
-            held.core.conversions(events.rows, events.records)
+            joined.core.conversions(events.rows, events.records)
 
     # --------------------------------------------------------------------------------------------------------- settle
 
@@ -185,61 +185,61 @@ class JoinRunner:
             self._bound_memory()
             self._measure()
 
-    async def _step(self, held: JoinedPartition, now_ms: int | None) -> None:
-        core = held.core
+    async def _step(self, joined: JoinedPartition, now_ms: int | None) -> None:
+        core = joined.core
         while True:
             output = core.poll(now_ms)
             if output.late is not None:
-                records = await self._lookup.find(held.partition, output.late.wanted())
-                output = with_late_clicks(output, records, held.partition)
-            await self._store(held, output)
+                records = await self._lookup.find(joined.partition, output.late.wanted())
+                output = with_late_clicks(output, records, joined.partition)
+            await self._store(joined, output)
             self._count(output)
-            if not len(wanted := core.wanted_clicks()) or not await held.clicks.catch_up(held.examples_end):
+            if not len(wanted := core.wanted_clicks()) or not await joined.clicks.catch_up(joined.examples_end):
                 return
-            found = await held.clicks.find(wanted)
+            found = await joined.clicks.find(wanted)
             if found is None or not core.clicks_found(found):
                 return
 
-    async def _store(self, held: JoinedPartition, output: JoinOutput) -> None:
+    async def _store(self, joined: JoinedPartition, output: JoinOutput) -> None:
         """Write one step, and tell the core, the store of clicks and the learner's pace about it."""
-        records, first_rows = self._records(held, output)
-        rejects, held.rejects = [*held.rejects, *output.rejects], []
-        moved = output.offsets != held.offsets
-        due = time.monotonic() - held.written_at >= COMMIT_INTERVAL_S
+        records, first_rows = self._records(joined, output)
+        rejects, joined.rejects = [*joined.rejects, *output.rejects], []
+        moved = output.offsets != joined.offsets
+        due = time.monotonic() - joined.written_at >= COMMIT_INTERVAL_S
         if not records and not rejects and not (moved and due):
-            held.core.stored([], [])
+            joined.core.stored([], [])
             return
-        examples = [Outgoing(EXAMPLES, record, partition=held.partition) for record in records]
-        letters = [self._letter(held.partition, reject) for reject in rejects]
+        examples = [Outgoing(EXAMPLES, record, partition=joined.partition) for record in records]
+        letters = [self._letter(joined.partition, reject) for reject in rejects]
         commits = Commits(
             self._group,
-            {(topic, held.partition): offset for topic, offset in output.offsets.items()},
+            {(topic, joined.partition): offset for topic, offset in output.offsets.items()},
             msgspec.json.encode(output.resume._asdict()).decode(),
         )
-        offsets = (await held.writer.write([*examples, *letters], commits))[: len(examples)]
-        held.written_at, held.offsets = time.monotonic(), output.offsets
-        held.core.stored(offsets, first_rows)
+        offsets = (await joined.writer.write([*examples, *letters], commits))[: len(examples)]
+        joined.written_at, joined.offsets = time.monotonic(), output.offsets
+        joined.core.stored(offsets, first_rows)
         if not offsets:
             return
-        held.examples_end = offsets[-1] + 1
+        joined.examples_end = offsets[-1] + 1
         if (rows := output.examples) is not None:
             for offset, first, end in zip(offsets, first_rows, [*first_rows[1:], len(rows)], strict=True):
                 if first < end:
-                    self._lookup.remember(held.partition, offset, rows.take(slice(first, end)))
-                    self._backpressure.wrote(held.partition, offset, end - first)
-            await held.clicks.take(rows, held.examples_end)
+                    self._lookup.remember(joined.partition, offset, rows.take(slice(first, end)))
+                    self._backpressure.wrote(joined.partition, offset, end - first)
+            await joined.clicks.take(rows, joined.examples_end)
 
-    def _records(self, held: JoinedPartition, output: JoinOutput) -> tuple[list[bytes], list[int]]:
+    def _records(self, joined: JoinedPartition, output: JoinOutput) -> tuple[list[bytes], list[int]]:
         """The examples as records, and the row that each begins with; the last one carries the new watermark."""
-        rows, watermark_ms = output.examples, max(output.watermark_ms, held.watermark_ms)
+        rows, watermark_ms = output.examples, max(output.watermark_ms, joined.watermark_ms)
         if rows is None:
             step_ms = 1 if self._now_ms is None else HEARTBEAT_MS  # a replay waits for the very watermark
-            if watermark_ms < held.watermark_ms + step_ms:
+            if watermark_ms < joined.watermark_ms + step_ms:
                 return [], []
             rows = ExampleRows.empty(self._spec.id_columns, self._spec.dense_inputs)
         *before, last = parts(rows)
-        marked = [*((part, held.watermark_ms) for part in before), (last, watermark_ms)]
-        held.watermark_ms = watermark_ms
+        marked = [*((part, joined.watermark_ms) for part in before), (last, watermark_ms)]
+        joined.watermark_ms = watermark_ms
         records = [part.rows.to_record(self._spec.hash, mark).encode() for part, mark in marked]
         return records, [part.first_row for part, _ in marked]
 
@@ -253,7 +253,7 @@ class JoinRunner:
 
     def _bound_memory(self) -> None:
         """Keep the memory bound; say which inputs are to wait: those far ahead, or all, with a slow learner."""
-        cores = {partition: held.core for partition, held in self._partitions.items()}
+        cores = {partition: joined.core for partition, joined in self._partitions.items()}
         paused = self._memory.keep(cores)
         if self._backpressure.is_behind:
             paused = frozenset((topic, partition) for topic in INPUTS for partition in cores)
@@ -276,10 +276,10 @@ class JoinRunner:
                 metrics.counter("examples_total", kind=_KINDS[int(kind)]).inc(int(count))
 
     def _measure(self) -> None:
-        metrics, held = self._metrics, self._partitions.values()
-        metrics.gauge("join_pending_rows").set(sum(one.core.pending_rows for one in held))
-        metrics.gauge("join_exposed_rows").set(sum(one.core.exposed_rows for one in held))
-        metrics.gauge("join_waiting_display_rows").set(sum(one.core.waiting_displays for one in held))
-        metrics.gauge("join_waiting_events").set(sum(one.core.waiting_events for one in held))
-        slowest_ms = min((one.watermark_ms for one in held), default=0)
+        metrics, partitions = self._metrics, self._partitions.values()
+        metrics.gauge("join_pending_rows").set(sum(one.core.pending_rows for one in partitions))
+        metrics.gauge("join_exposed_rows").set(sum(one.core.exposed_rows for one in partitions))
+        metrics.gauge("join_waiting_display_rows").set(sum(one.core.waiting_displays for one in partitions))
+        metrics.gauge("join_waiting_events").set(sum(one.core.waiting_events for one in partitions))
+        slowest_ms = min((one.watermark_ms for one in partitions), default=0)
         metrics.gauge("join_watermark_timestamp_seconds").set(slowest_ms / 1000)

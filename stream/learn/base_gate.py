@@ -1,8 +1,8 @@
 """Whether a new base may take over: it must not be worse than the line that serves, on what came since its archive.
 
 The rows after the base's offsets are new to it. It learns them on trial, as its line will, and each row's logit before
-it was learned is held against the one that serving logged for that very row, which the old line had not learned either.
-What counts are the newest mature impressions, the later half: what the base lacked at first is not held against it.
+it was learned is compared with the one that serving logged for that row, which the old line had not learned either.
+What counts are the newest mature impressions, the later half: what the base lacked at first is not counted against it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Tail:
             self._rows -= len(self._parts.popleft().kind)
 
     def rows(self) -> Scored | None:
-        """All that is held; None for nothing."""
+        """All rows kept; None for nothing."""
         if not self._parts:
             return None
         return Scored(*(np.concatenate(column) for column in zip(*self._parts, strict=True)))

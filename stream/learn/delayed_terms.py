@@ -1,7 +1,7 @@
 """Clicks pay their term of the conversion head when their conversions would come.
 
 A conversion comes hours or days after its click. If each click paid softplus(z) at once, it would be a fake negative
-until then, and a campaign's clicks of today would be held against conversions of last week's. Here each click pays its
+until then, and a campaign's clicks of today would be compared with conversions of last week's. Here each click pays its
 whole term once, at an age drawn from the measured law F of the delays: age = F⁻¹(u), u a hash of its impression. So the
 two terms of a click are paid with the same distribution of delays: whatever traffic does, the payments of a moment are
 those of as many clicks as its conversions come from, and p = conversions / payments is true at once, as well for what
@@ -64,14 +64,14 @@ class DelayedTerms:
         self._most_rows = most_rows
         self._law = _law(delays, under("law.", state) if state else None)
         self._rows = 0
-        self._held: dict[str, NDArray[Any]] = {}
+        self._columns: dict[str, NDArray[Any]] = {}
         self._converted: dict[int, int] = {}  # impression → conversion time, in the order in which they came
         self._since_ms, self._drawn_ms = 2**62, 0
         if state:
             self._since_ms, self._drawn_ms = (int(at) for at in state["clock"])
             self._converted = dict(zip(state["converted"].tolist(), state["converted_ms"].tolist(), strict=True))
-            self._held = {name: np.array(state[name]) for name in _COLUMNS if name in state}
-            self._rows = len(self._held["due_ms"]) if self._held else 0
+            self._columns = {name: np.array(state[name]) for name in _COLUMNS if name in state}
+            self._rows = len(self._columns["due_ms"]) if self._columns else 0
 
     def __len__(self) -> int:
         return self._rows
@@ -124,7 +124,7 @@ class DelayedTerms:
     def state(self) -> dict[str, NDArray[Any]]:
         """What a restart needs: arrays, copies."""
         return {
-            **{name: column[: self._rows].copy() for name, column in self._held.items()},
+            **{name: column[: self._rows].copy() for name, column in self._columns.items()},
             **prefixed("law.", self._law.state()),
             "clock": np.array([self._since_ms, self._drawn_ms], np.int64),
             "converted": np.array(list(self._converted), np.uint64),
@@ -141,8 +141,8 @@ class DelayedTerms:
             self._drawn_ms = watermark_ms
             self._forget(watermark_ms)
             if self._rows:
-                held = {name: column[: self._rows] for name, column in self._held.items()}
-                held["due_ms"][...] = self._drawn(held["impression_id"], held["clicked_ms"])
+                waiting = {name: column[: self._rows] for name, column in self._columns.items()}
+                waiting["due_ms"][...] = self._drawn(waiting["impression_id"], waiting["clicked_ms"])
 
     def _drawn(self, impression_id: NDArray[np.uint64], clicked_ms: NDArray[np.int64]) -> NDArray[np.int64]:
         """When clicks pay."""
@@ -150,7 +150,7 @@ class DelayedTerms:
         return clicked_ms + np.ceil(ages).astype(np.int64)
 
     def _due_ms(self) -> NDArray[np.int64]:
-        return self._held["due_ms"][: self._rows] if self._rows else np.empty(0, np.int64)
+        return self._columns["due_ms"][: self._rows] if self._rows else np.empty(0, np.int64)
 
     def _add(self, clicks: ExampleRows) -> None:
         self._since_ms = min(self._since_ms, int(clicks.known_ms.min()))
@@ -163,13 +163,13 @@ class DelayedTerms:
             "due_ms": self._drawn(clicks.impression_id, clicks.known_ms),
         }
         for name, column in columns.items():
-            held = self._held.get(name)
-            if held is None or len(held) < end:
+            kept = self._columns.get(name)
+            if kept is None or len(kept) < end:
                 room = np.empty((max(2 * end, _LEAST_ROOM), *column.shape[1:]), column.dtype)
-                if held is not None:
-                    room[: self._rows] = held[: self._rows]
-                held = self._held[name] = room
-            held[self._rows : end] = column
+                if kept is not None:
+                    room[: self._rows] = kept[: self._rows]
+                kept = self._columns[name] = room
+            kept[self._rows : end] = column
         self._rows = end
 
     def _take(self, count: int, watermark_ms: int) -> Rows:
@@ -179,11 +179,11 @@ class DelayedTerms:
         if count > len(candidates):
             candidates = np.arange(self._rows)
         taken = candidates[np.argsort(due_ms[candidates], kind="stable")[:count]]
-        found = Rows(self._held["ids"][taken], self._held["dense"][taken])
+        found = Rows(self._columns["ids"][taken], self._columns["dense"][taken])
         left = self._rows - count
         last = np.setdiff1d(np.arange(left, self._rows), taken, assume_unique=True)
         holes = np.sort(taken[taken < left])
-        for column in self._held.values():
+        for column in self._columns.values():
             column[holes] = column[last]
         self._rows = left
         return found

@@ -41,7 +41,7 @@ from stream.records.examples_codec import decode_examples
 from stream.records.topics import EXAMPLES, JOURNAL
 from stream.records.wire import JournalRecord, RecordError
 
-_AHEAD_RECORDS = 32  # of each partition: what is read at once and held
+_AHEAD_RECORDS = 32  # of each partition: what is read at once and kept in memory
 _LAST_RECORDS = 64  # among which the last journal record is looked for first
 
 _log = structlog.get_logger(__name__)
@@ -69,9 +69,9 @@ async def take_base(
     base = await asyncio.to_thread(waiting_base, root, spec_hash=spec.hash)
     if base is None:
         return False
-    held = await asyncio.to_thread(versions, root)
-    newest = max(await last_published(log), await last_journaled(log), *held, 0)
-    if newest in held and await asyncio.to_thread(_is_version, root, newest, base):
+    stored = await asyncio.to_thread(versions, root)
+    newest = max(await last_published(log), await last_journaled(log), *stored, 0)
+    if newest in stored and await asyncio.to_thread(_is_version, root, newest, base):
         await asyncio.to_thread(forget_waiting_base, root)
         return False
     if not new_log and not config.force_base and not await _passes(log, base, spec, config, partitions):

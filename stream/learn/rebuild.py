@@ -94,7 +94,7 @@ async def rebuild(
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _StoredSnapshot:
     manifest: Manifest
     snapshot: Snapshot
 
@@ -107,27 +107,27 @@ class _Run:
     sha256: str = ""
 
 
-def _start(root: str, version: int, start_version: int | None) -> _Held:
-    held = versions(root)
-    if start_version is None and version in held and _is_base(root, version):
+def _start(root: str, version: int, start_version: int | None) -> _StoredSnapshot:
+    stored = versions(root)
+    if start_version is None and version in stored and _is_base(root, version):
         return _load(root, version)
     if start_version is not None:
-        if start_version not in held or start_version > version:
+        if start_version not in stored or start_version > version:
             raise RebuildError(
                 f"{root} holds no snapshot {start_version} from which version {version} could be made; it holds "
-                f"{held}. Give one of them that is not newer."
+                f"{stored}. Give one of them that is not newer."
             )
         return _load(root, start_version)
-    found = _before(root, version) or (_load(root, version) if version in held else None)
+    found = _before(root, version) or (_load(root, version) if version in stored else None)
     if found is None:
         raise RebuildError(
-            f"{root} holds no whole snapshot of version {version} or before, only {held}: there is nothing to make the "
-            "version from. Give a newer version, or the folder in which its snapshots were kept."
+            f"{root} holds no whole snapshot of version {version} or before, only {stored}: there is nothing to make "
+            "the version from. Give a newer version, or the folder in which its snapshots were kept."
         )
     return found
 
 
-def _before(root: str, version: int) -> _Held | None:
+def _before(root: str, version: int) -> _StoredSnapshot | None:
     """The newest whole snapshot before a version."""
     for older in versions(root):
         if older < version:
@@ -138,9 +138,9 @@ def _before(root: str, version: int) -> _Held | None:
     return None
 
 
-def _load(root: str, version: int) -> _Held:
+def _load(root: str, version: int) -> _StoredSnapshot:
     url = _url(root, version)
-    return _Held(read_manifest(url), load_snapshot(url))
+    return _StoredSnapshot(read_manifest(url), load_snapshot(url))
 
 
 def _is_base(root: str, version: int) -> bool:
@@ -155,7 +155,12 @@ def _url(root: str, version: int) -> str:
 
 
 async def _learned(
-    log: LogReader, broker: Broker, start: _Held, spec: FeatureSpec, version: int, progress: Callable[[int, int], None]
+    log: LogReader,
+    broker: Broker,
+    start: _StoredSnapshot,
+    spec: FeatureSpec,
+    version: int,
+    progress: Callable[[int, int], None],
 ) -> _Run:
     run, began = _Run(), time.perf_counter()
     loop = LearningLoop(
@@ -177,7 +182,9 @@ async def _learned(
     return run
 
 
-async def _published(log: LogReader, older: _Held | None, version: int, notes: list[str]) -> tuple[str | None, int]:
+async def _published(
+    log: LogReader, older: _StoredSnapshot | None, version: int, notes: list[str]
+) -> tuple[str | None, int]:
     """What serving holds: the older snapshot's weights with the published deltas."""
     if older is None:
         notes.append("there is no snapshot before it to apply the published deltas to")

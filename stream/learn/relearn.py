@@ -23,8 +23,8 @@ class RelearnError(RuntimeError):
 
 def loop_state(snapshot: Snapshot) -> LoopState | None:
     """Where the loop stood, or where the base ends that the snapshot is; None for a base that tells no offsets."""
-    if (held := LoopState.from_arrays(snapshot.state)) is not None:
-        return held
+    if (state := LoopState.from_arrays(snapshot.state)) is not None:
+        return state
     if not snapshot.offsets:
         return None
     return LoopState(
@@ -141,8 +141,8 @@ async def _fetched(
     wanted: dict[int, tuple[int, int]] = {}
     for stretch in (stretch for journal in journals for stretch in journal.ranges):
         first, end = stretch.from_offset, stretch.to_offset + (stretch.to_row > 0)
-        held = wanted.get(stretch.partition, (first, end))
-        wanted[stretch.partition] = (min(first, held[0]), max(end, held[1]))
+        known = wanted.get(stretch.partition, (first, end))
+        wanted[stretch.partition] = (min(first, known[0]), max(end, known[1]))
     records: dict[int, dict[int, ExampleRows]] = {}
     for partition, (first, end) in wanted.items():
         records[partition] = {}
@@ -157,9 +157,9 @@ async def _fetched(
 def _rows_of(ranges: Sequence[OffsetRange], records: dict[int, dict[int, ExampleRows]], spec: SpecShape) -> ExampleRows:
     parts = [ExampleRows.empty(spec.id_columns, spec.dense_inputs)]
     for stretch in ranges:
-        held = records[stretch.partition]
+        of_partition = records[stretch.partition]
         for offset in range(stretch.from_offset, stretch.to_offset + (stretch.to_row > 0)):
-            if (rows := held.get(offset)) is not None:
+            if (rows := of_partition.get(offset)) is not None:
                 first_row = stretch.from_row if offset == stretch.from_offset else 0
                 end_row = stretch.to_row if offset == stretch.to_offset else len(rows)
                 parts.append(rows.take(slice(first_row, end_row)))

@@ -94,7 +94,7 @@ class LearnSnapshots:
         """Write the state as it was, with that of the loop, and what its line brought; then say so."""
         line, calibration = self._line, self.calibration
 
-        def snapshot_of(held: State) -> Snapshot:
+        def snapshot_of(state: State) -> Snapshot:
             return Snapshot(
                 version=at.version,
                 created_from="stream",
@@ -102,8 +102,8 @@ class LearnSnapshots:
                 newest_event_ms=at.newest_event_ms,
                 shape=model.shape,
                 config=model.config,
-                state={**held, **at.to_arrays()},
-                offsets={partition: place[0] for partition, place in at.positions.items()},
+                state={**state, **at.to_arrays()},
+                offsets={partition: position[0] for partition, position in at.positions.items()},
                 line=line,
                 calibration=calibration,
             )

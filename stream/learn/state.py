@@ -31,13 +31,13 @@ class LoopState(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """As arrays beside those of the model."""
-        held = msgspec.json.encode(msgspec.structs.replace(self, arrays={}))
-        return {_JSON: np.frombuffer(held, np.uint8), **prefixed(_ARRAYS, self.arrays)}
+        encoded = msgspec.json.encode(msgspec.structs.replace(self, arrays={}))
+        return {_JSON: np.frombuffer(encoded, np.uint8), **prefixed(_ARRAYS, self.arrays)}
 
     @classmethod
     def from_arrays(cls, state: Mapping[str, NDArray[Any]]) -> LoopState | None:
         """What `to_arrays` gave, None where there is none; msgspec.ValidationError for anything else."""
         if _JSON not in state:
             return None
-        held = msgspec.json.decode(np.asarray(state[_JSON]).tobytes(), type=cls)
-        return msgspec.structs.replace(held, arrays=under(_ARRAYS, state))
+        decoded = msgspec.json.decode(np.asarray(state[_JSON]).tobytes(), type=cls)
+        return msgspec.structs.replace(decoded, arrays=under(_ARRAYS, state))

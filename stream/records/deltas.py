@@ -14,7 +14,7 @@ _HEADER_BYTES = 512  # room for the scalar fields of a part and their names
 
 
 class DeltaGapError(DeltaError):
-    """A version or a part is missing between what is held and what came."""
+    """A version or a part is missing between the current version and what came."""
 
 
 class DeltaSpecError(DeltaError):
@@ -62,15 +62,15 @@ def to_parts(delta: Delta, max_part_bytes: int) -> list[DeltaPart]:
 
 
 class DeltaAssembler:
-    """Joins the parts of one learner's deltas, in the order of the topic, onto the version that the caller holds.
+    """Joins the parts of one learner's deltas, in the order of the topic, onto the version of the caller.
 
-    Parts of versions already held are skipped, so reading may start anywhere before the gap. A learner that restarts
+    Parts of versions already applied are skipped, so reading may start anywhere before the gap. A learner that restarts
     begins its unfinished delta again at part 0.
 
     Parameters
     ----------
     version
-        The version held, usually a snapshot's.
+        The current version, usually a snapshot's.
     spec_hash
         The feature spec; deltas of another are refused.
     """
@@ -81,14 +81,14 @@ class DeltaAssembler:
         self._parts: list[DeltaPart] = []
 
     def add(self, part: DeltaPart) -> Delta | None:
-        """The whole delta when this part completes it, else None; the version held then moves on.
+        """The whole delta when this part completes it, else None; the current version then moves on.
 
-        After an error the assembler holds what it held before and no unfinished parts.
+        After an error the assembler is at the version it had before and no unfinished parts.
 
         Raises
         ------
         DeltaGapError
-            The delta does not build on the version held, or a part is missing.
+            The delta does not build on the current version, or a part is missing.
         DeltaChecksumError
             The parts were altered.
         DeltaSpecError
@@ -119,8 +119,8 @@ class DeltaAssembler:
             return None
         if part.parent != self.version:
             raise DeltaGapError(
-                f"delta {part.version} builds on version {part.parent}, held is {self.version}: rows changed in "
-                "between would be missing. Reload the newest snapshot."
+                f"delta {part.version} builds on version {part.parent}, the current version is {self.version}: rows "
+                "changed in between would be missing. Reload the newest snapshot."
             )
         if not self._follows(part):
             return None
@@ -132,7 +132,7 @@ class DeltaAssembler:
             return None
         if part.version > self.version:
             raise DeltaGapError(
-                f"a heartbeat of version {part.version} came while {self.version} is held: a delta was missed. "
+                f"a heartbeat of version {part.version} came while {self.version} is current: a delta was missed. "
                 "Reload the newest snapshot."
             )
         return Delta.heartbeat(
@@ -144,16 +144,16 @@ class DeltaAssembler:
 
     def _follows(self, part: DeltaPart) -> bool:
         """Whether the part is the next one; False for a repeated one. Part 0 of other content starts afresh."""
-        held = self._parts
-        same = bool(held) and (held[0].version, held[0].checksum) == (part.version, part.checksum)
-        if same and part.part < len(held):
+        parts = self._parts
+        same = bool(parts) and (parts[0].version, parts[0].checksum) == (part.version, part.checksum)
+        if same and part.part < len(parts):
             return False
         if part.part == 0:
             self._parts = []
             return True
-        if not same or part.part != len(held):
+        if not same or part.part != len(parts):
             raise DeltaGapError(
-                f"part {part.part} of {part.parts} of delta {part.version} came after {len(held)} parts: one is "
+                f"part {part.part} of {part.parts} of delta {part.version} came after {len(parts)} parts: one is "
                 "missing. Reload the newest snapshot."
             )
         return True

@@ -32,7 +32,7 @@ from stream.records.examples import ExampleRows
 from stream.records.examples_codec import decode_examples, refuse_settled
 from stream.records.topics import EXAMPLES
 from stream.records.wire import RecordError
-from stream.servers.outage import Outage
+from stream.servers.circuit_breaker import CircuitBreaker
 from stream.sessions.fold import SessionFold, SessionStates
 from stream.sessions.store import RedisSessionStore
 
@@ -91,7 +91,7 @@ class SessionRunner:
         self._spec = spec
         self._fold = SessionFold(spec)
         self._metrics = metrics
-        self._outage = Outage("session store")
+        self._breaker = CircuitBreaker("session store")
         self._partitions: dict[int, _Partition] = {}
         self._offsets_to_commit: dict[TopicPartition, int] = {}
         _compile(self._fold)
@@ -101,10 +101,12 @@ class SessionRunner:
         for partition in self._partitions.keys() - partitions:
             del self._partitions[partition]
         self._offsets_to_commit.clear()
-        for partition in sorted(partitions):
-            held = self._partitions.setdefault(partition, _Partition(partition))
-            self._note_fence(held, held.fence)
-        await asyncio.gather(*(self._take(held, []) for held in self._partitions.values() if held.fence is None))
+        for number in sorted(partitions):
+            partition = self._partitions.setdefault(number, _Partition(number))
+            self._note_fence(partition, partition.fence)
+        await asyncio.gather(
+            *(self._take(partition, []) for partition in self._partitions.values() if partition.fence is None)
+        )
         self._pause_behind()
 
     async def work(self, records: Sequence[InputRecord]) -> None:
@@ -117,7 +119,9 @@ class SessionRunner:
 
     async def tick(self) -> None:
         """Go on reading the log where the store stands behind it."""
-        await asyncio.gather(*(self._catch_up(held) for held in self._partitions.values() if held.behind))
+        await asyncio.gather(
+            *(self._catch_up(partition) for partition in self._partitions.values() if partition.behind)
+        )
         self._pause_behind()
 
     async def on_revoked(self) -> None:
@@ -131,76 +135,78 @@ class SessionRunner:
 
     # --------------------------------------------------------------------------------------------------------- restore
 
-    async def _catch_up(self, held: _Partition, stop: int | None = None) -> None:
+    async def _catch_up(self, partition: _Partition, stop: int | None = None) -> None:
         """Fold what the log holds from the fence on, up to ``stop`` or to its end, for a while."""
-        stands = await self._ask(lambda: self._store.fence(held.number))
+        stands = await self._ask(lambda: self._store.fence(partition.number))
         if stands is None:
             return
-        if held.fence is not None and held.fence != stands:
-            self._count_rewind(held.number, held.fence, stands)
-        self._note_fence(held, stands)
+        if partition.fence is not None and partition.fence != stands:
+            self._count_rewind(partition.number, partition.fence, stands)
+        self._note_fence(partition, stands)
         async with LogReader(self._broker) as log:
-            held.behind = not (await self._pass_over_lost(log, held) and await self._replay(log, held, stop))
-        if not held.behind:
-            _log.info("session states are abreast of the log", partition=held.number, fence=held.fence)
+            partition.behind = not (
+                await self._pass_over_lost(log, partition) and await self._replay(log, partition, stop)
+            )
+        if not partition.behind:
+            _log.info("session states have caught up with the log", partition=partition.number, fence=partition.fence)
 
-    async def _pass_over_lost(self, log: LogReader, held: _Partition) -> bool:
+    async def _pass_over_lost(self, log: LogReader, partition: _Partition) -> bool:
         """Move the fence to the oldest record, if the log no longer reaches back to it."""
-        fence, oldest = held.fence or 0, await log.oldest(EXAMPLES, held.number)
+        fence, oldest = partition.fence or 0, await log.oldest(EXAMPLES, partition.number)
         if oldest <= fence:
             return True
-        if not await self._apply(held, _Step(oldest)):
+        if not await self._apply(partition, _Step(oldest)):
             return False
         report_loss(
             self._metrics.counter("session_lost_records_total"),
             "folded into the session features",
             EXAMPLES,
-            held.number,
+            partition.number,
             (fence, oldest),
             "the features lack them until their states expire: keep the topic for as long as states live (rates of the "
             "feature spec), or let Redis keep its data (appendonly yes)",
         )
         return True
 
-    async def _replay(self, log: LogReader, held: _Partition, stop: int | None) -> bool:
+    async def _replay(self, log: LogReader, partition: _Partition, stop: int | None) -> bool:
         """Fold from the log; whether everything up to ``stop``, or to the end, is folded now."""
-        fence = held.fence or 0
+        fence = partition.fence or 0
         step, deadline = _Step(fence), math.inf
         # The record before the fence is folded; it tells how far in event time.
-        reading = log.read(EXAMPLES, held.number, max(fence - 1, 0), stop=stop, at_least=fence)
+        reading = log.read(EXAMPLES, partition.number, max(fence - 1, 0), stop=stop, at_least=fence)
         async with aclosing(reading) as records:
             async for record in records:
                 if record.offset < fence:
-                    decoded = self._decoded(held.number, record)
-                    held.watermark_ms = decoded[1] if decoded else 0
+                    decoded = self._decoded(partition.number, record)
+                    partition.watermark_ms = decoded[1] if decoded else 0
                     continue
-                step.add(record.offset, self._decoded(held.number, record))
+                step.add(record.offset, self._decoded(partition.number, record))
                 deadline = min(deadline, time.monotonic() + READ_AT_ONCE_S)
                 late = time.monotonic() > deadline
                 if late or step.rows >= MOST_ROWS_A_STEP:
-                    if not await self._apply(held, step) or late:
+                    if not await self._apply(partition, step) or late:
                         return False
                     step = _Step(step.end)
-        return await self._apply(held, step)
+        return await self._apply(partition, step)
 
     # ------------------------------------------------------------------------------------------------------------ fold
 
-    async def _take(self, held: _Partition, records: list[InputRecord]) -> None:
+    async def _take(self, partition: _Partition, records: list[InputRecord]) -> None:
         """Fold what the log holds before the records, then the records; what cannot be folded now is in the log."""
-        if held.behind:
-            await self._catch_up(held, stop=records[0].offset if records else None)
-        if held.behind or held.fence is None:
+        if partition.behind:
+            await self._catch_up(partition, stop=records[0].offset if records else None)
+        if partition.behind or partition.fence is None:
             return
-        step = _Step(held.fence)
+        step = _Step(partition.fence)
         for record in records:
             if record.offset < step.end:
                 continue
-            step.add(record.offset, self._decoded(held.number, record))
+            step.add(record.offset, self._decoded(partition.number, record))
             if step.rows >= MOST_ROWS_A_STEP:
-                if not await self._apply(held, step):
+                if not await self._apply(partition, step):
                     return
                 step = _Step(step.end)
-        await self._apply(held, step)
+        await self._apply(partition, step)
 
     def _decoded(self, partition: int, record: _Record) -> tuple[ExampleRows, int] | None:
         """Rows and watermark; None for a record of another feature spec, or none at all, which the learner puts aside.
@@ -214,17 +220,17 @@ class SessionRunner:
                 refuse_settled(EXAMPLES, partition, record.offset)
             return None
 
-    async def _apply(self, held: _Partition, step: _Step) -> bool:
+    async def _apply(self, partition: _Partition, step: _Step) -> bool:
         """Fold one step into the store; False when the store is away or stands elsewhere than expected."""
-        fence = held.fence or 0
+        fence = partition.fence or 0
         if step.end == fence:
             return True
-        stands = await self._ask(lambda: self._store.step(self._fold, held.number, fence, step.end, step.records))
+        stands = await self._ask(lambda: self._store.step(self._fold, partition.number, fence, step.end, step.records))
         if stands != step.end:
-            held.behind = True  # of the log, or of where the store stands now
+            partition.behind = True  # of the log, or of where the store stands now
             return False
-        self._note_fence(held, stands)
-        held.watermark_ms = max(held.watermark_ms, step.watermark_ms)
+        self._note_fence(partition, stands)
+        partition.watermark_ms = max(partition.watermark_ms, step.watermark_ms)
         self._metrics.counter("session_steps_total").inc()
         self._metrics.counter("session_rows_total").inc(step.rows)
         return True
@@ -241,27 +247,27 @@ class SessionRunner:
 
     async def _ask(self, question: Callable[[], Awaitable[int]]) -> int | None:
         """The store's answer; None while it is away, without waiting for it again at once."""
-        if self._outage.lasts:
+        if self._breaker.is_open:
             return None
         try:
             answer = await question()
         except (RedisError, OSError) as error:
-            self._outage.failed(error)
+            self._breaker.record_failure(error)
             self._metrics.counter("session_store_failures_total").inc()
             return None
-        self._outage.over()
+        self._breaker.record_success()
         return answer
 
-    def _note_fence(self, held: _Partition, fence: int | None) -> None:
-        held.fence = fence
+    def _note_fence(self, partition: _Partition, fence: int | None) -> None:
+        partition.fence = fence
         if fence is not None:
-            self._offsets_to_commit[EXAMPLES, held.number] = fence
+            self._offsets_to_commit[EXAMPLES, partition.number] = fence
 
     def _pause_behind(self) -> None:
         """Let the inbox bring nothing of partitions whose log is read here; tell how far the slowest has come."""
         partitions = self._partitions.values()
-        self.inbox.paused = frozenset((EXAMPLES, held.number) for held in partitions if held.behind)
-        slowest_ms = min((held.watermark_ms for held in partitions), default=0)
+        self.inbox.paused = frozenset((EXAMPLES, partition.number) for partition in partitions if partition.behind)
+        slowest_ms = min((partition.watermark_ms for partition in partitions), default=0)
         self._metrics.gauge("session_watermark_timestamp_seconds").set(slowest_ms / 1000)
 
 

@@ -106,9 +106,9 @@ def check_snapshot(options: WorkerOptions) -> None:
 
 def refuse_other_log(archive: str) -> None:
     """Raise WorkerStartError when an archive is of another log than one that begins now."""
-    if held := archive_store_of(archive).up_to():
+    if archived := archive_store_of(archive).up_to():
         raise WorkerStartError(
-            f"{archive} holds offsets up to {max(held.values())} of another log than the embedded broker's, which "
+            f"{archive} holds offsets up to {max(archived.values())} of another log than the embedded broker's, which "
             "begins at 0: its examples would be taken for archived. Set KAFKA_BOOTSTRAP_SERVERS to the broker that the "
             "archive is of, or give an empty folder."
         )

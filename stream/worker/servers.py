@@ -40,7 +40,8 @@ async def servers(settings: StreamSettings) -> AsyncIterator[StreamSettings]:
 def redis_client(stack: AsyncExitStack, settings: StreamSettings) -> Redis:
     """A client of the Redis of the settings, closed by ``stack``.
 
-    It fails at once: who asks knows what to do without an answer, and when to ask again (`stream.servers.outage`).
+    It fails at once: the caller knows what to do without an answer, and when to ask again
+    (`stream.servers.circuit_breaker`).
     """
     at_once = Retry(NoBackoff(), 0)
     client: Redis = Redis.from_url(settings.redis_url or "", retry=at_once, **redis_client_options(settings))

@@ -40,10 +40,10 @@ class Outcome:
     def partitions(self) -> Iterator[tuple[int, list[ExamplesRecord]]]:
         """Each partition of the examples with its records."""
         for partition, records in self._log.partitions(EXAMPLES):
-            held = self._examples.setdefault(partition, [])
-            for stored in records[len(held) :]:
-                held.append(ExamplesRecord(partition, stored.offset, *decode_examples(stored.value, SPEC)))
-            yield partition, held
+            known = self._examples.setdefault(partition, [])
+            for stored in records[len(known) :]:
+                known.append(ExamplesRecord(partition, stored.offset, *decode_examples(stored.value, SPEC)))
+            yield partition, known
 
     def examples(self) -> Iterator[tuple[Example, ServedRow]]:
         """Every example, and what it holds of its served row."""

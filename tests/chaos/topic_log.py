@@ -34,8 +34,8 @@ class TopicLog:
         async with LogReader(self._broker) as log:
             for topic in topics:
                 for partition in range(self._partitions[topic]):
-                    held = self._records[topic, partition]
-                    start = held[-1].offset + 1 if held else 0
+                    known = self._records[topic, partition]
+                    start = known[-1].offset + 1 if known else 0
                     async for record in log.read(topic, partition, start):
                         self.take(topic, partition, Stored(record.offset, record.timestamp, record.value or b""))
 

@@ -59,16 +59,16 @@ def test_an_id_that_the_learner_forgot_is_gone_from_the_hot_model() -> None:
     column = trainer.model.shape.embedded[ad]
     key = rare.ids[:1, [column]]
 
-    def held() -> list[bool]:
+    def has_row() -> list[bool]:
         return [bool(np.isin(key, model.table.state()["keys"])) for model in (trainer.model, hot.model)]  # type: ignore[attr-defined]
 
     trainer.model.advance(NOW_MS)
     trainer.model.learn_many(rare, np.ones(1, np.bool_))
     assert [hot.offer(part) for part in trainer.step()] == [Offered.SWAPPED]
-    assert held() == [True, True]
+    assert has_row() == [True, True]
     trainer.model.advance(NOW_MS + 2 * 3_600_000)
     assert [hot.offer(part) for part in trainer.step()] == [Offered.SWAPPED]
-    assert held() == [False, False]
+    assert has_row() == [False, False]
     np.testing.assert_array_equal(hot.predict(rare).click, trainer.model.predict_many(rare))
     assert hot.model.weights_sha256() == trainer.model.weights_sha256()  # type: ignore[attr-defined]
 
@@ -83,7 +83,7 @@ def test_a_repeated_version_changes_nothing() -> None:
 
 
 def test_after_a_hole_every_delta_is_refused_until_a_snapshot_is_installed(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """The version held stays, whole; the snapshot then carries on and its successors are taken."""
+    """The current version stays, whole; the snapshot then carries on and its successors are taken."""
     trainer = Trainer()
     hot = hot_model(trainer)
     before = hot.predict(ROWS).click
@@ -121,7 +121,7 @@ def test_a_learner_on_another_line_is_a_gap_even_with_older_version_numbers() ->
 
 
 def test_heartbeats_move_the_watermark_only() -> None:
-    """A heartbeat of the held version moves applied time forward, never back; of a later version it is a gap."""
+    """A heartbeat of the current version moves applied time forward, never back; of a later version it is a gap."""
     trainer = Trainer()
     hot = hot_model(trainer)
     (part,) = trainer.step()

@@ -29,12 +29,12 @@ async def test_serving_goes_over_to_the_new_line_once_it_knows_what_the_old_one_
         watermark_ms=loaded.watermark_ms,
         freshness=Freshness(),
     )
-    held: list[int] = []
+    followed: list[int] = []
 
     def load() -> LoadedModel:
         return load_newest(str(world.root), SPEC)
 
-    follower = WeightsFollower(world.broker, ServingMetrics(), hot, load, lambda: held.append(hot.version))
+    follower = WeightsFollower(world.broker, ServingMetrics(), hot, load, lambda: followed.append(hot.version))
     await follower.start()
     try:
         await follower.caught_up.wait()
@@ -46,6 +46,6 @@ async def test_serving_goes_over_to_the_new_line_once_it_knows_what_the_old_one_
             await asyncio.sleep(0.005)
     finally:
         await follower.stop()
-    assert set(held) <= {old, newest}
+    assert set(followed) <= {old, newest}
     assert hot.lost is False
     assert hot.model.weights_sha256() == read_manifest(f"{world.root}/v{newest:012d}").weights_sha256  # type: ignore[attr-defined]

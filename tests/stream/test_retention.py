@@ -133,14 +133,14 @@ async def test_examples_that_were_never_learned_are_counted(kafka_topics: TestTo
     """The learner was away for longer than the topic keeps them: it goes on behind them, and says so."""
     world = await World.make(kafka_topics.settings(), tmp_path)
     runner, _ = await life(world, world.records[:30])
-    held = {place[1]: offset for place, offset in runner.offsets_to_commit().items()}
+    committed = {partition: offset for (_, partition), offset in runner.offsets_to_commit().items()}
     partition, rest = 2, world.records[30:]
     left = [record for record in rest if record.partition == partition][2:]
     await retained_from(kafka_topics, EXAMPLES, left[0].offset, partition)
     kept = [record for record in rest if record.partition != partition or record in left]
     with structlog.testing.capture_logs() as logs:
         _, metrics = await life(world, kept)
-    gone = (held[partition], left[0].offset)
+    gone = (committed[partition], left[0].offset)
     assert metrics.counter("learn_lost_records_total")._value.get() == gone[1] - gone[0] > 0
     (entry,) = (one for one in logs if "lost" in one["event"])
     assert (entry["topic"], entry["partition"], entry["offsets"]) == (EXAMPLES, partition, gone)

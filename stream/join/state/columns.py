@@ -117,9 +117,9 @@ class PendingRows:
     @property
     def id_bytes(self) -> int:
         """The part of it that ids and dense inputs take."""
-        held = [block for block in self._blocks if block is not None]
-        rows = sum(column.nbytes for block in held for column in block.rows.values())
-        return rows + sum(block.requests[name].nbytes for block in held for name in ("request_ids", "request_dense"))
+        blocks = [block for block in self._blocks if block is not None]
+        rows = sum(column.nbytes for block in blocks for column in block.rows.values())
+        return rows + sum(block.requests[name].nbytes for block in blocks for name in ("request_ids", "request_dense"))
 
     def next_places(self, count: int) -> NDArray[np.int64]:
         """The places of the next ``count`` rows; `put` takes the first of them."""

@@ -170,7 +170,7 @@ def add_served(
     places: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
     """Make the first of each unknown key a pending row at the next of ``places``; which are new, (B,)."""
-    index, held, times, states, served = rows.slots, rows.keys, rows.times, rows.states, rows.served
+    index, row_keys, times, states, served = rows.slots, rows.keys, rows.times, rows.states, rows.served
     exposed_keys, live, due, salt = rows.exposed_keys, rows.live, rows.due, rules.salt
     fresh = np.empty(len(keys), np.bool_)
     used = 0
@@ -178,14 +178,14 @@ def add_served(
         if i + _AHEAD < len(keys):
             prefetch(index, np.int64(_hashed(keys[i + _AHEAD], salt)) & (len(index) - 1))
         hashed = _hashed(keys[i], salt)
-        reference, slot = _find(index, held, exposed_keys, keys[i], hashed)
+        reference, slot = _find(index, row_keys, exposed_keys, keys[i], hashed)
         fresh[i] = reference < 0
         if reference >= 0:
             opened.counts[np.uint32(records[i] - np.uint32(opened.base))] -= 1
             continue
         place = places[used]
         used += 1
-        held[place], times[place], states[place], served[place] = keys[i], served_ms[i], SERVED, records[i]
+        row_keys[place], times[place], states[place], served[place] = keys[i], served_ms[i], SERVED, records[i]
         index[slot] = hashed << _32 | np.uint64(place + 1)
         block = place // BLOCK
         live[block] += 1

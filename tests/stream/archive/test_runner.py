@@ -95,8 +95,8 @@ async def test_all_examples_are_in_the_archive_and_nothing_is_committed_before(
         archived = read_examples(tmp_path) if list(tmp_path.rglob("*.parquet")) else None  # noqa: ASYNC240
         for (_, partition), offset in one.offsets_to_commit().items():
             before = [r for r in records if r.partition == partition and r.offset < offset and r.value != b"junk"]
-            held = 0 if archived is None else int((archived.columns["partition"] == partition).sum())
-            assert held >= sum(rows_in(r) for r in before)
+            archived_rows = 0 if archived is None else int((archived.columns["partition"] == partition).sum())
+            assert archived_rows >= sum(rows_in(r) for r in before)
     assert len(list(tmp_path.rglob("*.parquet"))) > 4  # noqa: ASYNC240
     await one.on_revoked()
     check(read_examples(tmp_path))

@@ -72,10 +72,10 @@ async def test_servers_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_port_in_use_is_broken() -> None:
-    """A held port is named; a free one is well."""
+    """A port in use is named; a free one is well."""
     with socket.create_server(("127.0.0.1", 0)) as holder:
-        held = check_port(holder.getsockname()[1])
-    assert (held.ok, held.found) == (False, "in use")
+        taken = check_port(holder.getsockname()[1])
+    assert (taken.ok, taken.found) == (False, "in use")
     assert check_port(free_port()).ok
 
 

@@ -212,7 +212,7 @@ def test_row_never_displayed_yields_nothing(join: Joined) -> None:
 
 
 def test_display_beyond_its_horizon_is_late(join: Joined) -> None:
-    """While the row is still held the reason says so."""
+    """While the row is still known the reason says so."""
     join.served(served((7, 0)), 0)
     join.impressions(events((7, 6.001)), 0)
     (reject,) = join.poll().rejects

@@ -317,8 +317,8 @@ async def test_another_life_restores_only_what_still_matters(joiner: Joiner, apa
         )
     joiner.again()
     await joiner.runner.on_assigned(frozenset([place]))
-    (held,) = joiner.runner._partitions.values()
-    assert held.core.exposed_rows <= 2
+    (joined,) = joiner.runner._partitions.values()
+    assert joined.core.exposed_rows <= 2
     assert len(await joiner.examples()) == 20
 
 

@@ -73,8 +73,8 @@ async def test_a_base_trained_beside_a_stream_is_its_next_version(
             assert (await running.metrics())["millstream_learn_bases_total"] == 1
             assert await running.stop() == 0, said(running.log)
         journal = [msgspec.msgpack.decode(value, type=JournalRecord) for value in await values(at.broker, JOURNAL)]
-        held = [load_snapshot(f"{root}/v{version:012d}") for version in versions(str(root)) if version]
-        (base,) = (one for one in held if one.created_from == "base")
+        stored = [load_snapshot(f"{root}/v{version:012d}") for version in versions(str(root)) if version]
+        (base,) = (one for one in stored if one.created_from == "base")
         assert [one.version for one in journal] == [
             version for version in range(1, journal[-1].version + 1) if version != base.version
         ]

@@ -57,8 +57,8 @@ async def check_line(world: World, base: Snapshot, old: list[JournalRecord]) -> 
 
 async def taken_base(world: World) -> Snapshot:
     """The base of the newest line, as it is kept."""
-    held = [load_snapshot(f"{world.root}/v{version:012d}") for version in versions(str(world.root))]
-    return next(one for one in held if one.created_from == "base" and one.version)
+    stored = [load_snapshot(f"{world.root}/v{version:012d}") for version in versions(str(world.root))]
+    return next(one for one in stored if one.created_from == "base" and one.version)
 
 
 async def test_a_learner_goes_over_to_the_base_that_waits(kafka_topics: TestTopics, tmp_path: Path) -> None:

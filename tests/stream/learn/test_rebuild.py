@@ -67,9 +67,9 @@ async def test_any_published_version_can_be_made_again_from_any_snapshot_before_
 ) -> None:
     """Versions between snapshots have their deltas alone to be compared with."""
     world, published = await lived(kafka_topics, tmp_path)
-    held = versions(str(tmp_path))
-    between = next(version for version in reversed(published) if version not in held)
-    for start in [version for version in held if version <= between]:
+    stored = versions(str(tmp_path))
+    between = next(version for version in reversed(published) if version not in stored)
+    for start in [version for version in stored if version <= between]:
         rebuilt = await made_again(world, version=between, start_version=start)
         assert (rebuilt.start_version, rebuilt.snapshot_sha256, rebuilt.equal) == (start, None, True)
         assert rebuilt.published_sha256 == rebuilt.sha256

@@ -66,7 +66,7 @@ def test_a_delta_survives_the_topic(rows: int, clicks: int, max_part_bytes: int)
 
 
 def test_a_heartbeat_moves_time_and_nothing_else() -> None:
-    """It is one part without payload and comes back as a heartbeat of the version held."""
+    """It is one part without payload and comes back as a heartbeat of the current version."""
     beat = Delta.heartbeat(spec_hash=SPEC, version=4, watermark_ms=99, newest_event_ms=90)
     parts = to_parts(beat, 10_000)
     assert [len(part.payload) for part in parts] == [0]
@@ -88,7 +88,7 @@ def test_versions_already_held_are_skipped() -> None:
 
 def test_a_missing_version_is_a_gap() -> None:
     """A delta, or a heartbeat, of a later version than the next is refused with both numbers."""
-    with pytest.raises(DeltaGapError, match="delta 3 builds on version 2, held is 1"):
+    with pytest.raises(DeltaGapError, match="delta 3 builds on version 2, the current version is 1"):
         assembler(version=1).add(to_parts(delta(3), 100_000)[0])
     beat = Delta.heartbeat(spec_hash=SPEC, version=5, watermark_ms=1, newest_event_ms=1)
     with pytest.raises(DeltaGapError, match="version 5 came while 1"):
@@ -126,7 +126,7 @@ def test_a_learner_that_restarted_begins_its_delta_again() -> None:
 
 
 def test_altered_bytes_are_refused() -> None:
-    """The checksum covers every payload byte, and the version held stays."""
+    """The checksum covers every payload byte, and the current version stays."""
     *parts, last = to_parts(delta(1), 800)
     altered = bytes([last.payload[0] ^ 1]) + last.payload[1:]
     joiner = assembler()

@@ -7,7 +7,7 @@ import time
 import pytest
 import structlog
 
-from stream.servers.outage import RETRY_AFTER_S, Outage
+from stream.servers.circuit_breaker import RETRY_AFTER_S, CircuitBreaker
 
 
 class _Clock:
@@ -30,28 +30,28 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
 
 def test_a_store_that_failed_is_left_alone_for_a_while(clock: _Clock) -> None:
     """Then it may be asked again, and at once after it answered."""
-    outage = Outage("session store")
-    assert not outage.lasts
-    outage.failed(OSError("refused"))
-    assert outage.lasts
+    breaker = CircuitBreaker("session store")
+    assert not breaker.is_open
+    breaker.record_failure(OSError("refused"))
+    assert breaker.is_open
     clock.now_s += RETRY_AFTER_S
-    assert not outage.lasts
-    outage.failed(OSError("refused"))
-    outage.over()
-    assert not outage.lasts
+    assert not breaker.is_open
+    breaker.record_failure(OSError("refused"))
+    breaker.record_success()
+    assert not breaker.is_open
 
 
-def test_an_outage_is_told_at_its_start_its_end_and_every_ten_seconds(clock: _Clock) -> None:
-    """Twenty-five seconds of failures are three lines and one of the end; the next outage is told anew."""
-    outage = Outage("session store")
+def test_an_outage_is_logged_at_its_start_its_end_and_every_ten_seconds(clock: _Clock) -> None:
+    """Twenty-five seconds of failures are three lines and one of the end; the next outage is logged anew."""
+    breaker = CircuitBreaker("session store")
     with structlog.testing.capture_logs() as logs:
-        outage.over()
+        breaker.record_success()
         for _ in range(50):
-            outage.failed(OSError("refused"))
+            breaker.record_failure(OSError("refused"))
             clock.now_s += 0.5
-        outage.over()
-        outage.over()
-        outage.failed(TimeoutError())
+        breaker.record_success()
+        breaker.record_success()
+        breaker.record_failure(TimeoutError())
     assert [(entry["log_level"], entry["away_s"]) for entry in logs] == [
         ("error", 0.0),
         ("error", 10.0),

@@ -13,8 +13,8 @@ RETRY_AFTER_S = 0.5
 _log = structlog.get_logger(__name__)
 
 
-class Outage:
-    """Spares a store that failed, so that nobody waits for it; logs the failure now and then.
+class CircuitBreaker:
+    """Open while a store that failed is not to be asked again, so that nobody waits for it; logs failures now and then.
 
     Parameters
     ----------
@@ -37,16 +37,16 @@ class Outage:
         self._error = SeldomError(store=store)
 
     @property
-    def lasts(self) -> bool:
+    def is_open(self) -> bool:
         """Whether the store failed just now: leave it alone."""
         return time.monotonic() < self._retry_at
 
     @property
-    def is_on(self) -> bool:
+    def is_failing(self) -> bool:
         """Whether the store has not answered since it failed."""
         return self._since is not None
 
-    def failed(self, error: Exception) -> None:
+    def record_failure(self, error: Exception) -> None:
         """The store was asked and failed."""
         now = time.monotonic()
         self._retry_at = now + self._retry_after_s
@@ -59,7 +59,7 @@ class Outage:
             away_s=round(now - self._since, 1),
         )
 
-    def over(self) -> None:
+    def record_success(self) -> None:
         """The store was asked and answered."""
         if self._since is not None:
             _log.info("a store answers again", store=self._store, away_s=round(time.monotonic() - self._since, 1))
