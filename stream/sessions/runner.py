@@ -98,8 +98,8 @@ class SessionRunner:
 
     async def on_assigned(self, partitions: frozenset[int]) -> None:
         """Fold what the log holds of these partitions; let go of all others."""
-        for partition in self._partitions.keys() - partitions:
-            del self._partitions[partition]
+        for number in self._partitions.keys() - partitions:
+            del self._partitions[number]
         self._offsets_to_commit.clear()
         for number in sorted(partitions):
             partition = self._partitions.setdefault(number, _Partition(number))
