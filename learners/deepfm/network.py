@@ -39,8 +39,8 @@ class Network:
         self.parameters = DenseParameters(learned)
         value, bf16 = self.parameters.value, config.precision == "bf16"
         self.mlps = [Mlp(prefix, self._width, hidden, value, bf16=bf16) for prefix, hidden in towers]
-        for place, mlp in enumerate(self.mlps):
-            mlp.start(np.random.default_rng((config.seed, 1, place)))  # not the table's stream
+        for head, mlp in enumerate(self.mlps):
+            mlp.start(np.random.default_rng((config.seed, 1, head)))  # not the table's stream
         self._threads = ChunkThreads(config.threads)
         self._chunks: list[Chunk | None] = [None] * self._threads.threads
         self._total = self.parameters.like()  # the gradients of the chunks so far
@@ -102,22 +102,22 @@ class Network:
             numbers = chunk.x[:, -self._dense :]
             numbers.numpy()[...] = inputs.dense
             chunk.logits[0].addmv_(numbers, self.parameters.value["linear.weight"])
-        for place, (mlp, buffers) in enumerate(zip(self.mlps, chunk.buffers, strict=True)):
+        for head, (mlp, buffers) in enumerate(zip(self.mlps, chunk.buffers, strict=True)):
             outputs = mlp.forward(chunk.x, buffers, learning=learning)
-            chunk.logits[0].add_(outputs) if place == 0 else chunk.logits[place].copy_(outputs)
+            chunk.logits[0].add_(outputs) if head == 0 else chunk.logits[head].copy_(outputs)
         return chunk
 
     def _learn(self, thread: int, inputs: Inputs, terms: Terms, into: DenseParameters) -> None:
         """Forward and backward of one chunk: its dense gradients are written ``into``, ∂x stays in the buffers."""
         chunk = self._forward(thread, inputs, learning=True)
-        grad_logits(chunk.logits.numpy(), terms.exposure, terms.event, chunk.errors.numpy())
+        grad_logits(chunk.logits.numpy(), terms.exposure, terms.event, chunk.grad_logits.numpy())
         gradient = into.value
         if self._dense:
-            torch.mv(chunk.x[:, -self._dense :].T, chunk.errors[0], out=gradient["linear.weight"])
-        for place, (mlp, buffers) in enumerate(zip(self.mlps, chunk.buffers, strict=True)):
-            mlp.backward(chunk.x, chunk.errors[place], buffers, gradient, chunk.flow, add=place > 0)
+            torch.mv(chunk.x[:, -self._dense :].T, chunk.grad_logits[0], out=gradient["linear.weight"])
+        for head, (mlp, buffers) in enumerate(zip(self.mlps, chunk.buffers, strict=True)):
+            mlp.backward(chunk.x, chunk.grad_logits[head], buffers, gradient, chunk.grad_x, add=head > 0)
 
     def _scatter(self, thread: int, inputs: Inputs, gradients: Floats) -> None:
         """Add the table gradients of the chunk that a thread has just learned."""
         chunk = self._chunk(thread, inputs)
-        scatter(chunk.flow.numpy(), inputs.inverse, chunk.sums, chunk.errors[0].numpy(), gradients)
+        scatter(chunk.grad_x.numpy(), inputs.inverse, chunk.sums, chunk.grad_logits[0].numpy(), gradients)

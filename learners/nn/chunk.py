@@ -35,9 +35,9 @@ class Chunk:
 
     def __init__(self, rows: int, width: int, dim: int, mlps: Sequence[Mlp]) -> None:
         self.rows = rows
-        self.x, self.flow = torch.empty((rows, width)), torch.empty((rows, width))
+        self.x, self.grad_x = torch.empty((rows, width)), torch.empty((rows, width))
         self.sums = np.empty((rows, dim), np.float32)
-        self.logits, self.errors = torch.empty((len(mlps), rows)), torch.empty((len(mlps), rows))
+        self.logits, self.grad_logits = torch.empty((len(mlps), rows)), torch.empty((len(mlps), rows))
         self.buffers = [mlp.buffers(rows) for mlp in mlps]
 
     def first(self, rows: int) -> Chunk:
@@ -46,8 +46,8 @@ class Chunk:
             return self
         part = copy(self)
         part.rows = rows
-        part.x, part.flow, part.sums = self.x[:rows], self.flow[:rows], self.sums[:rows]
-        part.logits, part.errors = _first(self.logits, rows), _first(self.errors, rows)
+        part.x, part.grad_x, part.sums = self.x[:rows], self.grad_x[:rows], self.sums[:rows]
+        part.logits, part.grad_logits = _first(self.logits, rows), _first(self.grad_logits, rows)
         part.buffers = [buffers.first(rows) for buffers in self.buffers]
         return part
 

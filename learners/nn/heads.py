@@ -55,8 +55,8 @@ class Heads:
         # chains[h, a]: the probability of h is a product in which that of a occurs
         self._chains = np.eye(len(heads), dtype=np.bool_)
         self._given: dict[int, int] = {}
-        for place, head in enumerate(heads):
-            earlier = self.names[:place]
+        for index, head in enumerate(heads):
+            earlier = self.names[:index]
             if head.name in earlier or not head.name:
                 raise ValueError(
                     f"head {head.name!r} needs a name of its own: heads {self.names} are told apart by it."
@@ -72,8 +72,8 @@ class Heads:
                         f"head {head.name} is given {head.given}, which is none of the heads before it {earlier}: "
                         "its probability would have no meaning. List that head first."
                     )
-                self._given[place] = earlier.index(head.given)
-                self._chains[place] |= self._chains[self._given[place]]
+                self._given[index] = earlier.index(head.given)
+                self._chains[index] |= self._chains[self._given[index]]
 
     def __len__(self) -> int:
         return len(self.names)

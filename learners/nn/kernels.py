@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 def expand(values: Floats, inverse: NDArray[np.int32], x: Floats, sums: Floats, logits: Floats) -> None:
     """Write each row's vectors side by side into ``x`` (n, W), and the first order and FM into ``logits`` (n,).
 
-    values : (U, D + 1) vectors and first-order weights. inverse : (n, E) places in ``values``, negative for a missing
+    values : (U, D + 1) vectors and first-order weights. inverse : (n, E) rows of ``values``, negative for a missing
     id. sums : (n, D), into which the sum of a row's vectors is written. FM is equation 2 of the DeepFM paper by the
     identity of Rendle 2010, equation 5: half the difference between the squared sum and the sum of squares.
     """
@@ -29,14 +29,14 @@ def expand(values: Floats, inverse: NDArray[np.int32], x: Floats, sums: Floats, 
             sums[row, d] = squares[d] = 0
         first = np.float32(0)
         for column in range(inverse.shape[1]):
-            place, start = inverse[row, column], column * dim
-            if place < 0:
+            value, start = inverse[row, column], column * dim
+            if value < 0:
                 for d in range(dim):
                     x[row, start + d] = 0
                 continue
-            first += values[place, dim]
+            first += values[value, dim]
             for d in range(dim):
-                v = values[place, d]
+                v = values[value, d]
                 x[row, start + d] = v
                 sums[row, d] += v
                 squares[d] += v * v
@@ -47,32 +47,32 @@ def expand(values: Floats, inverse: NDArray[np.int32], x: Floats, sums: Floats, 
 
 
 @kernel
-def scatter(flow: Floats, inverse: NDArray[np.int32], sums: Floats, error: Floats, gradients: Floats) -> None:
-    """Add a chunk's gradients to those of the places, in the order of the rows.
+def scatter(grad_x: Floats, inverse: NDArray[np.int32], sums: Floats, grad_logit: Floats, gradients: Floats) -> None:
+    """Add a chunk's gradients to those of its values, in the order of the rows.
 
-    flow : (n, W) ∂loss/∂x of the MLPs. error : (n,) ∂loss/∂(first order + FM). gradients : (U, D + 1), to which FM adds
-    only error · (sum of the row's vectors); ``less_own_vector`` takes away the rest.
+    grad_x : (n, W) ∂loss/∂x of the MLPs. grad_logit : (n,) ∂loss/∂(first order + FM). gradients : (U, D + 1), to which
+    FM adds only grad_logit · (sum of the row's vectors); ``less_own_vector`` takes away the rest.
     """
     dim = sums.shape[1]
     pull = np.empty(dim, np.float32)
     for row in range(len(inverse)):
         for d in range(dim):
-            pull[d] = error[row] * sums[row, d]
+            pull[d] = grad_logit[row] * sums[row, d]
         for column in range(inverse.shape[1]):
-            place, start = inverse[row, column], column * dim
-            if place >= 0:
-                gradients[place, dim] += error[row]
+            value, start = inverse[row, column], column * dim
+            if value >= 0:
+                gradients[value, dim] += grad_logit[row]
                 for d in range(dim):
-                    gradients[place, d] += flow[row, start + d] + pull[d]
+                    gradients[value, d] += grad_x[row, start + d] + pull[d]
 
 
 @kernel
 def less_own_vector(gradients: Floats, values: Floats) -> None:
     """Finish ``scatter``: ∂FM/∂v = (sum of the row's vectors) − v, and v is the same wherever the id occurs."""
     dim = values.shape[1] - 1
-    for place in range(len(values)):
+    for value in range(len(values)):
         for d in range(dim):
-            gradients[place, d] -= gradients[place, dim] * values[place, d]
+            gradients[value, d] -= gradients[value, dim] * values[value, d]
 
 
 @kernel
@@ -85,13 +85,13 @@ def add_bias_relu(x: Floats, bias: Floats) -> None:
 
 
 @kernel
-def relu_backward(flow: Floats, outputs: Floats, bias_gradient: Floats) -> None:
-    """Zero ``flow`` (n, w) where the layer gave 0, in place, and sum it over the rows into ``bias_gradient`` (w,)."""
+def relu_backward(grad_output: Floats, outputs: Floats, bias_gradient: Floats) -> None:
+    """Zero ``grad_output`` (n, w) where the layer gave 0, in place; its row sum goes into ``bias_gradient`` (w,)."""
     bias_gradient[:] = 0
-    for row in range(flow.shape[0]):
-        for j in range(flow.shape[1]):
-            v = flow[row, j] if outputs[row, j] > 0 else np.float32(0)
-            flow[row, j] = v
+    for row in range(grad_output.shape[0]):
+        for j in range(grad_output.shape[1]):
+            v = grad_output[row, j] if outputs[row, j] > 0 else np.float32(0)
+            grad_output[row, j] = v
             bias_gradient[j] += v
 
 

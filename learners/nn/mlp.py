@@ -18,15 +18,15 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class Buffers(NamedTuple):
-    """Of one chunk of n rows. outputs, flows : of each hidden layer, (n, width) · bf16_inputs : its inputs in bf16."""
+    """For n rows. outputs, grad_outputs : of each hidden layer, (n, width) · bf16_inputs : its inputs in bf16."""
 
     outputs: list[torch.Tensor]
-    flows: list[torch.Tensor]
+    grad_outputs: list[torch.Tensor]
     bf16_inputs: list[torch.Tensor]
 
     def first(self, rows: int) -> Buffers:
         """The same memory for fewer rows."""
-        return Buffers([t[:rows] for t in self.outputs], [t[:rows] for t in self.flows], [])
+        return Buffers([t[:rows] for t in self.outputs], [t[:rows] for t in self.grad_outputs], [])
 
 
 class Mlp:
@@ -98,32 +98,34 @@ class Mlp:
     def backward(
         self,
         x: torch.Tensor,
-        error: torch.Tensor,
+        grad_output: torch.Tensor,
         buffers: Buffers,
         gradient: Tensors,
-        flow: torch.Tensor,
+        grad_input: torch.Tensor,
         *,
         add: bool,
     ) -> None:
-        """After ``forward``: ∂loss/∂outputs (n,) → sums over the rows in ``gradient``, and ∂loss/∂x in ``flow``.
+        """After ``forward``: ∂loss/∂outputs (n,) → sums over the rows in ``gradient``, and ∂loss/∂x in ``grad_input``.
 
-        ``add``: to what ``flow`` holds already.
+        ``add``: to what ``grad_input`` holds already.
         """
         weight, bias = self._names[-1]
         layer_input = buffers.outputs[-1] if self._layers else x
-        torch.mv(layer_input.T, error, out=gradient[weight][0])
-        torch.sum(error, 0, keepdim=True, out=gradient[bias])
+        torch.mv(layer_input.T, grad_output, out=gradient[weight][0])
+        torch.sum(grad_output, 0, keepdim=True, out=gradient[bias])
         if not self._layers:
-            torch.addr(flow, error, self._value[weight][0], beta=int(add), out=flow)
+            torch.addr(grad_input, grad_output, self._value[weight][0], beta=int(add), out=grad_input)
             return
-        torch.mul(error[:, None], self._value[weight], out=buffers.flows[-1])
+        torch.mul(grad_output[:, None], self._value[weight], out=buffers.grad_outputs[-1])
         for layer in reversed(range(self._layers)):
             weight, bias = self._names[layer]
-            outflow = buffers.flows[layer]
-            relu_backward(outflow.numpy(), buffers.outputs[layer].numpy(), gradient[bias].numpy())
+            grad_hidden = buffers.grad_outputs[layer]
+            relu_backward(grad_hidden.numpy(), buffers.outputs[layer].numpy(), gradient[bias].numpy())
             layer_input = buffers.outputs[layer - 1] if layer else x
-            inflow = buffers.flows[layer - 1] if layer else flow
-            self._backward_gemms(layer, layer_input, buffers, gradient[weight], inflow, add=add and layer == 0)
+            grad_layer_input = buffers.grad_outputs[layer - 1] if layer else grad_input
+            self._backward_gemms(
+                layer, layer_input, buffers, gradient[weight], grad_layer_input, add=add and layer == 0
+            )
 
     def _backward_gemms(
         self,
@@ -131,20 +133,20 @@ class Mlp:
         layer_input: torch.Tensor,
         buffers: Buffers,
         gradient: torch.Tensor,
-        inflow: torch.Tensor,
+        grad_input: torch.Tensor,
         *,
         add: bool,
     ) -> None:
-        outflow = buffers.flows[layer]
+        grad_output = buffers.grad_outputs[layer]
         if not self._bf16:
             weight = self._value[self._names[layer][0]]
-            torch.mm(outflow.T, layer_input, out=gradient)
-            torch.addmm(inflow, outflow, weight, beta=int(add), out=inflow)
+            torch.mm(grad_output.T, layer_input, out=gradient)
+            torch.addmm(grad_input, grad_output, weight, beta=int(add), out=grad_input)
             return
-        half = outflow.bfloat16()
-        gradient.copy_(half.T @ buffers.bf16_inputs[layer])
-        back = half @ self._bf16_weights[layer]
+        bf16_grad = grad_output.bfloat16()
+        gradient.copy_(bf16_grad.T @ buffers.bf16_inputs[layer])
+        back = bf16_grad @ self._bf16_weights[layer]
         if add:
-            inflow.add_(back)
+            grad_input.add_(back)
         else:
-            inflow.copy_(back)
+            grad_input.copy_(back)
