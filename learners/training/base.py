@@ -37,7 +37,7 @@ from learners.protocol.targets import outcomes
 from learners.snapshots.snapshot import Snapshot
 from learners.training.checkpoints import Checkpoints
 from learners.training.conversion_shares import conversion_shares
-from learners.training.distributed import Alone, Workers
+from learners.training.distributed import ProcessGroup, SingleProcess
 from learners.training.fit import Fit, FitConfig, score
 from learners.training.replay import replay
 
@@ -132,7 +132,7 @@ def train_base(
     model_config: DeepFMConfig | None = None,
     config: BaseConfig | None = None,
     goes_on: bool = False,
-    workers: Workers | None = None,
+    group: ProcessGroup | None = None,
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
     device: torch.device | None = None,
@@ -150,7 +150,7 @@ def train_base(
     DivergenceError
         The rates are too high for these examples.
     """
-    config, workers = config or BaseConfig(), workers or Alone()
+    config, group = config or BaseConfig(), group or SingleProcess()
     watermark_ms = examples.end_ms
     mature_until_ms = watermark_ms - round(config.click_window_s * 1000) + 1
     if not goes_on:
@@ -175,7 +175,7 @@ def train_base(
         config.fit,
         heads=heads,
         shares=shares,
-        workers=workers,
+        group=group,
         checkpoints=checkpoints,
         device=device,
         report=lambda done, total: progress(done, total + after),
@@ -191,7 +191,7 @@ def train_base(
         progress(fitted + replayed_rows, total)
 
     def replayed(start_ms: int, stop_ms: int) -> Quality:
-        # Every worker replays alone: batches of the stream's size are too small to be shared.
+        # Every process replays alone: batches of the stream's size are too small to be shared.
         return replay(
             model,
             examples,

@@ -103,8 +103,8 @@ class Checkpoints:
             if found.progress.fingerprint != fingerprint:
                 raise CheckpointError(
                     f"{self._store.url(_folder(step))} is of a training with fingerprint {found.progress.fingerprint}, "
-                    f"this one has {fingerprint}: other examples, settings or number of workers. Resume with those of "
-                    "the checkpoint, or take an empty checkpoint folder."
+                    f"this one has {fingerprint}: other examples, settings or number of processes. Resume with those "
+                    "of the checkpoint, or take an empty checkpoint folder."
                 )
             return found
         return None

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from learners.deepfm.model import DeepFMConfig, DivergenceError
 from learners.training.base import BaseConfig
 from learners.training.base import Progress as Report
-from learners.training.distributed import joined
+from learners.training.distributed import process_group
 from learners.training.fit import FitConfig, Order
 from learners.training.job import BaseJob, ReplicaError, run
 from learners.training.model_file import read_model_config
@@ -134,8 +134,8 @@ def base(
 
 
 def _run(job: BaseJob, *, as_json: bool) -> None:
-    with joined() as workers, _progress_bar(shown=workers.rank == 0) as report:
-        trained = run(job, workers, report)
+    with process_group() as group, _progress_bar(shown=group.rank == 0) as report:
+        trained = run(job, group, report)
     if trained is None:
         return
     for line in [json.dumps(trained.plain())] if as_json else trained.lines():

@@ -1,6 +1,6 @@
 """Processes that train one base together: each has the whole model and computes the gradients of its share of a batch.
 
-Every worker reads the same examples, admits the keys of the whole batch and takes the same step on the summed
+Every process reads the same examples, admits the keys of the whole batch and takes the same step on the summed
 gradients, so that the replicas stay bit-equal without ever sending weights.
 """
 
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 
-class Workers(Protocol):
+class ProcessGroup(Protocol):
     """One process's view of all of them."""
 
     @property
@@ -26,62 +26,62 @@ class Workers(Protocol):
         ...
 
     @property
-    def count(self) -> int:
-        """All of them."""
+    def size(self) -> int:
+        """The number of processes."""
         ...
 
-    def add(self, array: NDArray[np.float32]) -> None:
-        """Replace the array, of equal shape everywhere, by the sum over all workers, bit-equal in each."""
+    def all_reduce(self, array: NDArray[np.float32]) -> None:
+        """Replace the array, of equal shape everywhere, by the sum over all processes, bit-equal in each."""
         ...
 
-    def gather(self, value: Any) -> list[Any]:
-        """The value of every worker, by rank; anything that pickles."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """The value of every process, by rank; anything that pickles."""
         ...
 
 
-def share_of(workers: Workers, rows: int) -> slice:
-    """The rows of a batch that fall to this worker; shares differ by at most one row."""
-    return slice(workers.rank * rows // workers.count, (workers.rank + 1) * rows // workers.count)
+def share_of(group: ProcessGroup, rows: int) -> slice:
+    """The rows of a batch that fall to this process; shares differ by at most one row."""
+    return slice(group.rank * rows // group.size, (group.rank + 1) * rows // group.size)
 
 
-class Alone:
+class SingleProcess:
     """A single process."""
 
-    rank, count = 0, 1
+    rank, size = 0, 1
 
-    def add(self, array: NDArray[np.float32]) -> None:
+    def all_reduce(self, array: NDArray[np.float32]) -> None:
         """Nothing to add."""
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Only its own."""
         return [value]
 
 
-class GlooWorkers:
+class GlooGroup:
     """Processes that torchrun started, over gloo: gradients lie in host memory, where the table is."""
 
     def __init__(self) -> None:
-        self.rank, self.count = dist.get_rank(), dist.get_world_size()
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
-    def add(self, array: NDArray[np.float32]) -> None:
+    def all_reduce(self, array: NDArray[np.float32]) -> None:
         """All-reduce: every chunk is summed in one place and sent around, so all get the same bits."""
         dist.all_reduce(torch.from_numpy(array))
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """All-gather of pickled objects."""
-        values: list[Any] = [None] * self.count
+        values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 
 
 @contextmanager
-def joined() -> Iterator[Workers]:
-    """The workers that torchrun started (it sets WORLD_SIZE), else this process alone."""
+def process_group() -> Iterator[ProcessGroup]:
+    """The processes that torchrun started (it sets WORLD_SIZE), else this process alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Alone()
+        yield SingleProcess()
         return
     dist.init_process_group("gloo")
     try:
-        yield GlooWorkers()
+        yield GlooGroup()
     finally:
         dist.destroy_process_group()

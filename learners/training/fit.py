@@ -20,7 +20,7 @@ from learners.features.rows import Rows
 from learners.metrics.quality import Quality, quality
 from learners.protocol.targets import outcomes
 from learners.training.checkpoints import Checkpoint, Checkpoints, Progress, State
-from learners.training.distributed import Alone, Workers, share_of
+from learners.training.distributed import ProcessGroup, SingleProcess, share_of
 from learners.training.sampling import NegativeSampling
 from learners.training.schedule import RateSchedule
 
@@ -58,7 +58,7 @@ class FitConfig:
 class Fit:
     """One model's way through the train rows of a split.
 
-    With several ``workers`` every one of them runs the same fit; their models stay bit-equal.
+    With several processes in ``group`` every one of them runs the same fit; their models stay bit-equal.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class Fit:
         *,
         heads: tuple[str, ...] = (CLICK_HEAD,),
         shares: NDArray[np.float32] | None = None,
-        workers: Workers | None = None,
+        group: ProcessGroup | None = None,
         checkpoints: Checkpoints | None = None,
         device: torch.device | None = None,
         report: Report = lambda done, total: None,
     ) -> None:
         self._examples, self._split, self._config = examples, split, config
-        self._workers, self._checkpoints, self._report = workers or Alone(), checkpoints, report
+        self._group, self._checkpoints, self._report = group or SingleProcess(), checkpoints, report
         self._device = device or torch.device("cpu")
         known = {"before_ms": split.validation_from_ms}
         clicked = examples.clicked(split.train, **known)
@@ -117,9 +117,9 @@ class Fit:
         return DeepFM.from_state(model.config, model.shape, state), progress.epochs
 
     def fingerprint(self, model: DeepFM) -> str:
-        """SHA-256 over everything that the weights hang on: examples, settings, number of workers."""
+        """SHA-256 over everything that the weights hang on: examples, settings, number of processes."""
         config = asdict(replace(self._config, checkpoint_steps=1))  # when to keep one does not matter
-        settings = [config, asdict(model.config), model.shape.spec_hash, self._workers.count, self._device.type]
+        settings = [config, asdict(model.config), model.shape.spec_hash, self._group.size, self._device.type]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
         for array in (self._train, self._split.validation, *self._targets, self._validated):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -168,16 +168,16 @@ class Fit:
         index = self._train[places]
         rows, targets = rows_at(self._examples, index), self._targets.at(places)
         terms = targets.terms(model.terms_of_labels(rows, targets.labels, targets.weight))
-        if len(index) < self._workers.count or self._workers.count == 1:  # too few to share: all do the same
+        if len(index) < self._group.size or self._group.size == 1:  # too few to share: all do the same
             model.learn_terms(rows, terms, rate_factor=rate_factor)
             return
-        gradients = model.gradients(rows, terms, share_of(self._workers, len(index)))
-        self._workers.add(gradients.table)
-        self._workers.add(gradients.dense)
+        gradients = model.gradients(rows, terms, share_of(self._group, len(index)))
+        self._group.all_reduce(gradients.table)
+        self._group.all_reduce(gradients.dense)
         model.step(gradients, len(index), rate_factor=rate_factor)
 
     def _keep(self, model: DeepFM, progress: Progress, best: State | None) -> None:
-        if self._checkpoints and self._workers.rank == 0:
+        if self._checkpoints and self._group.rank == 0:
             self._checkpoints.write(Checkpoint(progress=progress, state=model.state(), best=best))
 
 

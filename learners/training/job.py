@@ -17,7 +17,7 @@ from learners.snapshots.next_base import write_base
 from learners.snapshots.snapshot import Written, versions
 from learners.training.base import Base, BaseConfig, Progress, known_users, train_base
 from learners.training.checkpoints import Checkpoints
-from learners.training.distributed import Workers
+from learners.training.distributed import ProcessGroup
 from learners.training.report import QUALITY_HEADING, OfflineReport, offline_report, plain_quality, quality_line
 from learners.training.segments import SegmentRows, check_wanted, segments
 
@@ -25,7 +25,7 @@ _EVER = 2**62
 
 
 class ReplicaError(RuntimeError):
-    """The workers' models differ: one of them computes other bits, so none can be trusted."""
+    """The processes' models differ: one of them computes other bits, so none can be trusted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class Trained:
     base: Base
     report: OfflineReport
     written: Written
-    replicas: list[str]  # SHA-256 of each worker's weights, all equal
+    replicas: list[str]  # SHA-256 of each process's weights, all equal
     waits: bool = False  # until the learner of the store, which is in use, starts again
 
     def lines(self) -> Iterator[str]:
@@ -76,8 +76,8 @@ class Trained:
         ways += zip(("validation, progressive", "holdout, progressive"), self.base.replayed, strict=True)
         yield QUALITY_HEADING
         yield from (quality_line(name, of) for name, of in ways)
-        workers = f" by {len(self.replicas)} workers, replicas equal" if len(self.replicas) > 1 else ""
-        yield f"{self.base.rows} rows learned{workers}; snapshot {self.written.url}"
+        group = f" by {len(self.replicas)} processes, replicas equal" if len(self.replicas) > 1 else ""
+        yield f"{self.base.rows} rows learned{group}; snapshot {self.written.url}"
         if self.waits:
             yield "the learner goes over to it at its next start: restart the worker"
 
@@ -103,8 +103,8 @@ class Trained:
         }
 
 
-def run(job: BaseJob, workers: Workers, progress: Progress) -> Trained | None:
-    """Train as one of the workers; the first one reports and writes, the others get None.
+def run(job: BaseJob, group: ProcessGroup, progress: Progress) -> Trained | None:
+    """Train as one of the processes; the first one reports and writes, the others get None.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def run(job: BaseJob, workers: Workers, progress: Progress) -> Trained | None:
     DivergenceError
         The rates are too high for these examples.
     ReplicaError
-        The workers ended with different weights.
+        The processes ended with different weights.
     """
     spec = load_spec(job.spec or spec_name_of(job.examples))
     check_wanted(spec, job.segments)
@@ -126,20 +126,20 @@ def run(job: BaseJob, workers: Workers, progress: Progress) -> Trained | None:
         ModelShape.of(spec),
         model_config=job.model_config,
         config=job.config,
-        workers=workers,
+        group=group,
         checkpoints=Checkpoints(job.checkpoints) if job.checkpoints else None,
         resume=job.resume,
         goes_on=bool(offsets),
-        device=chosen_device(job.device, workers.rank),
+        device=chosen_device(job.device, group.rank),
         progress=progress,
     )
-    replicas: list[str] = workers.gather(trained.model.weights_sha256())
+    replicas: list[str] = group.all_gather(trained.model.weights_sha256())
     if len(set(replicas)) > 1:
         raise ReplicaError(
-            f"workers ended with weights {replicas}, which must be equal: they run on machines or builds that compute "
-            "other bits. Nothing was written; run all workers on machines of one kind."
+            f"processes ended with weights {replicas}, which must be equal: their machines or builds compute other "
+            "bits. Nothing was written; run all processes on machines of one kind."
         )
-    if workers.rank:
+    if group.rank:
         return None
     report = _report(job, spec, examples, trained)
     in_use = bool(versions(job.out))

@@ -34,7 +34,7 @@ class NegativeSampling:
     def kept(self, impression_id: NDArray[np.uint64], clicked: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
         """(B,) the rows to learn: all clicks, and non-clicks by a hash of their impression and the seed.
 
-        The same impression is kept or left out wherever it stands, in every epoch and on every worker.
+        The same impression is kept or left out wherever it stands, in every epoch and on every process.
         """
         if self.negative_rate == 1:
             return np.ones(len(clicked), np.bool_)

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from learners.snapshots.snapshot import Snapshot, load_snapshot
 from learners.training.base import BaseConfig
-from learners.training.distributed import Alone
+from learners.training.distributed import SingleProcess
 from learners.training.fit import FitConfig
 from learners.training.job import BaseJob, run
 from stream.archive.part_buffer import ArchiveConfig
@@ -43,7 +43,7 @@ def train(archive: Path, snapshots: Path, **options: Any) -> Snapshot:
         model_config=FORGETFUL,
         **options,
     )
-    trained = run(job, Alone(), lambda done, total: None)
+    trained = run(job, SingleProcess(), lambda done, total: None)
     assert trained is not None
     return load_snapshot(trained.written.url)
 
