@@ -19,7 +19,7 @@ from learners.deepfm.model import DivergenceError
 from learners.examples.archive_parts import ArchiveError
 from learners.features.spec import FeatureSpec, load_spec
 from learners.models.losses import LOSSES
-from learners.models.registry import FAMILY, Member
+from learners.models.registry import REGISTRY, Entry
 from learners.snapshots.snapshot import SnapshotError, newest_snapshot
 from replay import backtest as in_process
 from replay.base import base_snapshot, read_base_examples, write_base
@@ -100,7 +100,7 @@ def compare(
     base_days: BaseDays = None,
     online_days: OnlineDays = None,
     learners: Annotated[
-        str | None, typer.Option(help=f"Comma-separated, of {', '.join(FAMILY)}; default: all that are installed.")
+        str | None, typer.Option(help=f"Comma-separated, of {', '.join(REGISTRY)}; default: all that are installed.")
     ] = None,
     loss: Annotated[
         str | None,
@@ -245,7 +245,7 @@ def _compare(
     base_days: int,
     online_days: int,
     options: in_process.BacktestOptions,
-    named: Mapping[str, Member],
+    named: Mapping[str, Entry],
     loss_names: Sequence[str],
     skip_missing: bool,
     progress: Progress,

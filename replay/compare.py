@@ -21,7 +21,7 @@ from learners.features.rows import Rows
 from learners.features.shape import ModelShape
 from learners.features.spec import FeatureSpec
 from learners.metrics.quality import probability
-from learners.models.registry import FAMILY, Member, member
+from learners.models.registry import REGISTRY, Entry, registered
 from learners.protocol.learner import Learner
 from replay.example_stream import ExampleStream, Span, Step, base_steps, online_steps
 from replay.feeds import Feed, Lessons, delayed, feed_of, losses
@@ -72,15 +72,15 @@ class Compared:
         }
 
 
-def chosen(names: Sequence[str] | None) -> dict[str, Member]:
+def chosen(names: Sequence[str] | None) -> dict[str, Entry]:
     """The named learners, or all of them if there are none named. Raises ValueError for a name that is not known."""
-    return dict(FAMILY) if names is None else {name.strip(): member(name.strip()) for name in names}
+    return dict(REGISTRY) if names is None else {name.strip(): registered(name.strip()) for name in names}
 
 
 def compare(
     stream: ExampleStream,
     spec: FeatureSpec,
-    learners: Mapping[str, Member],
+    learners: Mapping[str, Entry],
     progress: Progress,
     *,
     utc_offset_h: float,

@@ -1,1 +1,1 @@
-"""All other learners of the family, and its registry."""
+"""All other learners, and the registry of all."""

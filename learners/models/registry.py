@@ -18,8 +18,8 @@ from learners.protocol.learner import Learner, State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """One learner of the family. ``config`` is a dataclass: `dataclasses.replace` gives another one."""
+class Entry:
+    """One learner. ``config`` is a dataclass: `dataclasses.replace` gives another one."""
 
     description: str
     learner: type[Learner]
@@ -39,73 +39,73 @@ class Member:
         return self.learner.from_state(self.config if config is None else config, shape, state)
 
 
-FAMILY: Mapping[str, Member] = {
-    "deepfm": Member(
+REGISTRY: Mapping[str, Entry] = {
+    "deepfm": Entry(
         description="DeepFM (Guo 2017): first order, FM and MLP over one embedding table",
         learner=DeepFM,
         config=DeepFMConfig(),
     ),
-    "fm": Member(
+    "fm": Entry(
         description="factorisation machine (Rendle 2010): first order and pairs",
         learner=NetworkLearner,
         config=NetworkConfig(kind="fm"),
     ),
-    "wide_deep": Member(
+    "wide_deep": Entry(
         description="Wide & Deep (Cheng 2016): first order beside an MLP",
         learner=NetworkLearner,
         config=NetworkConfig(kind="wide_deep"),
     ),
-    "dcn_v2": Member(
+    "dcn_v2": Entry(
         description="DCN-v2 (Wang 2021): explicit crosses beside an MLP",
         learner=NetworkLearner,
         config=NetworkConfig(kind="dcn_v2"),
     ),
-    "din": Member(
+    "din": Entry(
         description="DIN (Zhou 2018): MLP with attention to the user's recent ads",
         learner=NetworkLearner,
         config=NetworkConfig(kind="din"),
     ),
-    "ftrl": Member(
+    "ftrl": Entry(
         description="logistic regression by FTRL-proximal on ids and dense inputs",
         learner=FtrlRegression,
         config=FtrlConfig(alpha=0.02),
     ),
-    "ftrl_ids": Member(
+    "ftrl_ids": Entry(
         description="logistic regression by FTRL-proximal on ids alone (McMahan 2013)",
         learner=FtrlRegression,
         config=FtrlConfig(dense=False),
     ),
-    "trees": Member(
+    "trees": Entry(
         description="boosted trees refitted daily, online regression on their leaves (He 2014)",
         learner=LeafTrees,
         config=TreesConfig(),
     ),
-    "stack": Member(
+    "stack": Entry(
         description="boosted trees refitted daily beside an online DeepFM, their logits weighed online",
         learner=Stack,
         config=StackConfig(),
     ),
-    "river_logistic_ftrl": Member(
+    "river_logistic_ftrl": Entry(
         description="river: logistic regression by FTRL-proximal",
         learner=RiverClassifier,
         config=RiverConfig(kind="logistic_ftrl"),
     ),
-    "river_ad_predictor": Member(
+    "river_ad_predictor": Entry(
         description="river: AdPredictor, Bayesian probit regression on ids (Graepel 2010)",
         learner=RiverClassifier,
         config=RiverConfig(kind="ad_predictor"),
     ),
-    "river_fm": Member(
+    "river_fm": Entry(
         description="river: factorisation machine on ids",
         learner=RiverClassifier,
         config=RiverConfig(kind="fm"),
     ),
-    "river_hoeffding_adaptive_tree": Member(
+    "river_hoeffding_adaptive_tree": Entry(
         description="river: Hoeffding adaptive tree on dense inputs (Bifet 2009)",
         learner=RiverClassifier,
         config=RiverConfig(kind="hoeffding_adaptive_tree"),
     ),
-    "river_adaptive_random_forest": Member(
+    "river_adaptive_random_forest": Entry(
         description="river: adaptive random forest on dense inputs (Gomes 2017)",
         learner=RiverClassifier,
         config=RiverConfig(kind="adaptive_random_forest"),
@@ -113,10 +113,10 @@ FAMILY: Mapping[str, Member] = {
 }
 
 
-def member(name: str) -> Member:
+def registered(name: str) -> Entry:
     """A learner by its name. Raises ValueError with the known ones."""
-    if name not in FAMILY:
+    if name not in REGISTRY:
         raise ValueError(
-            f"unknown learner {name!r}: nothing would be learned. Name one of {', '.join(sorted(FAMILY))}."
+            f"unknown learner {name!r}: nothing would be learned. Name one of {', '.join(sorted(REGISTRY))}."
         )
-    return FAMILY[name]
+    return REGISTRY[name]

@@ -19,7 +19,7 @@ from learners.models.network_learner import NetworkLearner
 from learners.models.networks import NETWORKS, Kind, NetworkConfig
 from learners.table.table import TableConfig
 from tests.learners.deepfm_reference import root_of_rows
-from tests.learners.family_cases import SHAPE, batch
+from tests.learners.learner_cases import SHAPE, batch
 
 KINDS: list[Kind] = list(NETWORKS)
 CONFIG = NetworkConfig(

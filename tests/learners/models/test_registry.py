@@ -1,4 +1,4 @@
-"""One contract for every learner of the family."""
+"""One contract for every registered learner."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from learners.examples.kinds import CLICK, EXPOSURE
 from learners.examples.terms import Terms
 from learners.features.rows import Rows
-from learners.models.registry import FAMILY, member
+from learners.models.registry import REGISTRY, registered
 from learners.protocol.learner import Learner, State
-from tests.learners.family_cases import (
+from tests.learners.learner_cases import (
     CASES,
     DAY_MS,
     SHAPE,
@@ -29,9 +29,9 @@ from tests.learners.family_cases import (
     size_of,
 )
 
-NAMES = sorted(FAMILY)
+NAMES = sorted(REGISTRY)
 every = pytest.mark.parametrize("name", NAMES)
-additive = pytest.mark.parametrize("name", [name for name in NAMES if FAMILY[name].additive])
+additive = pytest.mark.parametrize("name", [name for name in NAMES if REGISTRY[name].additive])
 
 
 def probe(rows: int = 40) -> Rows:
@@ -50,18 +50,18 @@ def equal(left: Learner, right: Learner) -> bool:
 
 
 def test_every_member_has_a_case_and_a_description() -> None:
-    """A learner that joins the family joins this suite."""
+    """A learner that is registered is in this suite."""
     assert sorted(CASES) == NAMES
-    assert all(FAMILY[name].description for name in NAMES)
+    assert all(REGISTRY[name].description for name in NAMES)
     with pytest.raises(ValueError, match=r"unknown learner 'gbm'.*deepfm, din"):
-        member("gbm")
+        registered("gbm")
 
 
 @every
 def test_it_predicts_before_any_learning(name: str) -> None:
-    """A fresh learner of the family's own config gives finite float32 logits, and none for no rows."""
+    """A fresh learner of the registered config gives finite float32 logits, and none for no rows."""
     rows = probe()
-    for learner in (FAMILY[name].make(SHAPE), fresh(name)):
+    for learner in (REGISTRY[name].make(SHAPE), fresh(name)):
         logits = learner.predict_many(rows)
         assert logits.dtype == np.float32
         assert logits.shape == (40,)
@@ -123,7 +123,7 @@ def test_outputs_are_copies(name: str) -> None:
 def test_a_state_continues_bit_equal(name: str) -> None:
     """Through a state and back, then more batches and refits: the same predictions as without."""
     learner = learned(name)
-    restored = FAMILY[name].from_state(SHAPE, learner.state(), CASES[name].config)
+    restored = REGISTRY[name].from_state(SHAPE, learner.state(), CASES[name].config)
     assert equal(learner, restored)
     assert equal(continued(learner, 8, seed=2), continued(restored, 8, seed=2))
     if not name.startswith("river"):  # equal pickles can differ in their bytes
@@ -133,7 +133,7 @@ def test_a_state_continues_bit_equal(name: str) -> None:
 @every
 def test_a_fresh_state_continues_too(name: str) -> None:
     """A learner that has learned nothing has a state as well."""
-    restored = FAMILY[name].from_state(SHAPE, fresh(name).state(), CASES[name].config)
+    restored = REGISTRY[name].from_state(SHAPE, fresh(name).state(), CASES[name].config)
     assert equal(continued(fresh(name), 6, seed=2), continued(restored, 6, seed=2))
 
 
@@ -142,7 +142,7 @@ def test_a_clone_is_independent(name: str) -> None:
     """What the clone learns, the original does not."""
     learner = learned(name)
     before = learner.predict_many(probe())
-    clone = FAMILY[name].from_state(SHAPE, learner.state(), CASES[name].config)
+    clone = REGISTRY[name].from_state(SHAPE, learner.state(), CASES[name].config)
     continued(clone, 5, seed=3)
     assert np.array_equal(learner.predict_many(probe()), before)
     assert not equal(learner, clone)
@@ -298,7 +298,7 @@ def test_bad_terms_are_refused_and_leave_the_learner_untouched(name: str) -> Non
 
 def test_what_learns_by_gradients_learns_terms() -> None:
     """Trees, their stack and river's classifiers learn rows whose label is known."""
-    apart = {name for name in NAMES if FAMILY[name].additive}
+    apart = {name for name in NAMES if REGISTRY[name].additive}
     assert apart == {"deepfm", "fm", "wide_deep", "dcn_v2", "din", "ftrl", "ftrl_ids"}
 
 
@@ -386,10 +386,10 @@ def test_a_foreign_state_is_refused(name: str) -> None:
     """A state without its arrays is an error, not a fresh learner."""
     foreign: State = {"other": np.zeros(3)}
     with pytest.raises(ValueError, match=r"without|do not fit|does not fit"):
-        FAMILY[name].from_state(SHAPE, foreign, CASES[name].config)
+        REGISTRY[name].from_state(SHAPE, foreign, CASES[name].config)
 
 
 def test_din_needs_a_history() -> None:
     """A feature spec that logs no recent ads gives it nothing to attend to."""
     with pytest.raises(ValueError, match="logs no recent ads"):
-        FAMILY["din"].make(dataclasses.replace(SHAPE, history=()))
+        REGISTRY["din"].make(dataclasses.replace(SHAPE, history=()))

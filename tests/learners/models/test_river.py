@@ -9,7 +9,7 @@ import pytest
 
 from learners.features.rows import Rows
 from learners.models.river import RiverClassifier, RiverConfig
-from tests.learners.family_cases import SHAPE, batch
+from tests.learners.learner_cases import SHAPE, batch
 
 
 def test_the_adapter_is_a_loop_over_river(monkeypatch: pytest.MonkeyPatch) -> None:

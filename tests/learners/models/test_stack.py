@@ -11,7 +11,7 @@ import pytest
 from learners.deepfm.model import DeepFM
 from learners.models.stack import Stack, StackConfig
 from learners.models.trees import LeafTrees
-from tests.learners.family_cases import CASES, DAY_MS, SHAPE, batch
+from tests.learners.learner_cases import CASES, DAY_MS, SHAPE, batch
 
 CONFIG: StackConfig = CASES["stack"].config
 

@@ -14,7 +14,7 @@ from learners.features.rows import Rows
 from learners.models.boosting import BoostingConfig, Categories, Forest
 from learners.models.row_buffer import Remembered, codes_of
 from learners.models.trees import LeafTrees, TreesConfig
-from tests.learners.family_cases import DAY_MS, SHAPE, batch
+from tests.learners.learner_cases import DAY_MS, SHAPE, batch
 
 CONFIG = TreesConfig(
     boosting=BoostingConfig(forests=2, trees=10, leaves=6, smallest_leaf=5, rate=0.3, tree_share=0.8, node_share=1.0),

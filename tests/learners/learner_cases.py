@@ -1,4 +1,4 @@
-"""Small learners of the family, and batches that they can learn something from."""
+"""Small registered learners, and batches that they can learn something from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from learners.features.shape import ModelShape
 from learners.models.boosting import BoostingConfig
 from learners.models.ftrl import FtrlConfig
 from learners.models.networks import NetworkConfig
-from learners.models.registry import FAMILY
+from learners.models.registry import REGISTRY
 from learners.models.river import RiverConfig
 from learners.models.stack import StackConfig
 from learners.models.trees import TreesConfig
@@ -38,7 +38,7 @@ _RATES: dict[str, Any] = {"vector_rate": 0.05, "weight_rate": 0.05, "dense_rate"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """How a member is tested.
+    """How a learner is tested.
 
     config : small. bounded : the same with its memory bounded tightly.
     reseeded : the same with another seed; None where nothing is drawn.
@@ -116,7 +116,7 @@ CASES: dict[str, Case] = {
 
 def fresh(name: str, config: Any = None) -> Learner:
     """A small learner that has learned nothing."""
-    return FAMILY[name].make(SHAPE, CASES[name].config if config is None else config)
+    return REGISTRY[name].make(SHAPE, CASES[name].config if config is None else config)
 
 
 def batch(generator: np.random.Generator, rows: int = 24, first_id: int = 0) -> tuple[Rows, NDArray[np.bool_]]:
@@ -143,7 +143,7 @@ def _learned_state(name: str) -> State:
 
 def learned(name: str) -> Learner:
     """A learner after twelve batches, of its own: each call makes another one."""
-    return FAMILY[name].from_state(SHAPE, _learned_state(name), CASES[name].config)
+    return REGISTRY[name].from_state(SHAPE, _learned_state(name), CASES[name].config)
 
 
 def same_state(left: State, right: State) -> bool:
