@@ -19,7 +19,7 @@ from learners.examples.terms import Terms
 from learners.features.hashing import salt_of
 from learners.features.rows import Rows
 from learners.features.shape import ModelShape
-from learners.models.networks import NETWORKS, Gathered, Network, NetworkConfig
+from learners.models.networks import NETWORKS, CtrNetwork, Gathered, NetworkConfig
 from learners.nn.optimiser import Adam, DenseParameters
 from learners.protocol.batch import TermsBatch, check_widths, checked_terms_batch, terms_of_labels
 from learners.protocol.state_names import prefixed, under
@@ -55,7 +55,7 @@ class NetworkLearner:
         default_keys = np.concatenate((shape.default_keys, np.array(history_keys, np.uint64)))
         self.table = EmbeddingTable(config.dim, default_keys, config.table)
         with torch.device("meta"):  # no start values from torch's global generator
-            self.network: Network = kind(config, shape)
+            self.network: CtrNetwork = kind(config, shape)
         self.network.to_empty(device="cpu")
         self.dense = DenseParameters({name: tuple(p.shape) for name, p in self.network.named_parameters()})
         self._gradients = self.dense.like()

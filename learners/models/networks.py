@@ -72,7 +72,7 @@ class Gathered(NamedTuple):
         return torch.cat((self.vectors.flatten(1), self.dense), dim=1)
 
 
-class Network(nn.Module):
+class CtrNetwork(nn.Module):
     """Gathered inputs to logits."""
 
     reads_history: ClassVar[bool] = False
@@ -82,7 +82,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
-class Linear(Network):
+class Linear(CtrNetwork):
     """The first order: a weight for each id and each dense input. Part of the others."""
 
     def __init__(self, config: NetworkConfig, shape: ModelShape) -> None:
@@ -95,7 +95,7 @@ class Linear(Network):
         return inputs.weights.sum(1) + inputs.dense @ self.weight + self.bias
 
 
-class FactorisationMachine(Network):
+class FactorisationMachine(CtrNetwork):
     """First order and inner products of all pairs of ids: Rendle, "Factorization Machines", ICDM 2010, equation 1."""
 
     def __init__(self, config: NetworkConfig, shape: ModelShape) -> None:
@@ -109,7 +109,7 @@ class FactorisationMachine(Network):
         return first + 0.5 * pairs.sum(1)
 
 
-class WideDeep(Network):
+class WideDeep(CtrNetwork):
     """A linear model beside an MLP: Cheng et al., "Wide & Deep Learning for Recommender Systems", DLRS 2016.
 
     The wide part's crosses are crosses of the feature spec that are learned as ids.
@@ -127,7 +127,7 @@ class WideDeep(Network):
         return wide + deep[:, 0]
 
 
-class DcnV2(Network):
+class DcnV2(CtrNetwork):
     """Explicit crosses beside an MLP: Wang et al., "DCN V2", WWW 2021, equations 1 and 2, the parallel structure."""
 
     def __init__(self, config: NetworkConfig, shape: ModelShape) -> None:
@@ -153,7 +153,7 @@ class DcnV2(Network):
         return logits
 
 
-class Din(Network):
+class Din(CtrNetwork):
     """An MLP that reads the user's recent ads as far as they concern the ad: Zhou et al., "DIN", KDD 2018, equation 3.
 
     The weights of the recent ads are not normalised, so that many of one kind count for more. Beside the paper: the
