@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from calibration.logistic import sigmoid
 from learners.features.rows import Rows
 from learners.features.shape import ModelShape
 from learners.features.spec import FeatureSpec
-from learners.metrics.quality import probability
 from learners.models.registry import REGISTRY, Entry, registered
 from learners.protocol.learner import Learner
 from replay.example_stream import ExampleStream, Span, Step, base_steps, online_steps
@@ -182,7 +182,7 @@ class Drive:
         self._advance(step.stop - step.start)
 
     def _p(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-        return bounded(probability(self._feed.logit(logits)))
+        return bounded(sigmoid(self._feed.logit(logits)))
 
 
 def comparison_table(lines: Sequence[Compared], title: str) -> Table:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from calibration.logistic import sigmoid
 from calibration.reliability import observed_over_expected
 from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
-from learners.metrics.quality import auc, log_loss, normalized_entropy, probability
+from learners.metrics.quality import auc, log_loss, normalized_entropy
 from stream.records.examples import ExampleRows
 
 SMALLEST_P = 1e-7  # float32 rounds probabilities this near to 0 and 1 to them
@@ -65,8 +66,8 @@ def outcomes(found: Displayed, frozen_logit: NDArray[np.float32]) -> Outcomes:
         ts_ms=rows.ts_ms,
         label=found.clicked,
         p=bounded(rows.p.astype(np.float64)),
-        raw_p=probability(rows.logit),
-        frozen_p=probability(frozen_logit),
+        raw_p=sigmoid(rows.logit),
+        frozen_p=sigmoid(frozen_logit),
         converted=found.converted,
         conversion_p=bounded(rows.conversion_p.astype(np.float64)),
     )

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.logistic import sigmoid
 from learners.examples.terms import Terms
-from learners.metrics.quality import probability
 
 _LEAST_RATE = 0.001  # of clicks in the constant: what a stretch without clicks may cost a model that says 0.1 %
 _RATE_BATCHES = 50  # times the batches of the loss, over which the click rate is taken: a burst of clicks is no rate
@@ -36,7 +36,7 @@ class BatchLoss(NamedTuple):
         return cls(
             exposures=float(exposure.sum()),
             clicks=float(terms.event.sum(dtype=np.float64)),
-            expected=float((exposure * probability(logits)).sum()),
+            expected=float((exposure * sigmoid(logits)).sum()),
             loss=paid,
         )
 

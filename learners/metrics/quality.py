@@ -18,9 +18,6 @@ Floats = NDArray[np.floating[Any]]
 Labels = NDArray[Any]  # (B,) of 0 and 1, any dtype
 
 
-probability = sigmoid  # of a click, of its logit
-
-
 def auc(logits: Floats, labels: Labels) -> float:
     """Area under the ROC curve: the share of (click, non-click) pairs that are in order, ties counting one half.
 
@@ -86,7 +83,7 @@ class Quality:
 
 def quality(logits: Floats, labels: Labels, probabilities: Floats | None = None) -> Quality:
     """All figures of a set of rows. ``probabilities`` (default: of the logits) serve the O/E only."""
-    expected = probability(logits) if probabilities is None else probabilities
+    expected = sigmoid(logits) if probabilities is None else probabilities
     return Quality(
         rows=len(labels),
         auc=auc(logits, labels),

@@ -28,8 +28,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.logistic import sigmoid
 from learners.examples.terms import Terms
-from learners.metrics.quality import probability
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 Labels = NDArray[np.bool_]
@@ -104,7 +104,7 @@ class FakeNegativeWeighted(_AsItIs):
 
     def terms(self, positive: Labels, logit: Floats, p_delayed: Floats | None = None) -> Terms:
         """Labelled rows with the weights above."""
-        f = probability(np.asarray(logit))
+        f = sigmoid(np.asarray(logit))
         return _weighed(positive, 1 + f, (1 - f) * (1 + f))
 
 
@@ -166,7 +166,7 @@ class ElapsedTimeSampled(_AsItIs):
 
     def terms(self, positive: Labels, logit: Floats, p_delayed: Floats | None = None) -> Terms:
         """Labelled rows with the weights above."""
-        f = probability(np.asarray(logit))
+        f = sigmoid(np.asarray(logit))
         p_dp = (1 - self.share) * f if p_delayed is None else p_delayed
         return _weighed(positive, 1 + p_dp, (1 + p_dp) * (1 - f) / (1 - f + p_dp))
 
@@ -210,7 +210,7 @@ class RealNegatives(_AsItIs):
 
     def terms(self, positive: Labels, logit: Floats, p_delayed: Floats | None = None) -> Terms:
         """Labelled rows with the weights above; p_dp is at most p."""
-        f = np.maximum(probability(np.asarray(logit)), np.finfo(np.float64).tiny)
+        f = np.maximum(sigmoid(np.asarray(logit)), np.finfo(np.float64).tiny)
         half = 0.5 * ((1 - self.share) * f if p_delayed is None else np.minimum(p_delayed, f))
         return _weighed(positive, f / (f - half), (1 - f) / (1 - f + half))
 

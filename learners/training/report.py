@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.metrics.quality import Quality, probability, quality
+from calibration.logistic import sigmoid
+from learners.metrics.quality import Quality, quality
 from learners.training.segments import Segment
 
 _HEADING = f"{'rows':>10} {'CTR':>7} {'mean p':>7} {'AUC':>7} {'log loss':>9} {'NE':>7} {'O/E':>7}"
@@ -88,13 +89,13 @@ def _slice(name: str, logits: NDArray[np.float32], clicked: NDArray[np.bool_]) -
     return Slice(
         name=name,
         click_rate=float(clicked.mean()),
-        mean_p=float(probability(logits).mean()),
+        mean_p=float(sigmoid(logits).mean()),
         quality=quality(logits, clicked),
     )
 
 
 def _range_of(logits: NDArray[np.float32]) -> str:
-    low, high = probability(logits[[0, -1]])
+    low, high = sigmoid(logits[[0, -1]])
     return f"{low:.4f}..{high:.4f}"
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.logistic import sigmoid
 from learners.examples.terms import Terms
-from learners.metrics.quality import probability
 
 _CLICKS = 50.0  # M
 _MOST_WEIGHT = 4.0
@@ -42,7 +42,7 @@ class Balance:
 
         ``logits`` are those before learning, ``terms`` the click head's with displays of weight one, all (B,).
         """
-        expected = float(probability(logits) @ terms.exposure.astype(np.float64))
+        expected = float(sigmoid(logits) @ terms.exposure.astype(np.float64))
         self._owed += float(terms.event.sum(dtype=np.float64)) - self.weight * expected
 
     def state(self) -> dict[str, NDArray[Any]]:

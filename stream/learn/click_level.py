@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.delay_law import DelayLaw
+from calibration.logistic import sigmoid
 from learners.examples.kinds import CLICK, EXPOSURE
 from learners.examples.terms import Terms
-from learners.metrics.quality import probability
 from stream.records.examples import ExampleRows
 
 _BUCKET_MS = 1_000
@@ -107,7 +107,7 @@ class ClickLevel:
 
     def _expose(self, ts_ms: NDArray[np.int64], logits: NDArray[np.float32], weight: NDArray[np.float32]) -> None:
         counts = ts_ms >= self._since_ms
-        p = probability(logits[counts])
+        p = sigmoid(logits[counts])
         paid = p * weight[counts]
         self._fresh.append(np.stack([ts_ms[counts] // _BUCKET_MS, paid, paid * (1 - p)]))
 

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.delay_law import DelayLaw
+from calibration.logistic import sigmoid
 from learners.examples.kinds import CLICK, EXPOSURE
 from learners.examples.terms import Terms
-from learners.metrics.quality import probability
 from stream.records.examples import ExampleRows
 from stream.records.wire import Silence
 
@@ -143,7 +143,7 @@ class ClickSilence:
             displays = displays[displays > clicks[-1]]
         if watermark_ms // _MEASURED_MS > self._law.now_ms // _MEASURED_MS:
             self._measure(watermark_ms)
-        self._expect(rows.ts_ms[displays], probability(logits[displays]) * terms.exposure[displays])
+        self._expect(rows.ts_ms[displays], sigmoid(logits[displays]) * terms.exposure[displays])
         missing = self._missing(watermark_ms, max(watermark_ms, heard_ms))
         if self.silent or missing <= self._most_expected:
             return None

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.logistic import sigmoid
 from learners.deepfm.model import DeepFM, DeepFMConfig
 from learners.features.rows import Rows
 from learners.features.shape import ModelShape
-from learners.metrics.quality import probability
 from learners.models.losses import Loss, losses_of
 from learners.nn.heads import Head
 from tests.bench.harness import Bound, Measure, progress
@@ -67,7 +67,7 @@ def drawn(generator: np.random.Generator, count: int, log_odds: NDArray[np.float
     of_ad, of_segment, of_placement = (effects.normal(0, sd, n) for sd, n in ((0.5, 200), (0.3, 20), (0.3, 4)))
     of_user = effects.normal(0, 0.3, 2000)
     user, placement, ad = (generator.integers(0, n, count) for n in (2000, 4, 200))
-    p = probability(log_odds + of_ad[ad] + of_segment[user % 20] + of_placement[placement] + of_user[user])
+    p = sigmoid(log_odds + of_ad[ad] + of_segment[user % 20] + of_placement[placement] + of_user[user])
     values = np.stack([user, user % 20, placement, ad], axis=1) + 10_000 * np.arange(4) + 1
     delay_s = np.where(generator.random(count) < p, generator.exponential(_MEAN_DELAY_S, count), np.inf)
     return Displays(values.astype(np.uint64) * _GOLDEN, p, delay_s)
@@ -133,7 +133,7 @@ def measures(*, quick: bool = False) -> list[Measure]:
 
 def figures(world: World, displays: Displays, logits: NDArray[np.float64]) -> dict[str, float]:
     """Excess log loss in nats per 100,000 displays, and true over predicted clicks."""
-    p, q = displays.p, probability(logits)
+    p, q = displays.p, sigmoid(logits)
     excess = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
     second = np.arange(len(p)) / world.per_s
     jump, settled = world.seconds // 2, world.seconds // 2 + _SETTLED_S

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from calibration.logistic import sigmoid
 from learners.metrics.drift import DriftWatch
-from learners.metrics.quality import losses, probability
+from learners.metrics.quality import losses
 
 
 def feed(watch: DriftWatch, *, rate: float, fault: float, batches: int, seed: int) -> int:
@@ -16,7 +17,7 @@ def feed(watch: DriftWatch, *, rate: float, fault: float, batches: int, seed: in
     generator, detections = np.random.default_rng(seed), 0
     for _ in range(batches):
         truth = generator.normal(math.log(rate / (1 - rate)), 1.0, 128)
-        labels = generator.random(128) < probability(truth)
+        labels = generator.random(128) < sigmoid(truth)
         loss = float(losses(truth + generator.normal(0, fault, 128), labels).sum())
         detections += watch.update(rows=128, clicks=int(labels.sum()), loss=loss)
     return detections

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibration.logistic import sigmoid
 from learners.metrics import quality as metrics
-from learners.metrics.quality import auc, log_loss, normalized_entropy, probability, quality
+from learners.metrics.quality import auc, log_loss, normalized_entropy, quality
 
 few_logits = st.lists(st.tuples(st.sampled_from([-2.0, -0.5, 0.0, 0.1, 3.0]), st.booleans()), min_size=1, max_size=40)
 
@@ -65,7 +66,7 @@ def test_quality_takes_calibrated_probabilities_for_the_ratio_only() -> None:
     """AUC and losses are those of the logits."""
     logits, labels = np.array([0.0, 1.0, 2.0]), np.array([0, 1, 1])
     plain, calibrated = quality(logits, labels), quality(logits, labels, np.full(3, 2 / 3))
-    assert plain.observed_over_expected == pytest.approx(2 / probability(logits).sum())
+    assert plain.observed_over_expected == pytest.approx(2 / sigmoid(logits).sum())
     assert calibrated.observed_over_expected == pytest.approx(1)
     assert (plain.auc, plain.log_loss, plain.ne) == (calibrated.auc, calibrated.log_loss, calibrated.ne)
 

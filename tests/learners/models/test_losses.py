@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from calibration.logistic import sigmoid
 from learners.examples.kinds import CLICK, EXPOSURE
 from learners.examples.terms import Terms
 from learners.features.rows import Rows
-from learners.metrics.quality import probability
 from learners.models.ftrl import FtrlConfig, FtrlRegression
 from learners.models.losses import (
     LOSSES,
@@ -59,7 +59,7 @@ def by_display(loss: Loss, seen: Seen, logit: NDArray[np.float64]) -> NDArray[np
     """The gradient of each display's logit (N,), summed over its rows."""
     at = logit[seen.display]
     exposure, event = loss.terms(seen.positive, at)
-    gradient = exposure * probability(at) - event
+    gradient = exposure * sigmoid(at) - event
     return np.bincount(seen.display, gradient, len(logit)).astype(np.float64)
 
 
@@ -133,7 +133,7 @@ def test_learned_as_it_comes_it_ends_at_the_click_rates(name: str) -> None:
         batch = order[start : start + 50]
         rows = rows_of(ids[seen.display[batch]])
         learner.learn_terms(rows, loss.terms(seen.positive[batch], learner.predict_many(rows)))
-    found = probability(loss.logit(learner.predict_many(rows_of(np.arange(1, 5)))))
+    found = sigmoid(loss.logit(learner.predict_many(rows_of(np.arange(1, 5)))))
     np.testing.assert_allclose(found, [0.03, 0.1, 0.2, 0.35], rtol=0.15)
 
 
@@ -188,7 +188,7 @@ def test_a_heads_probability_of_a_delayed_click_takes_the_place_of_the_law(name:
     """Given p·(1 − F) of every row, the weights are the law's own."""
     loss, generator = ALL[name], np.random.default_rng(6)
     positive, logit = generator.random(100) < 0.5, generator.standard_normal(100)
-    by_head = loss.terms(positive, logit, (1 - share(ELAPSED_S)) * probability(logit))
+    by_head = loss.terms(positive, logit, (1 - share(ELAPSED_S)) * sigmoid(logit))
     for found, expected in zip(by_head, loss.terms(positive, logit), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -214,7 +214,7 @@ def test_sampled_exposures_need_no_correction(rate: float) -> None:
     weight = np.where(kind == EXPOSURE, 1 / rate, 1).astype(np.float32)
     exposure, event = Terms.of_kinds(kind, ("click",), weight)
     for off, sign in ((0.0, 0), (-0.2, -1), (0.2, 1)):
-        f = probability(log_odds(p) + off)
+        f = sigmoid(log_odds(p) + off)
         gradient = np.bincount(display, exposure * f[display] - event, len(p)).astype(np.float64)
         if sign:
             assert sign * z_score(gradient) > 10

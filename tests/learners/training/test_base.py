@@ -7,11 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from calibration.logistic import sigmoid
 from learners.deepfm.model import DeepFM
 from learners.examples.examples import Examples
 from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.examples.terms import Terms
-from learners.metrics.quality import probability, quality
+from learners.metrics.quality import quality
 from learners.nn.heads import Head
 from learners.training.base import BaseConfig, known_users, train_base
 from learners.training.conversion_shares import conversion_shares
@@ -122,7 +123,7 @@ def test_a_base_says_the_click_rate_wherever_its_log_ends(stop_ms: int, goes_on:
         log = _log_of_rate(0.26, delay_ms, stop_ms)
         base = train_base(log, SHAPE, model_config=CONFIG, config=config, goes_on=goes_on)
         assert base.holdout.rows > 350
-        mean_p.append(float(probability(base.holdout_logits).mean()))
+        mean_p.append(float(sigmoid(base.holdout_logits).mean()))
         assert base.holdout.observed_over_expected * mean_p[-1] == pytest.approx(0.26, abs=0.05)  # 2 deviations
     assert mean_p == pytest.approx([0.26, 0.26], abs=0.04)
     assert mean_p[1] == pytest.approx(mean_p[0], abs=0.02)

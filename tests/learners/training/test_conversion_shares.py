@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from calibration.delay_law import CONVERSION_PRIOR
+from calibration.logistic import sigmoid
 from learners.deepfm.model import DeepFM
 from learners.examples.examples import Examples
 from learners.examples.kinds import CLICK, CONVERSION
 from learners.examples.terms import Terms
 from learners.features.rows import Rows
-from learners.metrics.quality import probability
 from learners.nn.heads import Head
 from learners.training.base import BaseConfig, train_base
 from learners.training.conversion_shares import conversion_shares
@@ -85,7 +85,7 @@ def test_a_base_tells_the_conversion_rate_although_half_of_the_conversions_are_t
     newest = shown[log.columns["ts_ms"][shown] > START_MS + 18 * HOUR_MS]
     told_by_now = log.converted(newest[log.clicked(newest)]).mean()
     assert told_by_now < 0.15
-    p = probability(trained.model.predict_heads(log.rows)[newest][:, 1]).mean()
+    p = sigmoid(trained.model.predict_heads(log.rows)[newest][:, 1]).mean()
     assert p == pytest.approx(0.3, rel=0.15)
 
 

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from calibration.delay_law import DelayLaw
+from calibration.logistic import sigmoid
 from learners.examples.kinds import CLICK, EXPOSURE
 from learners.examples.terms import Terms
-from learners.metrics.quality import probability
 from replay.market_laws import click_delay_s
 from stream.learn.click_level import ClickLevel
 from stream.records.examples import ExampleRows
@@ -38,7 +38,7 @@ class Market:
     @property
     def off(self) -> float:
         """Served p over P."""
-        return float(probability(np.array(self.logit))) / P
+        return float(sigmoid(np.array(self.logit))) / P
 
     def run(self, seconds: int, displays: int, ctr: float = P, clicks_come: bool = True) -> NDArray[np.float64]:
         """The served p over P after each second."""
