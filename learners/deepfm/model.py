@@ -25,8 +25,7 @@ from learners.examples.terms import Terms
 from learners.features.rows import Rows
 from learners.features.shape import ModelShape
 from learners.nn.optimiser import Adam
-from learners.protocol.batch import check_widths
-from learners.protocol.checks import check_finite, checked_labels, checked_terms, checked_weight
+from learners.protocol.batch import check_finite, check_widths, checked_labels, checked_terms, checked_weight
 from learners.protocol.state_names import prefixed, under
 from learners.table.table import EmbeddingTable, TableConfig
 

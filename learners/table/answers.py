@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from learners.table.arrays import NEW, USED, Store
 
 
 class Lookup(NamedTuple):
     """The rows of a batch.
 
     unique : (U,) int32, each row met once, in the order of its first occurrence; without row 0.
-    inverse : (B, E) int32, the place of each key's row in ``unique``; −1 for the missing key 0.
+    inverse : (B, E) int32, the index of each key's row in ``unique``; −1 for the missing key 0.
     """
 
     unique: NDArray[np.int32]
@@ -54,6 +56,18 @@ class TableMemory:
     keys: int
     index: int
     fixed: int
+
+    @classmethod
+    def of(cls, store: Store) -> Self:
+        """Memory that a table's arrays use."""
+        used = int(store.counters[USED])
+        return cls(
+            numbers=store.numbers.strides[0] * used,
+            last_seen=4 * used,
+            keys=12 * used,
+            index=8 * int(store.counters[NEW]),
+            fixed=store.sketch.nbytes + store.noted.nbytes + store.saved.nbytes,
+        )
 
     @property
     def total(self) -> int:

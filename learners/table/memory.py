@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+_HEAD_BYTES = 16  # of a row: key 8, last seen 4, column and flags 4
+_ROW_NUMBERS = (1 << 31) - (1 << 17)  # rows are numbered by 32 bits
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # named by Python 3.13; the value is Linux's
 
 
@@ -50,3 +52,11 @@ def aligned(shape: tuple[int, int]) -> NDArray[np.float32]:
     memory = np.empty(size + 16, np.float32)
     offset = -memory.ctypes.data % 64 // 4
     return memory[offset : offset + size].reshape(shape)
+
+
+def most_rows(dim: int, columns: int, max_rows: int | None) -> int:
+    """Rows of address space for an embedding table: what max_rows allows, or what would fill the machine."""
+    bounded = physical_bytes() // (4 * (dim + 3) + _HEAD_BYTES)
+    if max_rows is not None:
+        bounded = min(bounded, 2 * max_rows)  # a reader may assign before it removes
+    return min(bounded, _ROW_NUMBERS) + 1 + columns

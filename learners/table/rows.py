@@ -11,9 +11,9 @@ from learners.table import kernels as kernels
 from learners.table.arrays import HELD, NEW, SIGHTED, SIGHTED_BEFORE, TURN, USED, Store, seen_of
 from learners.table.checks import check_room
 from learners.table.config import TableConfig
-from learners.table.copy import TableArrays, TableCopy
 from learners.table.expiry import Expiry, Removed, oldest
-from learners.table.table_memory import most_rows
+from learners.table.memory import most_rows
+from learners.table.state import TableArrays, TableCopy
 
 _SWEPT_ROWS = 1 << 15  # rows looked at for expiry by one call of advance
 _EVICTED_SHARE = 32  # a full table frees one in so many rows

@@ -28,12 +28,10 @@ from learners.table.arrays import (
 )
 from learners.table.checks import check_assigned, check_columns, check_gradients, check_keys, check_room
 from learners.table.config import TableConfig
-from learners.table.copy import TableArrays, TableCopy
 from learners.table.expiry import Removed
 from learners.table.memory import aligned
-from learners.table.restore import check_state, fill
 from learners.table.rows import TableRows
-from learners.table.table_memory import memory_of
+from learners.table.state import TableArrays, TableCopy, check_state, fill
 
 __all__ = [
     "Changed",
@@ -108,7 +106,7 @@ class EmbeddingTable:
 
     def memory(self) -> TableMemory:
         """Memory in use, by what for."""
-        return memory_of(self._rows.store)
+        return TableMemory.of(self._rows.store)
 
     def memory_bytes(self) -> int:
         """Memory in use."""

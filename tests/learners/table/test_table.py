@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from learners.table.copy import TableCopy
+from learners.table.state import TableCopy
 from learners.table.table import EmbeddingTable, TableConfig
 from tests.learners.table_reference import ReferenceTable, assert_same, start_vector
 
