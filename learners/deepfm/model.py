@@ -7,7 +7,6 @@ Shapes: B rows, F id columns of the feature spec of which E are embedded, D = di
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -21,6 +20,7 @@ from learners.deepfm.delta import Delta, DeltaError
 from learners.deepfm.gradients import DivergenceError, Gradients
 from learners.deepfm.model_state import ModelCopy, sha256_of, to_state
 from learners.deepfm.network import Inputs, Network
+from learners.deepfm.output_bias import OutputBiases
 from learners.examples.terms import Terms
 from learners.features.rows import Rows
 from learners.features.shape import ModelShape
@@ -31,7 +31,7 @@ from learners.table.table import EmbeddingTable, TableConfig
 
 __all__ = ["DeepFM", "DeepFMConfig", "DivergenceError", "Gradients"]
 
-_STATISTICS_RATE = 0.1  # of batch norm's running statistics, torch's default
+_MOMENTUM = np.float32(0.1)  # of batch norm's running statistics, as in torch
 
 
 class DeepFM:
@@ -72,7 +72,7 @@ class DeepFM:
         self.network: Network | AutogradNetwork = kind(config, columns=len(self._columns), dense=shape.dense)
         self.dense = self.network.parameters
         self.heads = self.network.heads
-        self._start_at(config)
+        OutputBiases(config, self.dense.value).start_at_rates()
         self._adam = Adam(self.dense.learned_size, config.full_batch_rows)
 
     def move_to(self, device: torch.device) -> None:
@@ -80,16 +80,6 @@ class DeepFM:
         network = AutogradNetwork(self.config, columns=len(self._columns), dense=self.shape.dense, device=device)
         network.parameters.load(self.dense.arrays())
         self.network, self.dense = network, network.parameters
-
-    def _start_at(self, config: DeepFMConfig) -> None:
-        """Biases at the heads' rates, so that the ids need not share out the mean among them: a new id has no share."""
-        for place, head in enumerate(config.heads):
-            if head.start_p is not None:
-                self._output_bias(place).fill_(math.log(head.start_p / (1 - head.start_p)))
-
-    def _output_bias(self, place: int) -> torch.Tensor:
-        """(1,) that of the head at ``place``."""
-        return self.dense.value[f"mlp.{self.config.heads[place].name}.{len(self.config.tower_widths[place])}.bias"]
 
     def predict_many(self, rows: Rows) -> NDArray[np.float32]:
         """Logits of the first head, (B,) float32. Changes nothing.
@@ -115,8 +105,8 @@ class DeepFM:
     def _logits(self, rows: Rows) -> NDArray[np.float32]:
         check_widths(rows, self.shape)
         found = self.table.find(rows.ids[:, self._columns])
-        places = np.arange(found.size, dtype=np.int32).reshape(found.shape)
-        return self.network.logits(Inputs(self.table.gather(found.reshape(-1)), places, rows.dense))
+        inverse = np.arange(found.size, dtype=np.int32).reshape(found.shape)
+        return self.network.logits(Inputs(self.table.gather(found.reshape(-1)), inverse, rows.dense))
 
     def advance(self, event_ms: int) -> None:
         """Event time has moved on: ids unseen for ``expire_after_s`` lose their rows."""
@@ -150,7 +140,7 @@ class DeepFM:
 
     def shift_level(self, log_odds: float) -> None:
         """Add to the output bias of the first head: every logit of it moves by as much."""
-        self._output_bias(0).add_(log_odds)
+        OutputBiases(self.config, self.dense.value).shift_first(log_odds)
 
     def learn_many(
         self, rows: Rows, labels: NDArray[Any], weight: NDArray[Any] | None = None, *, rate_factor: float = 1.0
@@ -207,7 +197,7 @@ class DeepFM:
         dense_rate = config.scaled_dense_rate * rate_factor
         self._adam.step(flat[:learned], gradients.dense[:learned], rows=batch_rows, rate=dense_rate)
         statistics = flat[learned:]
-        statistics += np.float32(_STATISTICS_RATE) * (gradients.dense[learned:] / np.float32(batch_rows) - statistics)
+        statistics += _MOMENTUM * (gradients.dense[learned:] / np.float32(batch_rows) - statistics)
         rates = (config.vector_rate * rate_factor, config.scaled_weight_rate * rate_factor)
         betas = (config.vector_beta, config.weight_beta)
         self.table.update(gradients.lookup.unique, gradients.table, rates=rates, betas=betas)
