@@ -169,7 +169,7 @@ def _u64(value: int | str, at: str) -> int:
 
 
 def prices_of(ads: Sequence[Mapping[str, Any]], at: str = "$") -> Prices:
-    """What each ad pays for a click and a conversion; ``at`` is their place, for the error. Raises BadRequestError."""
+    """What each ad pays for a click and a conversion; ``at`` is their path, for the error. Raises BadRequestError."""
     of_value = [_price(ad, "value", at, index) if "value" in ad else 0.0 for index, ad in enumerate(ads)]
     of_bid = [_price(ad, "bid", at, i) if "bid" in ad else float("value" not in ad) for i, ad in enumerate(ads)]
     return Prices(np.array(of_bid), np.array(of_value))

@@ -110,8 +110,8 @@ def expected_value(p: NDArray[np.float32], p_conversion: NDArray[np.float32], pr
 
 
 def ranked(value: NDArray[np.float64], logit: NDArray[np.float32], top_k: int) -> NDArray[np.intp]:
-    """(min(top_k, B),) the places of the ads by their `expected_value`, best first.
+    """(min(top_k, B),) the indices of the ads by their `expected_value`, best first.
 
-    Where that ties (float32 ends near 0 and 1), the logit decides, then the place in the request.
+    Where that ties (float32 ends near 0 and 1), the logit decides, then the order in the request.
     """
     return np.lexsort((np.arange(len(value)), -logit, -value))[:top_k]

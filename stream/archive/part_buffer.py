@@ -42,7 +42,7 @@ class Part:
     stretch: LogStretch
     rows: ExampleRows
     offset: NDArray[np.int64]  # (N,) of the record that each row came in
-    ordinal: NDArray[np.int32]  # (N,) place of the row in its record
+    ordinal: NDArray[np.int32]  # (N,) index of the row in its record
 
     @property
     def day(self) -> date:

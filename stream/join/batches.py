@@ -50,11 +50,11 @@ def events_batch(topic: str, records: Sequence[InputRecord], max_ahead_ms: int) 
     """Decode records of a public input; an event later than its record by more than ``max_ahead_ms`` is a reject."""
     found = _FoundEvents(topic, records, max_ahead_ms)
     for may_be_event, run in groupby(range(len(records)), key=lambda at: _may_be_event(records[at])):
-        places = [*run]
+        indices = [*run]
         if may_be_event:
-            found.take_events(places[0], places[-1] + 1)
+            found.take_events(indices[0], indices[-1] + 1)
         else:
-            for at in places:
+            for at in indices:
                 found.take(at)
     columns = _joined([*found.parts, EMPTY_EVENTS], EVENT_COLUMNS)
     return EventBatch(EventRows(**columns), found.records(), found.rejects)

@@ -85,7 +85,7 @@ class CommitTracker:
         return (records - np.uint32(self._base)).astype(np.int64)
 
     def _first_open(self) -> int:
-        """The place of the first record with unfinished rows; the number of records kept when there is none."""
+        """The index of the first record with unfinished rows; the number of records kept when there is none."""
         at = self._finished
         while at < self._count:
             found = np.flatnonzero(self._open[at : min(at + _FIRST_RECORDS, self._count)])

@@ -84,8 +84,8 @@ def _first_of_each(clicks: StoredClicks, of: NDArray[np.intp], ts_ms: NDArray[np
     """Which conversions, of the clicks ``of`` at ``ts_ms``, are the first of their click and time, (B,)."""
     seen = {(at, before) for at in set(of.tolist()) for before in clicks.converted_ms[at].tolist()}
     fresh = np.empty(len(of), np.bool_)
-    for place, pair in enumerate(zip(of.tolist(), ts_ms.tolist(), strict=True)):
-        fresh[place] = pair not in seen
+    for at, pair in enumerate(zip(of.tolist(), ts_ms.tolist(), strict=True)):
+        fresh[at] = pair not in seen
         seen.add(pair)
     return fresh
 

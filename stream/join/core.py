@@ -260,10 +260,10 @@ class JoinCore:
         """
         new, converted = self._events.clicks, self._converted
         self._converted, self._last_exposures = [], 0
-        places, late = new.places, new.late
-        spare = len(places) + sum(map(len, converted)) + late
+        clicked, late = new.rows, new.late
+        spare = len(clicked) + sum(map(len, converted)) + late
         served, displayed = self._inputs.unfinished(SERVED), self._inputs.unfinished(IMPRESSIONS)
-        exposed = self._state.expose(until_ms, places, served, displayed, spare)
+        exposed = self._state.expose(until_ms, clicked, served, displayed, spare)
         if exposed is None:
             return (concat(converted) if converted else None), 0
         rows, of_clicked = exposed

@@ -1,4 +1,4 @@
-"""Examples by their place in the log: those written lately from memory, older ones read back."""
+"""Examples by their offset in the log: those written lately from memory, older ones read back."""
 
 from __future__ import annotations
 

@@ -21,13 +21,13 @@ class NewClicks:
         self._inputs = inputs
         self._state = state
         self._clicks: list[Events] = []  # on pending rows
-        self._places: list[NDArray[np.int64]] = []  # of these rows
+        self._rows: list[NDArray[np.int64]] = []  # their indices
         self._late: list[LateClicks] = []
 
     @property
-    def places(self) -> NDArray[np.int64]:
-        """Of the pending rows that were clicked."""
-        return np.concatenate(self._places) if self._places else np.zeros(0, np.int64)
+    def rows(self) -> NDArray[np.int64]:
+        """The indices of the pending rows that were clicked."""
+        return np.concatenate(self._rows) if self._rows else np.zeros(0, np.int64)
 
     def add(self, clicks: Events, references: NDArray[np.int64]) -> None:
         """Clicks and the rows that they named, (B,); the columns of exposed ones are in the log."""
@@ -38,7 +38,7 @@ class NewClicks:
             self._late.append(LateClicks(late, offsets, *self._state.in_log(references[exposed])))
         if not exposed.all():
             self._clicks.append(clicks.take(~exposed))
-            self._places.append(references[~exposed])
+            self._rows.append(references[~exposed])
 
     @property
     def late(self) -> int:
@@ -46,11 +46,11 @@ class NewClicks:
         return sum(len(part.clicks) for part in self._late)
 
     def take(self, exposures: ExampleRows, of_clicked: NDArray[np.int64]) -> ExampleRows:
-        """The clicks on rows at `places`, which are ``of_clicked`` among the exposures."""
+        """The clicks on the pending `rows`, which are ``of_clicked`` among the exposures."""
         rows = exposures.take(of_clicked)
         if not self._clicks:
             return rows
-        clicks, self._clicks, self._places = Events.joined(self._clicks), [], []
+        clicks, self._clicks, self._rows = Events.joined(self._clicks), [], []
         return click_rows(rows, clicks)
 
     def take_late(self) -> LateClicks | None:

@@ -1,4 +1,4 @@
-"""Examples that wait for their learn batch, and the place in the log where each of them stands."""
+"""Examples that wait for their learn batch, and the position of each in the log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stream.records.wire import OffsetRange
 
 
 class Position(NamedTuple):
-    """A place between two rows of one examples partition: ``row`` rows of the record at ``offset`` lie before it."""
+    """A position between two rows of one examples partition: ``row`` rows of the record at ``offset`` lie before it."""
 
     offset: int
     row: int
@@ -31,7 +31,7 @@ class Batch:
 
 @dataclass(slots=True)
 class _Segment:
-    """The rows of one record that are to be learned; ``number[i]`` is the place of row i in the record."""
+    """The rows of one record that are to be learned; ``number[i]`` is the index of row i in the record."""
 
     partition: int
     offset: int
@@ -42,8 +42,8 @@ class _Segment:
 class PendingExamples:
     """A queue of example rows from several partitions, cut into batches of any length.
 
-    A record's rows leave in order, records in the order in which they were added. ``position(p)`` is always the place
-    before which every row of partition p was cut: the place from which a restart reads on.
+    A record's rows leave in order, records in the order in which they were added. ``position(p)`` is always the one
+    before which every row of partition p was cut, from which a restart reads on.
     """
 
     def __init__(self) -> None:
@@ -56,12 +56,12 @@ class PendingExamples:
         return self._rows
 
     def positions(self) -> dict[int, Position]:
-        """The place before which all rows were cut, for every partition heard of."""
+        """The position before which all rows were cut, for every partition heard of."""
         waiting = {segment.partition for segment in self._segments}
         return {p: self._cut[p] if p in waiting else read for p, read in self._read.items()}
 
     def next_position(self, partition: int) -> Position:
-        """The place at which the next added record of a partition is expected; the start when none was added."""
+        """The position at which the next added record of a partition is expected; the start when none was added."""
         return self._read.get(partition, Position(0, 0))
 
     def move_to(self, partition: int, position: Position) -> None:

@@ -19,7 +19,7 @@ from stream.records.wire import EventsRecord, RecordError, ServedRecord
 
 EARLIEST_MS = 946_684_800_000  # 2000-01-01: anything earlier is seconds, or a clock that was never set
 LATEST_MS = 4_102_444_800_000  # 2100-01-01: anything later is microseconds
-Why: TypeAlias = Callable[[Mapping[str, Any], int, int], tuple[str, str]]  # row, rows, place: reason and detail
+Why: TypeAlias = Callable[[Mapping[str, Any], int, int], tuple[str, str]]  # row, rows, index: reason and detail
 _WHY_LATEST = "the record's own time and what clocks may differ (MILLSTREAM_MAX_AHEAD_S)"
 MOST_RECORD_BYTES = 8 << 20  # the greatest limit in the table of topics: no producer of ours writes more
 MOST_JSON_BYTES = 64 << 10  # one event has some hundred bytes

@@ -32,7 +32,7 @@ def partition_of(user_keys: NDArray[np.uint64], partitions: int) -> NDArray[np.i
     """
     if partitions < 1:
         raise ValueError(
-            f"partitions={partitions} must be at least 1: no record has a place. Set MILLSTREAM_PARTITIONS."
+            f"partitions={partitions} must be at least 1: no record could be stored. Set MILLSTREAM_PARTITIONS."
         )
     keys = np.ascontiguousarray(user_keys, dtype=np.uint64)
     digits = keys.astype(f"S{_MAX_DIGITS}")

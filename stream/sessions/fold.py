@@ -102,11 +102,11 @@ class SessionFold:
             ts_ms=np.array(rows.ts_ms),
             known_ms=np.array(rows.known_ms),
             ad=np.array(rows.ids[:, self.spec.ad_field]),
-            user=_places(keys.users, rows.user_key),
-            counters=_places(keys.counters, rows.ids[:, self._columns]),
+            user=_indices(keys.users, rows.user_key),
+            counters=_indices(keys.counters, rows.ids[:, self._columns]),
         )
 
 
-def _places(keys: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
+def _indices(keys: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Where keys stand among ``keys``, which hold them all; `MISSING` for 0."""
     return np.where(wanted == 0, MISSING, np.searchsorted(keys, wanted))

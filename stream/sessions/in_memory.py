@@ -197,12 +197,12 @@ class MemorySessionStore:
         """The states that encoded requests read: the user's from its partition, shared ones summed."""
         if self.partitions == 1:
             return self._read_one(encoder, ids)
-        places = partition_of(ids.user_key, self.partitions)
+        partitions = partition_of(ids.user_key, self.partitions)
         request_keys, ad_keys = encoder.counter_keys(ids)
         users = np.zeros(len(ids.user_key), USER)
         request, ad = self._shared.sums(request_keys), self._shared.sums(ad_keys)
-        for partition in np.unique(places).tolist():
-            here = places == partition
+        for partition in np.unique(partitions).tolist():
+            here = partitions == partition
             rows = here[ids.row_request]
             users[here] = self._users[partition].load(ids.user_key[here])
             own = self._own[partition]
@@ -247,10 +247,10 @@ class MemorySessionStore:
 def split_export(export: SessionExport, partitions: int) -> Iterator[tuple[int, SessionStates]]:
     """An export by partition: the user's own where the user lives, shared counters where their key would."""
     keys = export.states.keys
-    user_place = partition_of(keys.users, partitions)
-    counter_place = partition_of(np.where(keys.owners != 0, keys.owners, keys.counters), partitions)
+    user_partition = partition_of(keys.users, partitions)
+    counter_partition = partition_of(np.where(keys.owners != 0, keys.owners, keys.counters), partitions)
     for partition in range(partitions):
-        user, counter = user_place == partition, counter_place == partition
+        user, counter = user_partition == partition, counter_partition == partition
         here = SessionKeys(keys.users[user], keys.counters[counter], keys.owners[counter])
         yield partition, SessionStates(here, export.states.users[user], export.states.counters[counter])
 

@@ -15,7 +15,7 @@ from learners.features.session_state import REMEMBERED
 from learners.kernel import kernel
 
 MISSING = -1
-"""The place of a key that is 0."""
+"""The index of a key that is 0."""
 
 
 class Rules(NamedTuple):
@@ -28,7 +28,7 @@ class Rules(NamedTuple):
 
 
 class EventColumns(NamedTuple):
-    """B events: what each tells, and the places of its user and of its C counters, or `MISSING`."""
+    """B events: what each says, and the indices of its user and of its C counters, or `MISSING`."""
 
     kind: NDArray[np.uint8]  # (B,)
     impression: NDArray[np.uint32]  # (B,) the low half of its id

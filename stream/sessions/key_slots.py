@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from learners.kernel import kernel
 
-_FIRST_PLACES = 2048  # a power of two; at most half of them are taken
+_FIRST_CAPACITY = 2048  # a power of two; at most half of it is taken
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: the upper half depends on every bit of the key
 _32 = np.uint64(32)
 
@@ -19,8 +19,8 @@ class KeySlots:
     """
 
     def __init__(self) -> None:
-        self._index = np.zeros(_FIRST_PLACES, np.int64)  # slots by hash, 0: free
-        self._keys = np.zeros(_FIRST_PLACES, np.uint64)  # by slot
+        self._index = np.zeros(_FIRST_CAPACITY, np.int64)  # slots by hash, 0: free
+        self._keys = np.zeros(_FIRST_CAPACITY, np.uint64)  # by slot
         self._count = 0
 
     def __len__(self) -> int:
@@ -42,20 +42,20 @@ class KeySlots:
         return self._keys[1 : self._count + 1]
 
     def _grow(self, count: int) -> None:
-        places = 1 << (4 * count).bit_length()
-        before, self._keys = self.keys(), np.zeros(places // 2, np.uint64)
-        self._index = np.zeros(places, np.int64)
+        capacity = 1 << (4 * count).bit_length()
+        before, self._keys = self.keys(), np.zeros(capacity // 2, np.uint64)
+        self._index = np.zeros(capacity, np.int64)
         _admit(self._index, self._keys, 0, before.copy())
 
 
 @kernel
 def _find(index: NDArray[np.int64], keys: NDArray[np.uint64], key: np.uint64) -> tuple[np.int64, np.int64]:
-    """The slot of a key, or 0, and the place where it is or belongs."""
+    """The slot of a key, or 0, and the entry where it is or belongs."""
     mask = len(index) - 1
-    place = np.int64((key * _SPREAD) >> _32) & mask
-    while index[place] != 0 and keys[index[place]] != key:
-        place = (place + 1) & mask
-    return index[place], place
+    entry = np.int64((key * _SPREAD) >> _32) & mask
+    while index[entry] != 0 and keys[index[entry]] != key:
+        entry = (entry + 1) & mask
+    return index[entry], entry
 
 
 @kernel
@@ -73,9 +73,9 @@ def _admit(
     """The slots of ``wanted``, and how many there are then; there must be room for all of them."""
     slots = np.empty(len(wanted), np.int64)
     for at in range(len(wanted)):
-        slots[at], place = _find(index, keys, wanted[at])
+        slots[at], entry = _find(index, keys, wanted[at])
         if slots[at] == 0:
             count += 1
-            slots[at] = index[place] = count
+            slots[at] = index[entry] = count
             keys[count] = wanted[at]
     return slots, count

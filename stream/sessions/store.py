@@ -115,16 +115,16 @@ class RedisSessionStore:
         """The states that encoded requests read: the users' own in one round trip, shared sums from memory."""
         request_keys, ad_keys = encoder.counter_keys(ids)
         request, ad = shared.sums(request_keys), shared.sums(ad_keys)
-        places = partition_of(ids.user_key, self.partitions)
+        partitions = partition_of(ids.user_key, self.partitions)
         own_request, own_ad = request_keys[:, self._own_request], ad_keys[:, self._own_ad]
         by_request = own_request.size
-        counter_places = (
-            np.repeat(places, own_request.shape[1]),
-            np.repeat(places[ids.row_request], own_ad.shape[1]),
+        counter_partitions = (
+            np.repeat(partitions, own_request.shape[1]),
+            np.repeat(partitions[ids.row_request], own_ad.shape[1]),
         )
         users, counters = await self._read(
-            _Wanted(ids.user_key, places),
-            _Wanted(np.concatenate((own_request.ravel(), own_ad.ravel())), np.concatenate(counter_places)),
+            _Wanted(ids.user_key, partitions),
+            _Wanted(np.concatenate((own_request.ravel(), own_ad.ravel())), np.concatenate(counter_partitions)),
         )
         request[:, self._own_request] = counters[:by_request].reshape(own_request.shape)
         ad[:, self._own_ad] = counters[by_request:].reshape(own_ad.shape)
@@ -194,11 +194,11 @@ class RedisSessionStore:
 
     async def _read(self, users: _Wanted, counters: _Wanted) -> tuple[NDArray[Any], NDArray[Any]]:
         """States from any partitions: each distinct one once, one MGET a partition, one round trip."""
-        places = np.unique(users.places).tolist()
-        parts = [(users.of(place), counters.of(place)) for place in places]
+        partitions = np.unique(users.partitions).tolist()
+        parts = [(users.of(partition), counters.of(partition)) for partition in partitions]
         pipe = self._redis.pipeline(transaction=False)
-        for place, (user, counter) in zip(places, parts, strict=True):
-            names = self._names[place]
+        for partition, (user, counter) in zip(partitions, parts, strict=True):
+            names = self._names[partition]
             pipe.mget(names.users(user.keys) + names.counters(counter.keys))
         user_states, counter_states = np.zeros(len(users.keys), USER), np.zeros(len(counters.keys), COUNTER)
         for values, (user, counter) in zip(await self._answer(pipe.execute()), parts, strict=True):
@@ -220,10 +220,10 @@ class _Wanted(NamedTuple):
     """N keys to be read, the same ones perhaps often, and the partition of each."""
 
     keys: NDArray[np.uint64]  # (N,)
-    places: NDArray[np.int32]  # (N,)
+    partitions: NDArray[np.int32]  # (N,)
 
-    def of(self, place: int) -> _Part:
-        rows = np.flatnonzero(self.places == place)
+    def of(self, partition: int) -> _Part:
+        rows = np.flatnonzero(self.partitions == partition)
         keys, inverse = np.unique(self.keys[rows], return_inverse=True)
         return _Part(keys, rows, inverse)
 

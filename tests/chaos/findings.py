@@ -158,9 +158,9 @@ def of_archive(archive: Path, outcome: Outcome) -> Check:
         columns = read_examples(archive).columns
     except ArchiveError as error:
         return compare("examples in the archive", outcome.archived(), [(str(error), None)])
-    places = zip(*(columns[name].tolist() for name in ("partition", "offset", "ordinal")), strict=True)
+    keys = zip(*(columns[name].tolist() for name in ("partition", "offset", "ordinal")), strict=True)
     rows = zip(*(columns[name].tolist() for name in ("impression_id", "kind", "known_ms")), strict=True)
-    return compare("examples in the archive", outcome.archived(), zip(places, rows, strict=True))
+    return compare("examples in the archive", outcome.archived(), zip(keys, rows, strict=True))
 
 
 def of_stops(statuses: Mapping[str, int]) -> Check:

@@ -10,7 +10,7 @@ from stream.kafka.broker import Broker
 from stream.kafka.log_reader import LogReader
 from stream.records.topics import topic_table
 
-Place = tuple[str, int]
+TopicPartition = tuple[str, int]
 
 
 class Stored(NamedTuple):
@@ -27,7 +27,7 @@ class TopicLog:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._partitions = {topic.name: topic.partitions for topic in topic_table(broker.partitions)}
-        self._records: dict[Place, list[Stored]] = defaultdict(list)
+        self._records: dict[TopicPartition, list[Stored]] = defaultdict(list)
 
     async def read_on(self, *topics: str) -> None:
         """Read these topics from where they were read to, up to their present ends."""

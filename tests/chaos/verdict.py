@@ -14,7 +14,7 @@ from stream.records.wire import JournalRecord
 _INSTANCES = 5
 _INSTANCE_CHARACTERS = 300
 
-Row = tuple[int, int]  # offset, place in the record
+Row = tuple[int, int]  # offset, index in the record
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,12 @@ def journalled(learnable: Mapping[int, Sequence[Row]], journal: Sequence[Journal
     for record in journal:
         before = len(rows)
         for stretch in record.ranges:
-            places = learnable.get(stretch.partition, ())
-            first = bisect_left(places, (stretch.from_offset, stretch.from_row))
-            end = bisect_left(places, (stretch.to_offset, stretch.to_row))
-            rows += [((stretch.partition, *place), None) for place in places[first:end]]
+            positions = learnable.get(stretch.partition, ())
+            first = bisect_left(positions, (stretch.from_offset, stretch.from_row))
+            end = bisect_left(positions, (stretch.to_offset, stretch.to_row))
+            rows += [((stretch.partition, *position), None) for position in positions[first:end]]
         steps.setdefault(record.version, len(rows) - before)
-    expected = {(partition, *place): None for partition, places in learnable.items() for place in places}
+    expected = {(partition, *position): None for partition, found in learnable.items() for position in found}
     consecutive = {version: steps.get(version, 0) for version in range(1, max(steps, default=0) + 1)}
     versions = [(record.version, record.rows) for record in journal]
     return [

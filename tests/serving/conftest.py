@@ -67,8 +67,8 @@ class Running:
 
     async def served(self, rows: int) -> dict[int, list[ServedRecord]]:
         """The served topic by partition, once it holds that many rows."""
-        places = [TopicPartition(self.topics.name(SERVED), p) for p in range(self.topics.partitions)]
-        found: dict[int, list[ServedRecord]] = {place.partition: [] for place in places}
+        partitions = [TopicPartition(self.topics.name(SERVED), p) for p in range(self.topics.partitions)]
+        found: dict[int, list[ServedRecord]] = {tp.partition: [] for tp in partitions}
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self.topics.broker.bootstrap,
             group_id=None,
@@ -77,13 +77,13 @@ class Running:
         )
         await consumer.start()
         try:
-            consumer.assign(places)
-            for place in places:
-                consumer.seek(place, 0)
+            consumer.assign(partitions)
+            for tp in partitions:
+                consumer.seek(tp, 0)
             while sum(record.rows for records in found.values() for record in records) < rows:
-                for place, records in (await consumer.getmany(timeout_ms=100)).items():
+                for tp, records in (await consumer.getmany(timeout_ms=100)).items():
                     decoded = [msgspec.msgpack.decode(record.value, type=ServedRecord) for record in records]
-                    found[place.partition] += decoded
+                    found[tp.partition] += decoded
         finally:
             await consumer.stop()
         return found

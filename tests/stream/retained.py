@@ -13,7 +13,7 @@ async def retained_from(topics: TestTopics, topic: str, offset: int, partition: 
     client = AIOKafkaAdminClient(bootstrap_servers=topics.broker.bootstrap)
     await client.start()
     try:
-        place = TopicPartition(topics.name(topic), partition)
-        await client.delete_records({place: RecordsToDelete(before_offset=offset)})
+        tp = TopicPartition(topics.name(topic), partition)
+        await client.delete_records({tp: RecordsToDelete(before_offset=offset)})
     finally:
         await client.close()

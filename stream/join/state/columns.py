@@ -95,7 +95,7 @@ class _Block:
 
 
 class PendingRows:
-    """Places for served rows, and their columns: a place is the number of its block times `BLOCK`, plus its row."""
+    """Indices for served rows, and their columns: an index is the number of its block times `BLOCK`, plus its row."""
 
     def __init__(self) -> None:
         self._blocks: list[_Block | None] = []
@@ -121,22 +121,22 @@ class PendingRows:
         rows = sum(column.nbytes for block in blocks for column in block.rows.values())
         return rows + sum(block.requests[name].nbytes for block in blocks for name in ("request_ids", "request_dense"))
 
-    def next_places(self, count: int) -> NDArray[np.int64]:
-        """The places of the next ``count`` rows; `put` takes the first of them."""
-        places, missing = [], count
+    def next_indices(self, count: int) -> NDArray[np.int64]:
+        """The indices of the next ``count`` rows; `put` takes the first of them."""
+        indices, missing = [], count
         block, used = self._open, self._used
         free = iter([*sorted(self._free), *range(len(self._blocks), len(self._blocks) + count // BLOCK + 1)])
         while missing:
             if block is None or used == BLOCK:
                 block, used = next(free), 0
             taken = min(missing, BLOCK - used)
-            places.append(np.arange(block * BLOCK + used, block * BLOCK + used + taken))
+            indices.append(np.arange(block * BLOCK + used, block * BLOCK + used + taken))
             used += taken
             missing -= taken
-        return np.concatenate(places) if places else np.zeros(0, np.int64)
+        return np.concatenate(indices) if indices else np.zeros(0, np.int64)
 
     def put(self, rows: ServedRows, which: NDArray[np.intp]) -> None:
-        """Take up the rows ``which`` at the next places."""
+        """Take up the rows ``which`` at the next indices."""
         at = 0
         while at < len(which):
             if self._open is None or self._used == BLOCK:
@@ -150,25 +150,25 @@ class PendingRows:
             self._used += len(part)
             at += len(part)
 
-    def columns(self, places: NDArray[np.int64], spare: int = 0) -> dict[str, NDArray[Any]]:
-        """What was served at these places, in their order: ids and dense inputs of request and ad side by side.
+    def columns(self, indices: NDArray[np.int64], spare: int = 0) -> dict[str, NDArray[Any]]:
+        """What was served at these indices, in their order: ids and dense inputs of request and ad side by side.
 
         The columns have ``spare`` rows more, not filled.
         """
-        numbers = places // BLOCK
+        numbers = indices // BLOCK
         order = np.argsort(numbers, kind="stable")
         cuts = np.flatnonzero(np.diff(numbers[order])) + 1
         out: dict[str, NDArray[Any]] = {}
         for part in np.split(order, cuts):
             block = self._blocks[int(numbers[part[0]])]
             assert block is not None
-            out = out or block.empty_columns(len(places) + spare)
-            block.copy(places[part] % BLOCK, out, part)
+            out = out or block.empty_columns(len(indices) + spare)
+            block.copy(indices[part] % BLOCK, out, part)
         return out
 
-    def free(self, live: NDArray[np.int32], places: NDArray[np.int64]) -> None:
-        """Let go of the blocks of these places in which no row is left; ``live`` counts them by block."""
-        for number in np.unique(places // BLOCK).tolist():
+    def free(self, live: NDArray[np.int32], indices: NDArray[np.int64]) -> None:
+        """Let go of the blocks of these indices in which no row is left; ``live`` counts them by block."""
+        for number in np.unique(indices // BLOCK).tolist():
             block = self._blocks[number]
             if live[number] or block is None:
                 continue

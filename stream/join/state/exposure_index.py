@@ -32,7 +32,7 @@ class ExposureIndex:
         self._count += 1
 
     def find(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The offset of each row's record, and the row's place among the exposures of it, (B,) each."""
+        """The offset of each row's record, and the row's index among the exposures of it, (B,) each."""
         at = np.searchsorted(self._starts[: self._count], numbers, side="right") - 1
         return self._offsets[at], numbers - self._starts[at]
 

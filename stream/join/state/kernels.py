@@ -2,7 +2,7 @@
 
 **Index.** Open addressing with linear probing; a slot is ``hash << 32 | reference + 1``, 0 is empty. The hash in the
 slot spares a look at the row while the index is probed, moved or grown. Hashes are salted: who chooses ids cannot make
-them collide. A reference is the place of a pending row (below ``EXPOSED``) or, with that bit, an exposed row's number.
+them collide. A reference is the index of a pending row (below ``EXPOSED``) or, with that bit, an exposed row's number.
 
 **Rows** go through the states ``SERVED`` → ``DISPLAYED`` → exposed, where only key, display time and whether they were
 clicked are left. Every event is applied by itself and in the order of its input, as in a loop over dicts; what happens
@@ -21,17 +21,17 @@ from learners.kernel import kernel, prefetch
 Integer: TypeAlias = int | np.signedinteger
 
 FREE, SERVED, DISPLAYED, CLICKED, DUE = (np.uint8(state) for state in range(5))
-"""States of a pending row's place. ``CLICKED`` is displayed and clicked, ``DUE`` displayed and let through: both are
+"""States of a pending row. ``CLICKED`` is displayed and clicked, ``DUE`` displayed and let through: both are
 exposed with the next output."""
 
 DUPLICATE, WAIT, LATE, DISPLAY, CLICK = range(5)
 """What becomes of an event: nothing · it waits for its row · it is too late · it is the row's display · its click."""
 
 COUNT, HEAD, TAIL = range(3)
-"""Places in ``Rows.counters``: references in the index, number of the oldest exposed row, of the next one."""
+"""Indices into ``Rows.counters``: references in the index, number of the oldest exposed row, of the next one."""
 
 BLOCK = 4096
-"""Pending rows a block; the block of a row is its place divided by this."""
+"""Pending rows a block; the block of a row is its index divided by this."""
 
 EXPOSED = 1 << 31
 _LOW = np.uint64(0xFFFFFFFF)
@@ -45,7 +45,7 @@ class Rows(NamedTuple):
     """The rows that a partition's join holds.
 
     slots : (capacity,) u64, the index, a power of two · counters : (3,) i64 ·
-    keys, times, states, served, displayed : pending rows by place: impression id; served ms, then display ms; state;
+    keys, times, states, served, displayed : pending rows by index: impression id; served ms, then display ms; state;
     numbers of the records that served and displayed it, the latter replaced by its row among the exposures once it is
     exposed · live, due : by block: rows in it; no served row's horizon ends before, ms ·
     exposed_keys, exposed_times, exposed_clicked : a ring by number, a power of two long.
@@ -107,45 +107,45 @@ def _find(
 ) -> tuple[Integer, Integer]:
     """The reference of a key, or −1, and the slot where it is or belongs."""
     mask = len(index) - 1
-    place = np.int64(hashed) & mask
-    while index[place] != 0:
-        if index[place] >> _32 == hashed:
-            reference = np.int64(index[place] & _LOW) - 1
+    slot = np.int64(hashed) & mask
+    while index[slot] != 0:
+        if index[slot] >> _32 == hashed:
+            reference = np.int64(index[slot] & _LOW) - 1
             if reference < EXPOSED:
                 if keys[reference] == key:
-                    return reference, place
+                    return reference, slot
             elif exposed_keys[(reference - EXPOSED) & (len(exposed_keys) - 1)] == key:
-                return reference, place
-        place = (place + 1) & mask
-    return -1, place
+                return reference, slot
+        slot = (slot + 1) & mask
+    return -1, slot
 
 
 @kernel
-def _remove(index: NDArray[np.uint64], place: Integer) -> None:
+def _remove(index: NDArray[np.uint64], slot: Integer) -> None:
     """Empty a slot; those behind it that belong before it or at it move back."""
     mask = len(index) - 1
-    at = place
+    at = slot
     while True:
         at = (at + 1) & mask
         if index[at] == 0:
             break
         home = np.int64(index[at] >> _32) & mask
-        if ((at - home) & mask) >= ((at - place) & mask):
-            index[place] = index[at]
-            place = at
-    index[place] = 0
+        if ((at - home) & mask) >= ((at - slot) & mask):
+            index[slot] = index[at]
+            slot = at
+    index[slot] = 0
 
 
 @kernel
 def spread(old: NDArray[np.uint64], new: NDArray[np.uint64]) -> None:
     """Fill an empty index with the slots of a smaller one."""
     mask = len(new) - 1
-    for slot in old:
-        if slot != 0:
-            place = np.int64(slot >> _32) & mask
-            while new[place] != 0:
-                place = (place + 1) & mask
-            new[place] = slot
+    for entry in old:
+        if entry != 0:
+            slot = np.int64(entry >> _32) & mask
+            while new[slot] != 0:
+                slot = (slot + 1) & mask
+            new[slot] = entry
 
 
 @kernel
@@ -167,9 +167,9 @@ def add_served(
     keys: NDArray[np.uint64],
     served_ms: NDArray[np.int64],
     records: NDArray[np.uint32],
-    places: NDArray[np.int64],
+    free: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
-    """Make the first of each unknown key a pending row at the next of ``places``; which are new, (B,)."""
+    """Make the first of each unknown key a pending row at the next index of ``free``; which are new, (B,)."""
     index, row_keys, times, states, served = rows.slots, rows.keys, rows.times, rows.states, rows.served
     exposed_keys, live, due, salt = rows.exposed_keys, rows.live, rows.due, rules.salt
     fresh = np.empty(len(keys), np.bool_)
@@ -183,11 +183,11 @@ def add_served(
         if reference >= 0:
             opened.counts[np.uint32(records[i] - np.uint32(opened.base))] -= 1
             continue
-        place = places[used]
+        row = free[used]
         used += 1
-        row_keys[place], times[place], states[place], served[place] = keys[i], served_ms[i], SERVED, records[i]
-        index[slot] = hashed << _32 | np.uint64(place + 1)
-        block = place // BLOCK
+        row_keys[row], times[row], states[row], served[row] = keys[i], served_ms[i], SERVED, records[i]
+        index[slot] = hashed << _32 | np.uint64(row + 1)
+        block = row // BLOCK
         live[block] += 1
         due[block] = min(due[block], served_ms[i] + rules.display_horizon)
     rows.counters[COUNT] += used
@@ -213,22 +213,22 @@ def apply_impressions(
     for i in range(len(keys)):
         if i + _AHEAD < len(keys):
             prefetch(rows.slots, np.int64(_hashed(keys[i + _AHEAD], rules.salt)) & (len(rows.slots) - 1))
-        place, _ = _find(rows.slots, rows.keys, rows.exposed_keys, keys[i], _hashed(keys[i], rules.salt))
-        reference[i] = place
-        if place < 0:
+        found, _ = _find(rows.slots, rows.keys, rows.exposed_keys, keys[i], _hashed(keys[i], rules.salt))
+        reference[i] = found
+        if found < 0:
             outcome[i] = LATE if times[i] <= rules.forgotten else WAIT
-        elif place >= EXPOSED or rows.states[place] != SERVED:
+        elif found >= EXPOSED or rows.states[found] != SERVED:
             outcome[i] = DUPLICATE
             _finish(impressions.counts, impressions.base, records[i])
         elif (
             times[i] <= rules.forgotten
-            or rows.times[place] <= rules.forgotten + rules.lateness
-            or times[i] > rows.times[place] + rules.display_horizon
+            or rows.times[found] <= rules.forgotten + rules.lateness
+            or times[i] > rows.times[found] + rules.display_horizon
         ):
             outcome[i] = LATE
         else:
             outcome[i] = DISPLAY
-            rows.times[place], rows.states[place], rows.displayed[place] = times[i], DISPLAYED, records[i]
+            rows.times[found], rows.states[found], rows.displayed[found] = times[i], DISPLAYED, records[i]
     return outcome, reference
 
 
@@ -269,87 +269,89 @@ def apply_clicks(
 
 
 @kernel
-def undisplayed_places(rows: Rows, rules: Rules, blocks: NDArray[np.int64], watermark: int) -> NDArray[np.int64]:
-    """Served rows whose horizon ends before the watermark: their places. Notes when each of the blocks is due next."""
+def undisplayed_rows(rows: Rows, rules: Rules, blocks: NDArray[np.int64], watermark: int) -> NDArray[np.int64]:
+    """Served rows whose horizon ends before the watermark: their indices. Notes when each of the blocks is due next."""
     found = np.empty(len(blocks) * BLOCK, np.int64)
     count = 0
     for block in blocks:
         due = NEVER
-        for place in range(block * BLOCK, (block + 1) * BLOCK):
-            if rows.states[place] != SERVED:
+        for row in range(block * BLOCK, (block + 1) * BLOCK):
+            if rows.states[row] != SERVED:
                 continue
-            end = rows.times[place] + rules.display_horizon
+            end = rows.times[row] + rules.display_horizon
             if end >= watermark:
                 due = min(due, end)
             else:
-                found[count] = place
+                found[count] = row
                 count += 1
         rows.due[block] = due
     return found[:count].copy()
 
 
 @kernel
-def due_displays(rows: Rows, places: NDArray[np.uint32], until_ms: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-    """Of places with displays that wait: those of displays up to ``until_ms``, now ``DUE``, and those that wait on.
+def due_displays(
+    rows: Rows, waiting: NDArray[np.uint32], until_ms: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+    """Of displays that wait, by their rows: those up to ``until_ms``, now ``DUE``, and those that wait on.
 
-    A place whose row was clicked, or that holds another row since, is in neither.
+    A row that was clicked, or whose index another row has since, is in neither.
     """
-    due, later = np.empty(len(places), np.int64), np.empty(len(places), np.uint32)
+    due, later = np.empty(len(waiting), np.int64), np.empty(len(waiting), np.uint32)
     due_count, later_count = 0, 0
-    for place in places:
-        if rows.states[place] != DISPLAYED:
+    for row in waiting:
+        if rows.states[row] != DISPLAYED:
             continue
-        if rows.times[place] <= until_ms:
-            rows.states[place] = DUE
-            due[due_count] = place
+        if rows.times[row] <= until_ms:
+            rows.states[row] = DUE
+            due[due_count] = row
             due_count += 1
         else:
-            later[later_count] = place
+            later[later_count] = row
             later_count += 1
     return due[:due_count].copy(), later[:later_count].copy()
 
 
 @kernel
-def expose(rows: Rows, rules: Rules, served: Open, impressions: Open, places: NDArray[np.int64]) -> None:
-    """Expose displayed rows, in this order; their places stay taken until their columns were read."""
+def expose(rows: Rows, rules: Rules, served: Open, impressions: Open, indices: NDArray[np.int64]) -> None:
+    """Expose displayed rows, in this order; their indices stay taken until their columns were read."""
     index, ring = rows.slots, len(rows.exposed_keys) - 1
     number = rows.counters[TAIL]
-    for i in range(len(places)):
-        place = places[i]
-        if i + _AHEAD < len(places):
-            ahead = _hashed(rows.keys[places[i + _AHEAD]], rules.salt)
+    for i in range(len(indices)):
+        row = indices[i]
+        if i + _AHEAD < len(indices):
+            ahead = _hashed(rows.keys[indices[i + _AHEAD]], rules.salt)
             prefetch(index, np.int64(ahead) & (len(index) - 1))
-        key = rows.keys[place]
+        key = rows.keys[row]
         _, slot = _find(index, rows.keys, rows.exposed_keys, key, _hashed(key, rules.salt))
-        _finish(served.counts, served.base, rows.served[place])
-        _finish(impressions.counts, impressions.base, rows.displayed[place])
+        _finish(served.counts, served.base, rows.served[row])
+        _finish(impressions.counts, impressions.base, rows.displayed[row])
         at = number & ring
-        rows.exposed_keys[at], rows.exposed_times[at] = key, rows.times[place]
-        rows.exposed_clicked[at] = rows.states[place] == CLICKED
+        rows.exposed_keys[at], rows.exposed_times[at] = key, rows.times[row]
+        rows.exposed_clicked[at] = rows.states[row] == CLICKED
         index[slot] = (index[slot] >> _32) << _32 | np.uint64(EXPOSED + (number & (EXPOSED - 1)) + 1)
         number += 1
-        rows.states[place], rows.displayed[place] = FREE, np.uint32(i)
+        rows.states[row], rows.displayed[row] = FREE, np.uint32(i)
     rows.counters[TAIL] = number
 
 
 @kernel
-def drop_undisplayed(rows: Rows, rules: Rules, served: Open, places: NDArray[np.int64]) -> None:
-    """Forget served rows that nobody saw; their places are free at once."""
-    for place in places:
-        key = rows.keys[place]
+def drop_undisplayed(rows: Rows, rules: Rules, served: Open, indices: NDArray[np.int64]) -> None:
+    """Forget served rows that nobody saw; their indices are free at once."""
+    for row in indices:
+        key = rows.keys[row]
         _, slot = _find(rows.slots, rows.keys, rows.exposed_keys, key, _hashed(key, rules.salt))
         _remove(rows.slots, slot)
-        _finish(served.counts, served.base, rows.served[place])
-        rows.states[place] = FREE
-        rows.live[place // BLOCK] -= 1
-    rows.counters[COUNT] -= len(places)
+        _finish(served.counts, served.base, rows.served[row])
+        rows.states[row] = FREE
+        rows.live[row // BLOCK] -= 1
+    rows.counters[COUNT] -= len(indices)
 
 
 @kernel
-def release(rows: Rows, places: NDArray[np.int64]) -> None:
-    """Give back the places of exposed rows whose columns were read."""
-    for place in places:
-        rows.live[place // BLOCK] -= 1
+def release(rows: Rows, indices: NDArray[np.int64]) -> None:
+    """Give back the indices of exposed rows whose columns were read."""
+    for row in indices:
+        rows.live[row // BLOCK] -= 1
 
 
 @kernel
@@ -398,10 +400,10 @@ def times_due(rows: Rows, rules: Rules, lead: int) -> NDArray[np.int64]:
     """The watermarks at which pending rows are due, (pending,): displayed ones ``lead`` before their display time."""
     due = np.empty(int(rows.live.sum()), np.int64)
     count = 0
-    for place in range(len(rows.states)):
-        state = rows.states[place]
+    for row in range(len(rows.states)):
+        state = rows.states[row]
         if state != FREE:
-            due[count] = rows.times[place] + (rules.display_horizon if state == SERVED else -lead)
+            due[count] = rows.times[row] + (rules.display_horizon if state == SERVED else -lead)
             count += 1
     return due[:count].copy()
 

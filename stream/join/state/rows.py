@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stream.join.state import kernels as kernels
 from stream.join.state.kernels import HEAD, NEVER, TAIL, Rows
 
-_BY_PLACE = ("keys", "times", "states", "served", "displayed")  # columns of `Rows`
+_BY_INDEX = ("keys", "times", "states", "served", "displayed")  # columns of `Rows`
 _BY_NUMBER = ("exposed_keys", "exposed_times", "exposed_clicked")
 FIRST_SLOTS = FIRST_EXPOSED = 1024  # of the index, of the ring; powers of two, as all their sizes
 FULL_AT = 0.75  # load of the index
@@ -36,7 +36,7 @@ def no_rows() -> Rows:
 
 def with_blocks(rows: Rows, blocks: int) -> Rows:
     """Room for so many blocks of pending rows, more or fewer than before."""
-    changed = {name: _resized(getattr(rows, name), blocks * kernels.BLOCK) for name in _BY_PLACE}
+    changed = {name: _resized(getattr(rows, name), blocks * kernels.BLOCK) for name in _BY_INDEX}
     due = _resized(rows.due, blocks, NEVER)
     return rows._replace(**changed, live=_resized(rows.live, blocks), due=due)
 

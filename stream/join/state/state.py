@@ -1,4 +1,4 @@
-"""The rows of a partition's join: pending ones with their columns, exposed ones by key, time and place in the log."""
+"""The rows of a partition's join: pending ones with their columns, exposed ones by key, time and log position."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stream.records.served import ServedRows
 
 
 class JoinState:
-    """Rows by impression id. A *reference* (of `join_kernels`) is a place, an exposed row, or −1.
+    """Rows by impression id. A *reference* (of `kernels`) is a pending row's index, an exposed row, or −1.
 
     Exposed rows are numbered in the order of their exposures. Their columns stand in the examples topic; which record
     holds which of them is noted once it is written there (`note_record`).
@@ -89,8 +89,8 @@ class JoinState:
     ) -> NDArray[np.bool_]:
         """Make those of the rows ``which`` pending that are not known; which are new, (B,)."""
         keys, served_ms = rows.impression_id[which], rows.served_ms[which]
-        places = self._make_room(pending=len(keys))
-        new = kernels.add_served(self._rows, self._rules(), served, keys, served_ms, records, places)
+        indices = self._make_room(pending=len(keys))
+        new = kernels.add_served(self._rows, self._rules(), served, keys, served_ms, records, indices)
         self._columns.put(rows, which[new])
         return new
 
@@ -109,47 +109,47 @@ class JoinState:
     def drop_undisplayed(self, watermark_ms: int, served: Open) -> int:
         """Forget served rows whose horizon the watermark has passed: how many."""
         blocks = np.flatnonzero(self._rows.due[: self._columns.block_count] < watermark_ms)
-        places = kernels.undisplayed_places(self._rows, self._rules(), blocks, watermark_ms)
-        kernels.drop_undisplayed(self._rows, self._rules(), served, places)
-        self._columns.free(self._rows.live, places)
-        return len(places)
+        indices = kernels.undisplayed_rows(self._rows, self._rules(), blocks, watermark_ms)
+        kernels.drop_undisplayed(self._rows, self._rules(), served, indices)
+        self._columns.free(self._rows.live, indices)
+        return len(indices)
 
     def expose(
         self, until_ms: int, clicked: NDArray[np.int64], served: Open, displayed: Open, spare: int
     ) -> tuple[ExampleRows, NDArray[np.int64]] | None:
-        """Expose what was displayed up to ``until_ms``, and the clicked rows at these places, in the order of display.
+        """Expose what was displayed up to ``until_ms``, and the clicked rows at these indices, in the order of display.
 
         Returns the exposures, with ``spare`` rows more, not filled, and where among them the clicked ones are; None for
-        none. The places are given up.
+        none. The indices are given up.
         """
         parts = [clicked]
         for part in self._displays.take(until_ms):
             due, later = kernels.due_displays(self._rows, part, until_ms)
             self._displays.add(later, self._rows.times[later])
             parts.append(due)
-        places = np.concatenate(parts)
-        if not len(places):
+        indices = np.concatenate(parts)
+        if not len(indices):
             return None
-        places = places[np.argsort(self._rows.times[places], kind="stable")]
-        self._make_room(exposed=len(places))
-        kernels.expose(self._rows, self._rules(), served, displayed, places)
-        exposures, of_clicked = self._examples(places, spare), self._rows.displayed[clicked].astype(np.int64)
-        kernels.release(self._rows, places)
-        self._columns.free(self._rows.live, places)
+        indices = indices[np.argsort(self._rows.times[indices], kind="stable")]
+        self._make_room(exposed=len(indices))
+        kernels.expose(self._rows, self._rules(), served, displayed, indices)
+        exposures, of_clicked = self._examples(indices, spare), self._rows.displayed[clicked].astype(np.int64)
+        kernels.release(self._rows, indices)
+        self._columns.free(self._rows.live, indices)
         return exposures, of_clicked
 
-    def _examples(self, places: NDArray[np.int64], spare: int) -> ExampleRows:
-        """The rows at these places as exposures."""
-        size, display_ms = len(places) + spare, longer(self._rows.times[places], spare)
+    def _examples(self, indices: NDArray[np.int64], spare: int) -> ExampleRows:
+        """The rows at these indices as exposures."""
+        size, display_ms = len(indices) + spare, longer(self._rows.times[indices], spare)
         return ExampleRows(
             kind=np.full(size, EXPOSURE, np.uint8),
-            impression_id=longer(self._rows.keys[places], spare),
+            impression_id=longer(self._rows.keys[indices], spare),
             ts_ms=display_ms,
             known_ms=display_ms.copy(),
             delay_ms=np.zeros(size, np.int64),
             value=np.zeros(size, np.float32),
             click_produced_ms=np.zeros(size, np.int64),
-            **self._columns.columns(places, spare),
+            **self._columns.columns(indices, spare),
         )
 
     # ------------------------------------------------------------------------------------------------- what is known
@@ -223,10 +223,10 @@ class JoinState:
         return Rules(self._display_horizon_ms, self._click_horizon_ms, self.forgotten_ms, self._lateness_ms, self._salt)
 
     def _make_room(self, *, pending: int = 0, exposed: int = 0) -> NDArray[np.int64]:
-        """Have room for so many more rows; the places of the pending ones."""
+        """Have room for so many more rows; the indices of the pending ones."""
         rows = self._rows
-        places = self._columns.next_places(pending)
-        blocks = int(places.max(initial=-1)) // kernels.BLOCK + 1
+        indices = self._columns.next_indices(pending)
+        blocks = int(indices.max(initial=-1)) // kernels.BLOCK + 1
         if blocks > len(rows.live):
             rows = with_blocks(rows, max(blocks, len(rows.live) + len(rows.live) // 8))
         if self.exposed + exposed > len(rows.exposed_keys):
@@ -235,7 +235,7 @@ class JoinState:
         if references > len(rows.slots) * FULL_AT:
             rows = rows._replace(slots=with_slots(rows.slots, references))
         self._rows = rows
-        return places
+        return indices
 
     def _shrink(self) -> None:
         """Give memory back once rows that are gone took most of it."""

@@ -6,20 +6,15 @@ A chain holds the events of one id. Its first one stands in an index of the same
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from learners.kernel import kernel
-
-Integer: TypeAlias = int | np.signedinteger
+from stream.join.state import waiting_kernels as kernels
 
 _FIRST_EVENTS = 1024  # a power of two
 _FULL_AT = 0.5  # load of the index
-_LOW, _32, _33 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(33)
-_MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
-_NEVER = np.int64(1 << 62)
 
 
 class Events(NamedTuple):
@@ -66,12 +61,12 @@ class WaitingEvents:
         self._index = np.zeros(2 * _FIRST_EVENTS, np.uint64)
         self._columns: list[NDArray[Any]] = [np.zeros(_FIRST_EVENTS, dtype) for dtype in _COLUMNS]
         self._input = np.zeros(_FIRST_EVENTS, np.uint8)
-        self._due = np.full(_FIRST_EVENTS, _NEVER)
+        self._due = np.full(_FIRST_EVENTS, kernels.NEVER)
         self._next = np.full(_FIRST_EVENTS, -1, np.int32)
         self._free = np.arange(_FIRST_EVENTS, dtype=np.int32)[::-1].copy()
         self._free_count = _FIRST_EVENTS
         self._keys = 0  # chains
-        self._next_due_ms = int(_NEVER)
+        self._next_due_ms = int(kernels.NEVER)
 
     def __len__(self) -> int:
         return len(self._due) - self._free_count
@@ -89,7 +84,7 @@ class WaitingEvents:
         """
         self._make_room(len(events))
         ids = self._free[self._free_count - len(events) : self._free_count][::-1]
-        added, chains = _add(
+        added, chains = kernels.add(
             self._index, self._columns[0], self._columns[1], self._input, self._due, self._next,
             np.uint8(which), events.impression_id, events.ts_ms, due_ms, ids, self._salt,
         )  # fmt: skip
@@ -107,7 +102,7 @@ class WaitingEvents:
         """Take out all events of these ids: (input, its events in the order in which they came), by input."""
         if not self._keys:
             return []
-        ids, chains = _take(self._index, self._columns[0], self._next, keys, self._salt, len(self))
+        ids, chains = kernels.take(self._index, self._columns[0], self._next, keys, self._salt, len(self))
         self._keys -= int(chains)
         return self._by_input(ids)
 
@@ -119,7 +114,7 @@ class WaitingEvents:
         """Take out the events that were due before the watermark, by input."""
         if not self.is_due(watermark_ms):
             return []
-        ids, chains, next_due = _take_due(
+        ids, chains, next_due = kernels.take_due(
             self._index, self._columns[0], self._due, self._next, watermark_ms, self._salt
         )
         self._next_due_ms = int(next_due)
@@ -134,7 +129,7 @@ class WaitingEvents:
         for which in np.unique(inputs).tolist():
             of = ids[inputs == which]
             taken.append((which, Events.of(column[of] for column in self._columns)))
-        self._due[ids] = _NEVER
+        self._due[ids] = kernels.NEVER
         self._free[self._free_count : self._free_count + len(ids)] = ids
         self._free_count += len(ids)
         return taken
@@ -144,7 +139,7 @@ class WaitingEvents:
             size = len(self._due)
             self._columns = [np.concatenate((column, np.zeros(size, column.dtype))) for column in self._columns]
             self._input = np.concatenate((self._input, np.zeros(size, np.uint8)))
-            self._due = np.concatenate((self._due, np.full(size, _NEVER)))
+            self._due = np.concatenate((self._due, np.full(size, kernels.NEVER)))
             self._next = np.concatenate((self._next, np.full(size, -1, np.int32)))
             free = np.empty(2 * size, np.int32)
             free[: self._free_count] = self._free[: self._free_count]
@@ -152,156 +147,5 @@ class WaitingEvents:
             self._free, self._free_count = free, self._free_count + size
         while self._keys + count > len(self._index) * _FULL_AT:
             bigger = np.zeros(2 * len(self._index), np.uint64)
-            _spread(self._index, bigger)
+            kernels.spread(self._index, bigger)
             self._index = bigger
-
-
-@kernel
-def _hashed(key: np.uint64, salt: np.uint64) -> np.uint64:
-    key ^= salt
-    key ^= key >> _33
-    key *= _MIX_1
-    key ^= key >> _33
-    key *= _MIX_2
-    return key >> _32
-
-
-@kernel
-def _find(
-    index: NDArray[np.uint64], keys: NDArray[np.uint64], key: np.uint64, hashed: np.uint64
-) -> tuple[Integer, Integer]:
-    """The first event of a key, or −1, and the slot where it is or belongs."""
-    mask = len(index) - 1
-    place = np.int64(hashed) & mask
-    while index[place] != 0:
-        if index[place] >> _32 == hashed:
-            first = np.int64(index[place] & _LOW) - 1
-            if keys[first] == key:
-                return first, place
-        place = (place + 1) & mask
-    return -1, place
-
-
-@kernel
-def _remove(index: NDArray[np.uint64], place: Integer) -> None:
-    mask = len(index) - 1
-    at = place
-    while True:
-        at = (at + 1) & mask
-        if index[at] == 0:
-            break
-        home = np.int64(index[at] >> _32) & mask
-        if ((at - home) & mask) >= ((at - place) & mask):
-            index[place] = index[at]
-            place = at
-    index[place] = 0
-
-
-@kernel
-def _spread(old: NDArray[np.uint64], new: NDArray[np.uint64]) -> None:
-    mask = len(new) - 1
-    for slot in old:
-        if slot != 0:
-            place = np.int64(slot >> _32) & mask
-            while new[place] != 0:
-                place = (place + 1) & mask
-            new[place] = slot
-
-
-@kernel
-def _add(
-    index: NDArray[np.uint64],
-    keys: NDArray[np.uint64],
-    times: NDArray[np.int64],
-    inputs: NDArray[np.uint8],
-    due: NDArray[np.int64],
-    following: NDArray[np.int32],
-    which: np.uint8,
-    new_keys: NDArray[np.uint64],
-    new_times: NDArray[np.int64],
-    new_due: NDArray[np.int64],
-    ids: NDArray[np.int32],
-    salt: np.uint64,
-) -> tuple[NDArray[np.bool_], int]:
-    """Append each event to the chain of its key; which were added, and how many chains were begun."""
-    added = np.ones(len(new_keys), np.bool_)
-    used, chains = 0, 0
-    for i in range(len(new_keys)):
-        hashed = _hashed(new_keys[i], salt)
-        first, slot = _find(index, keys, new_keys[i], hashed)
-        last: Integer = -1
-        at = first
-        while at >= 0:
-            if inputs[at] == which and times[at] == new_times[i]:
-                added[i] = False
-                break
-            last, at = at, following[at]
-        if not added[i]:
-            continue
-        event = ids[used]
-        used += 1
-        keys[event], times[event], inputs[event], due[event] = new_keys[i], new_times[i], which, new_due[i]
-        following[event] = -1
-        if first < 0:
-            index[slot] = hashed << _32 | np.uint64(event + 1)
-            chains += 1
-        else:
-            following[last] = event
-    return added, chains
-
-
-@kernel
-def _take(
-    index: NDArray[np.uint64],
-    keys: NDArray[np.uint64],
-    following: NDArray[np.int32],
-    wanted: NDArray[np.uint64],
-    salt: np.uint64,
-    most: int,
-) -> tuple[NDArray[np.int32], int]:
-    """The chains of keys, one after another, and how many they were; they are no longer in the index."""
-    ids = np.empty(most, np.int32)
-    count, chains = 0, 0
-    for key in wanted:
-        at, slot = _find(index, keys, key, _hashed(key, salt))
-        if at >= 0:
-            _remove(index, slot)
-            chains += 1
-        while at >= 0:
-            ids[count] = at
-            count += 1
-            at = following[at]
-    return ids[:count].copy(), chains
-
-
-@kernel
-def _take_due(
-    index: NDArray[np.uint64],
-    keys: NDArray[np.uint64],
-    due: NDArray[np.int64],
-    following: NDArray[np.int32],
-    watermark: int,
-    salt: np.uint64,
-) -> tuple[NDArray[np.int32], int, Integer]:
-    """Events due before the watermark, how many chains that ended, and when the next is due."""
-    ids = np.empty(len(due), np.int32)
-    count, chains, next_due = 0, 0, _NEVER
-    for event in range(len(due)):
-        if due[event] >= watermark:
-            next_due = min(next_due, due[event])
-            continue
-        ids[count] = event
-        count += 1
-        first, slot = _find(index, keys, keys[event], _hashed(keys[event], salt))
-        if first == event:
-            if following[event] < 0:
-                _remove(index, slot)
-                chains += 1
-            else:
-                index[slot] = (index[slot] >> _32) << _32 | np.uint64(following[event] + 1)
-        else:
-            at = first
-            while following[at] != event:
-                at = following[at]
-            following[at] = following[event]
-    return ids[:count].copy(), chains, next_due

@@ -37,7 +37,7 @@ SLIPPED_BACK = [
 
 @given(records)
 def test_every_row_is_in_one_part_in_order(log: list[Record]) -> None:
-    """The stretches follow each other without a gap; each row knows its record and its place in it."""
+    """The stretches follow each other without a gap; each row knows its record and its index in it."""
     parts = cut(log, start=7)
     assert [part.stretch.first_offset for part in parts] == [7, *(part.stretch.next_offset for part in parts)][
         : len(parts)

@@ -30,7 +30,7 @@ HOLDING = (SERVED, IMPRESSIONS, CLICKS)
 
 @dataclass
 class Log:
-    """Four topics as lists of records; the offset of a record is its place."""
+    """Four topics as lists of records; the offset of a record is its index."""
 
     served: list[ServedRows] = field(default_factory=list)
     events: dict[str, list[EventRows]] = field(default_factory=dict)

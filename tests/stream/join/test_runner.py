@@ -281,7 +281,7 @@ async def test_a_partition_that_went_elsewhere_is_let_go(joiner: Joiner) -> None
     await joiner.runner.on_assigned(frozenset([partition]))
     await joiner.runner.work([joiner.served(shown, partition), joiner.impressions(shown, [0], partition)])
     await joiner.runner.on_assigned(frozenset([other]))
-    assert {place[1] for place in joiner.runner.offsets_to_commit()} <= {other}
+    assert {partition for _, partition in joiner.runner.offsets_to_commit()} <= {other}
     assert len(await joiner.examples()) == 0
 
 
@@ -310,13 +310,13 @@ async def test_another_life_restores_only_what_still_matters(joiner: Joiner, apa
     for at in range(20):
         hour_ms = START_MS + at * 3_600_000
         later = serve([1], [hour_ms], joiner.broker.partitions, first_id=1_000 + at)
-        (place,) = later.record
-        await joiner.runner.on_assigned(frozenset([place]))
+        (first,) = later.record
+        await joiner.runner.on_assigned(frozenset([first]))
         await joiner.runner.work(
-            [joiner.served(later, place), joiner.impressions(later, [0], place), *joiner.time(place, hour_ms + 900_000)]
+            [joiner.served(later, first), joiner.impressions(later, [0], first), *joiner.time(first, hour_ms + 900_000)]
         )
     joiner.again()
-    await joiner.runner.on_assigned(frozenset([place]))
+    await joiner.runner.on_assigned(frozenset([first]))
     (joined,) = joiner.runner._partitions.values()
     assert joined.core.exposed_rows <= 2
     assert len(await joiner.examples()) == 20

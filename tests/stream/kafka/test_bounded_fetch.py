@@ -69,14 +69,14 @@ async def test_a_fetch_is_cut_where_its_batches_inflate_beyond_the_bound_togethe
     async with compressing(broker, "zstd") as producer:
         for number in range(6):
             await send_batch(producer, kafka_topics.name(EXAMPLES), [bytes([number]) * (30 * MIB)])
-    place = TopicPartition(kafka_topics.name(EXAMPLES), 0)
+    tp = TopicPartition(kafka_topics.name(EXAMPLES), 0)
     fetches: list[list[tuple[int, int]]] = []
     async with AIOKafkaConsumer(bootstrap_servers=broker.bootstrap) as consumer:
-        consumer.assign([place])
+        consumer.assign([tp])
         await consumer.seek_to_beginning()
         async with asyncio.timeout(30):
             while sum(map(len, fetches)) < 6:
-                fetched = (await consumer.getmany(place, timeout_ms=100)).get(place, [])
+                fetched = (await consumer.getmany(tp, timeout_ms=100)).get(tp, [])
                 fetches.append([(record.offset, record.value[0]) for record in fetched])
     assert [seen for fetch in fetches for seen in fetch] == [(number, number) for number in range(6)]
     assert max(map(len, fetches)) == 3
@@ -110,9 +110,9 @@ async def test_a_reader_of_its_own_is_bound_too(kafka_topics: TestTopics) -> Non
     broker = await find_broker(kafka_topics.settings())
     async with compressing(broker, "gzip") as producer:
         await send_batch(producer, kafka_topics.name(CLICKS), [bytes(65 * MIB)])
-    place = TopicPartition(kafka_topics.name(CLICKS), 0)
+    tp = TopicPartition(kafka_topics.name(CLICKS), 0)
     async with AIOKafkaConsumer(bootstrap_servers=broker.bootstrap) as consumer:
-        consumer.assign([place])
+        consumer.assign([tp])
         await consumer.seek_to_beginning()
         assert (await consumer.getone()).value.startswith(b"\xc1offsets 0 to 0 cannot be unpacked")
-        assert await consumer.position(place) == 1
+        assert await consumer.position(tp) == 1

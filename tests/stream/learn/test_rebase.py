@@ -37,7 +37,7 @@ async def check_line(world: World, base: Snapshot, old: list[JournalRecord]) -> 
     assert journal[: len(old)] == old, "the old line's steps stay as they were"
     steps = journal[len(old) :]
     assert [one.version for one in steps] == list(range(base.version + 1, base.version + 1 + len(steps)))
-    behind = {place: rows for place, rows in world.rows.items() if place[1] >= base.offsets.get(place[0], 0)}
+    behind = {at: rows for at, rows in world.rows.items() if at[1] >= base.offsets.get(at[0], 0)}
     assert 0 < sum(map(len, behind.values())) < sum(map(len, world.rows.values()))
     loop = LearningLoop(base.model(), CONFIG, world.broker.partitions, version=base.version)
     seen: list[int] = []

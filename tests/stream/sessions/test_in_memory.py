@@ -23,9 +23,9 @@ from tests.stream.session_events import START_MS, Event, assert_counters_equal, 
 def folded(rows: list[Event], partitions: int) -> MemorySessionStore:
     """A store in which each event went to its user's partition."""
     store, fold = MemorySessionStore(SMALL, partitions), SessionFold(SMALL)
-    places = partition_of(np.array([event.user for event in rows], np.uint64), partitions).tolist()
+    partition_of_event = partition_of(np.array([event.user for event in rows], np.uint64), partitions).tolist()
     for partition in range(partitions):
-        here = [event for event, place in zip(rows, places, strict=True) if place == partition]
+        here = [event for event, its in zip(rows, partition_of_event, strict=True) if its == partition]
         if here:
             store.step(fold, rows_of(here), partition)
     return store

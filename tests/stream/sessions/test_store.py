@@ -61,9 +61,9 @@ def batches(encoder: Encoder, seed: int, steps: int) -> list[tuple[int, ExampleR
         ids = encoder.ids(requests(rng, 12))
         rows = np.concatenate((ids.request_ids[ids.row_request], ids.ad_ids), axis=1)
         user = ids.user_key[ids.row_request]
-        place = partition_of(user, PARTITIONS)
+        of_user = partition_of(user, PARTITIONS)
         for partition in range(PARTITIONS):
-            here = np.flatnonzero(place == partition)
+            here = np.flatnonzero(of_user == partition)
             events = []
             for _ in here:
                 kind = int(rng.choice([EXPOSURE, EXPOSURE, CLICK, CONVERSION]))

@@ -17,15 +17,15 @@ def test_parts_come_out_that_begin_by_then(parts: list[list[int]], until_ms: lis
     waiting, left = WaitingDisplays(), set[int]()
     times: list[int] = []
     for part in parts:
-        places = np.arange(len(times), len(times) + len(part))
-        waiting.add(places, np.array(part, np.int64))
+        indices = np.arange(len(times), len(times) + len(part))
+        waiting.add(indices, np.array(part, np.int64))
         times += part
-        left |= set(places.tolist())
+        left |= set(indices.tolist())
     for until in sorted(until_ms):
         for found in list(waiting.take(until)):
-            assert min(times[place] for place in found) <= until
-            later = np.array([place for place in found.tolist() if times[place] > until], np.uint32)
-            waiting.add(later, np.array([times[place] for place in later.tolist()], np.int64))
+            assert min(times[index] for index in found) <= until
+            later = np.array([index for index in found.tolist() if times[index] > until], np.uint32)
+            waiting.add(later, np.array([times[index] for index in later.tolist()], np.int64))
             left -= set(found.tolist()) - set(later.tolist())
-        assert left == {place for place, at in enumerate(times) if at > until}
+        assert left == {index for index, at in enumerate(times) if at > until}
         assert len(waiting) == len(left)

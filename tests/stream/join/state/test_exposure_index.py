@@ -23,8 +23,8 @@ def test_every_row_is_found_in_its_record(rows: list[tuple[int, int]], forget: f
         homes += [(offset, row) for row in range(count)]
         index.forget(int(forget * len(homes)))
     kept = np.arange(int(forget * len(homes)), len(homes))
-    offsets, places = index.find(kept)
-    assert list(zip(offsets.tolist(), places.tolist(), strict=True)) == homes[len(homes) - len(kept) :]
+    offsets, indices = index.find(kept)
+    assert list(zip(offsets.tolist(), indices.tolist(), strict=True)) == homes[len(homes) - len(kept) :]
 
 
 def test_what_is_forgotten_takes_no_memory() -> None:
