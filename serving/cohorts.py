@@ -64,7 +64,7 @@ _GAUGES: Final[Mapping[str, str]] = {
 
 
 def sliced(head: str, maturity: str, window_s: int) -> bool:
-    """Whether the slices of these figures are shown: in a shorter window a slice has too few events to tell much."""
+    """Whether the slices of these figures are shown: in a shorter window a slice has too few events to show much."""
     return maturity == "mature" and window_s == max(WINDOWS_OF[head])
 
 

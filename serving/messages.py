@@ -55,10 +55,10 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RankRequest:
     """A checked request: what its ads pay, and how many of them to answer with."""
 
-    request: Request
+    content: Request
     prices: Prices
     top_k: int
 
@@ -73,8 +73,8 @@ _rank_decoder = msgspec.json.Decoder(RequestMessage)
 _score_decoder = msgspec.json.Decoder(ScoreMessage)
 
 
-class Intake:
-    """Turns bodies into asks.
+class RequestParser:
+    """Turns bodies into checked requests.
 
     Parameters
     ----------
@@ -88,12 +88,12 @@ class Intake:
         self._now_ms = now_ms
         self._new_id = new_id
 
-    def rank(self, body: bytes) -> Ask:
-        """The ask of `POST /v1/rank`. Raises BadRequestError."""
-        return self._ask(_decode(_rank_decoder, body, "a rank request"), "$")
+    def rank(self, body: bytes) -> RankRequest:
+        """The request of `POST /v1/rank`. Raises BadRequestError."""
+        return self._checked(_decode(_rank_decoder, body, "a rank request"), "$")
 
-    def score(self, body: bytes) -> tuple[list[Ask], int | None]:
-        """The asks and the watermark of `POST /v1/score`. Raises BadRequestError."""
+    def score(self, body: bytes) -> tuple[list[RankRequest], int | None]:
+        """The requests and the watermark of `POST /v1/score`. Raises BadRequestError."""
         message = _decode(_score_decoder, body, "a score call")
         if len(message.requests) > self._limits.max_requests:
             raise BadRequestError(
@@ -107,9 +107,9 @@ class Intake:
             )
         if message.watermark_ms is not None:
             _check_time(message.watermark_ms, "$.watermark_ms")
-        return [self._ask(m, f"$.requests[{i}]") for i, m in enumerate(message.requests)], message.watermark_ms
+        return [self._checked(m, f"$.requests[{i}]") for i, m in enumerate(message.requests)], message.watermark_ms
 
-    def _ask(self, message: RequestMessage, at: str) -> Ask:
+    def _checked(self, message: RequestMessage, at: str) -> RankRequest:
         if not 1 <= len(message.ads) <= self._limits.max_ads:
             raise BadRequestError(
                 f"{at}.ads holds {len(message.ads)} ads, a request must hold 1 to {self._limits.max_ads}: nothing was "
@@ -125,7 +125,7 @@ class Intake:
         request = Request(
             request_id=request_id, ts_ms=ts_ms, user=message.user, context=message.context, ads=message.ads
         )
-        return Ask(request, prices, message.top_k or len(message.ads))
+        return RankRequest(request, prices, message.top_k or len(message.ads))
 
     def _event_time(self, ts_ms: int | None, at: str) -> int:
         if self._now_ms is None:

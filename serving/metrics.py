@@ -1,4 +1,4 @@
-"""What serving tells Prometheus: the one table of its metrics."""
+"""What serving exposes to Prometheus: the one table of its metrics."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def served_records(
             yield partition, _record(scored, spec, chunk, starts, watermark_ms if chunk is chunks[-1] else 0)
 
 
-def heartbeat(spec: FeatureSpec, watermark_ms: int) -> ServedRecord:
+def heartbeat_record(spec: FeatureSpec, watermark_ms: int) -> ServedRecord:
     """A record without rows: no served row earlier than ``watermark_ms`` will follow on its partition."""
     none = np.zeros(0)
     return ServedRecord.of(

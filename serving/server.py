@@ -23,7 +23,7 @@ from serving.followers import CalibrationFollower, WeightsFollower
 from serving.freshness import Freshness
 from serving.http import application
 from serving.impression_ids import ImpressionIds
-from serving.messages import Intake, Limits
+from serving.messages import Limits, RequestParser
 from serving.metrics import ServingMetrics
 from serving.model import HotModel
 from serving.ranking import Ranker
@@ -99,8 +99,8 @@ class ServingServer:
         )
         self.calibration = CalibrationFollower(broker, metrics, self.calibrator, on_swap=self._show_versions)
         limits = Limits(max_ads=settings.max_ads, max_requests=settings.max_requests)
-        intake = Intake(limits, wall_ms if self._wall else None, lambda: int(impressions.take(1)[0]))
-        self.service = ScoringService(intake, self.ranker, self.features, self.served_log, metrics, wall_ms)
+        parser = RequestParser(limits, wall_ms if self._wall else None, lambda: int(impressions.take(1)[0]))
+        self.service = ScoringService(parser, self.ranker, self.features, self.served_log, metrics, wall_ms)
         self.figures: list[CohortFigures] = []  # of the last second
         self._stopping = False
         self._background: list[asyncio.Task[None]] = []
@@ -120,7 +120,7 @@ class ServingServer:
                 stack.push_async_callback(follower.stop)
             self._background = [begin(self._tick(), "take the series' points")]
             if self._wall:
-                self._background.append(begin(self._beat(), "tell partitions the time"))
+                self._background.append(begin(self._heartbeats(), "heartbeats"))
             for task in self._background:
                 stack.push_async_callback(end, task)
             runner = web.AppRunner(application(self), access_log=None, shutdown_timeout=_FINISH_REQUESTS_S)
@@ -228,10 +228,10 @@ class ServingServer:
             for head, mean in self.service.activity.tick(time.time(), gauges).items():
                 self.metrics.predicted_mean.labels(head=head).set(mean)
 
-    async def _beat(self) -> None:
+    async def _heartbeats(self) -> None:
         while True:
             await asyncio.sleep(self._settings.heartbeat_s)
-            self.service.beat(wall_ms())
+            self.service.heartbeat(wall_ms())
 
 
 def wall_ms() -> int:

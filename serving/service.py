@@ -15,11 +15,11 @@ from learners.examples.terms import CLICK_HEAD, CONVERSION_HEAD
 from learners.features.encode import EncodedIds
 from learners.features.hashing import FeatureError
 from learners.features.session_state import SessionView
-from serving.messages import Ask, BadRequestError, Intake
+from serving.messages import BadRequestError, RankRequest, RequestParser
 from serving.metrics import ServingMetrics
 from serving.ranking import Ranker, Scored, expected_value, ranked
 from serving.served_log import ServedLog
-from serving.served_rows import heartbeat, served_records
+from serving.served_rows import heartbeat_record, served_records
 from serving.status import RecentActivity
 
 
@@ -41,7 +41,7 @@ class ScoringService:
 
     def __init__(
         self,
-        intake: Intake,
+        parser: RequestParser,
         ranker: Ranker,
         sessions: SessionReader,
         served_log: ServedLog,
@@ -50,7 +50,7 @@ class ScoringService:
     ) -> None:
         self.ranker = ranker
         self.activity = RecentActivity()
-        self._intake = intake
+        self._parser = parser
         self._spec = ranker.encoder.spec
         self._sessions = sessions
         self._served_log = served_log
@@ -58,25 +58,25 @@ class ScoringService:
         self._wall_ms = wall_ms
         self._in_flight: dict[int, int] = {}  # call -> its earliest event time
         self._calls = 0
-        self._owed_ms = 0  # a promise that had to wait; 0: none
+        self._pending_watermark_ms = 0  # a promise that had to wait; 0: none
 
     async def rank(self, body: bytes) -> bytes:
         """`POST /v1/rank`. Raises BadRequestError."""
         began = time.perf_counter()
-        ask = self._intake.rank(body)
-        with self._in_flight_at([ask]):
-            scored = await self._score([ask])
-            self._refuse_unpredicted(ask)
-            value = expected_value(scored.p, scored.p_conversion, ask.prices)
-            order = ranked(value, scored.logit, ask.top_k)
+        request = self._parser.rank(body)
+        with self._in_flight_at([request]):
+            scored = await self._score([request])
+            self._refuse_unpredicted(request)
+            value = expected_value(scored.p, scored.p_conversion, request.prices)
+            order = ranked(value, scored.logit, request.top_k)
             if len(order) < len(scored.p):
                 self._log(scored.take(np.sort(order)))
             else:
                 self._log(scored)
         answer = _header(scored) | {
-            "request_id": str(ask.request.request_id),
+            "request_id": str(request.content.request_id),
             "user_key": str(int(scored.ids.user_key[0])),
-            "ranked": _ranked_ads(ask, scored, value, order.tolist()),
+            "ranked": _ranked_ads(request, scored, value, order.tolist()),
         }
         self._answered(scored, 1, began)
         return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -84,20 +84,20 @@ class ScoringService:
     async def score(self, body: bytes) -> bytes:
         """`POST /v1/score`. Raises BadRequestError."""
         began = time.perf_counter()
-        asks, watermark_ms = self._intake.score(body)
-        if not asks:
+        requests, watermark_ms = self._parser.score(body)
+        if not requests:
             self._promise(watermark_ms)
             return orjson.dumps(self._state() | {"results": []})
-        with self._in_flight_at(asks):
-            scored = await self._score(asks)
+        with self._in_flight_at(requests):
+            scored = await self._score(requests)
             self._log(scored)
         self._promise(watermark_ms)
         starts = scored.starts().tolist()
-        identified = zip(asks, scored.ids.user_key.tolist(), starts[:-1], starts[1:], strict=True)
+        identified = zip(requests, scored.ids.user_key.tolist(), starts[:-1], starts[1:], strict=True)
         impressions = list(map(str, scored.impression_id.tolist()))
         results = [
             {
-                "request_id": str(ask.request.request_id),
+                "request_id": str(request.content.request_id),
                 "user_key": str(user_key),
                 "impression_ids": impressions[start:end],
                 "p": scored.p[start:end],
@@ -105,18 +105,18 @@ class ScoringService:
                 "p_conversion": scored.p_conversion[start:end],
                 "conversion_logit": scored.conversion_logit[start:end],
             }
-            for ask, user_key, start, end in identified
+            for request, user_key, start, end in identified
         ]
-        self._answered(scored, len(asks), began)
+        self._answered(scored, len(requests), began)
         return orjson.dumps(_header(scored) | {"results": results}, option=orjson.OPT_SERIALIZE_NUMPY)
 
-    def beat(self, now_ms: int) -> None:
-        """Tell every partition of the served topic that nothing earlier than now, or than a call in flight, follows."""
+    def heartbeat(self, now_ms: int) -> None:
+        """Promise every partition of the served topic that nothing before now, or before a call in flight, follows."""
         self._promise(min(self._in_flight.values(), default=now_ms))
 
-    async def _score(self, asks: list[Ask]) -> Scored:
+    async def _score(self, requests: list[RankRequest]) -> Scored:
         try:
-            ids = self.ranker.encoder.ids([ask.request for ask in asks])
+            ids = self.ranker.encoder.ids([request.content for request in requests])
         except FeatureError as error:
             raise BadRequestError(str(error)) from error
         view = await self._sessions.view(ids)
@@ -133,14 +133,14 @@ class ScoringService:
             self._metrics.freshness.observe(age_s)
         return scored
 
-    def _refuse_unpredicted(self, ask: Ask) -> None:
+    def _refuse_unpredicted(self, request: RankRequest) -> None:
         """Raise BadRequestError for a price per conversion where the model predicts none."""
-        index = ask.priced_by_conversion()
+        index = request.priced_by_conversion()
         if index is None or self.ranker.model.predicts_conversions:
             return
         raise BadRequestError(
-            f"$.ads[{index}].value={ask.prices.per_conversion[index]:g} is paid for a conversion, and model version "
-            f"{self.ranker.model.version} has no head {CONVERSION_HEAD!r} given the click (its heads: "
+            f"$.ads[{index}].value={request.prices.per_conversion[index]:g} is paid for a conversion, and model "
+            f"version {self.ranker.model.version} has no head {CONVERSION_HEAD!r} given the click (its heads: "
             f"{', '.join(self.ranker.model.head_names)}): the ad could not be ranked, nothing was answered. Send its "
             "bid per click, or train a base whose --model file names that head."
         )
@@ -150,20 +150,20 @@ class ScoringService:
             self._served_log.write(partition, record.encode())
 
     def _promise(self, watermark_ms: int | None) -> None:
-        """Write a promise behind the rows; while rows are sent again it is owed, and a later call or beat writes it."""
-        self._owed_ms = max(self._owed_ms, watermark_ms or 0)
-        if not self._owed_ms or self._served_log.sends_out_of_order:
+        """Write a promise behind the rows; while rows are sent again it waits for a later call or heartbeat."""
+        self._pending_watermark_ms = max(self._pending_watermark_ms, watermark_ms or 0)
+        if not self._pending_watermark_ms or self._served_log.sends_out_of_order:
             return
-        record = heartbeat(self._spec, self._owed_ms).encode()
-        self._owed_ms = 0
+        record = heartbeat_record(self._spec, self._pending_watermark_ms).encode()
+        self._pending_watermark_ms = 0
         for partition in range(self._served_log.partitions):
             self._served_log.write(partition, record)
 
     @contextmanager
-    def _in_flight_at(self, asks: list[Ask]) -> Iterator[None]:
+    def _in_flight_at(self, requests: list[RankRequest]) -> Iterator[None]:
         self._calls += 1
         call = self._calls
-        self._in_flight[call] = min(ask.request.ts_ms for ask in asks)
+        self._in_flight[call] = min(request.content.ts_ms for request in requests)
         try:
             yield
         finally:
@@ -194,7 +194,9 @@ def _header(scored: Scored) -> dict[str, Any]:
     }
 
 
-def _ranked_ads(ask: Ask, scored: Scored, value: NDArray[np.float64], order: list[int]) -> list[dict[str, Any]]:
+def _ranked_ads(
+    request: RankRequest, scored: Scored, value: NDArray[np.float64], order: list[int]
+) -> list[dict[str, Any]]:
     p, logit = scored.p[order], scored.logit[order]
     p_conversion = scored.p_conversion[order]
     return [
@@ -206,9 +208,9 @@ def _ranked_ads(ask: Ask, scored: Scored, value: NDArray[np.float64], order: lis
             "logit": logit[position],
             "p_conversion": p_conversion[position],
             "expected_value": value[index],
-            "bid": ask.prices.per_click[index],
-            "value": ask.prices.per_conversion[index],
-            "ad": ask.request.ads[index],
+            "bid": request.prices.per_click[index],
+            "value": request.prices.per_conversion[index],
+            "ad": request.content.ads[index],
         }
         for position, index in enumerate(order)
     ]

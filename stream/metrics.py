@@ -1,4 +1,4 @@
-"""What the workers tell Prometheus: the one table of their metrics, shared by code, documents and tests."""
+"""What the workers expose to Prometheus: the one table of their metrics, shared by code, documents and tests."""
 
 from __future__ import annotations
 

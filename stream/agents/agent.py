@@ -29,7 +29,7 @@ class AgentCrashedError(RuntimeError):
 
 
 class Agent:
-    """One consumer group member and its runner; a failure of either is told once, and the process must stop then.
+    """One consumer group member and its runner; a failure of either is reported once, and the process must stop then.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ class Agent:
         """Leave the group, once all is finished or abandoned; a rebalance under way can hold this up for long."""
         await self.source.stop()
 
-    # ------------------------------------------------------------------------------------------ what the source tells
+    # ------------------------------------------------------------------------------------------ what the source says
 
     async def arrived(self, records: Sequence[InputRecord]) -> None:
         """These were read; returns once there is room for more."""

@@ -18,7 +18,7 @@ from stream.kafka.input_record import InputRecord, TopicPartition
 
 _MOST_RECORDS = 2_000  # at once: what a step may hold beyond the inbox's bound
 _POLL_MS = 200
-_MAX_POLL_MS = 24 * 3_600_000  # a full inbox is no reason to leave the group: the heartbeat tells that we live
+_MAX_POLL_MS = 24 * 3_600_000  # a full inbox is no reason to leave the group: the heartbeat shows that we live
 
 
 class AiokafkaSource:

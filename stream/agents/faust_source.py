@@ -72,7 +72,7 @@ class FaustSource:
 
     @property
     def failure(self) -> BaseException | None:
-        """What ended a part of Faust: nothing would arrive any more, and nobody would be told."""
+        """What ended a part of Faust: nothing would arrive any more, and nobody would know."""
         if not self._app.crashed:
             return None
         reason: BaseException | None = self._app.crash_reason

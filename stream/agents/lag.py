@@ -42,7 +42,7 @@ class Lag:
         self._reached_ms.clear()
 
     def measure(self, unread: Mapping[TopicPartition, int]) -> None:
-        """Set the gauges; ``unread`` tells of every partition that is ours how much of it was not read yet."""
+        """Set the gauges; ``unread`` is how many records of each assigned partition were not read yet."""
         now_ms = time.time() * 1000
         records, seconds = dict.fromkeys(self._records, 0), dict.fromkeys(self._seconds, 0.0)
         for tp, count in unread.items():

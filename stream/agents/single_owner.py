@@ -31,7 +31,7 @@ class SingleOwnerAssignor(AbstractPartitionAssignor):  # type: ignore[misc]
 
     @classmethod
     def metadata(cls, topics: Iterable[str]) -> Any:
-        """What a member tells the group."""
+        """What a member sends to the group."""
         return ConsumerProtocolMemberMetadata(cls.version, list(topics), b"")
 
     @classmethod

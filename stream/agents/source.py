@@ -11,7 +11,7 @@ SourceKind = Literal["faust", "aiokafka"]
 
 
 class Listener(Protocol):
-    """What a source tells its agent."""
+    """What a source calls."""
 
     async def arrived(self, records: Sequence[InputRecord]) -> None:
         """These were read, each partition's in order; returns once there is room for more."""

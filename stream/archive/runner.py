@@ -1,6 +1,6 @@
 """The archiver's shell: examples from Kafka into part files, which base training reads.
 
-The names of the files are the state: each tells which offsets of which partition it holds. A restart goes on behind the
+The names of the files are the state: each says which offsets of which partition it holds. A restart goes on behind the
 last one, so that a kill leaves neither a gap nor a row twice; offsets are committed only when a file holds them.
 """
 
@@ -21,10 +21,10 @@ from stream.kafka.gaps import LogGaps
 from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogReader
 from stream.metrics import WorkerMetrics
+from stream.records.columns import RecordError
 from stream.records.examples import ExampleRows
 from stream.records.examples_codec import decode_examples
 from stream.records.topics import EXAMPLES
-from stream.records.wire import RecordError
 
 _log = structlog.get_logger(__name__)
 

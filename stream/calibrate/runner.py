@@ -1,7 +1,7 @@
 """The calibrator's shell: examples from Kafka, each partition's calibration state to the calibration topic.
 
 The topic is the state: a record holds a partition's sums and the first examples offset that is not in them, so that a
-restart reads the newest record of its partitions and goes on there. Commits only tell where to start reading.
+restart reads the newest record of its partitions and goes on there. Commits only say where to start reading.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogReader
 from stream.kafka.log_writer import LogWriter, Outgoing
 from stream.metrics import WorkerMetrics
+from stream.records.columns import RecordError
 from stream.records.examples_codec import decode_examples
 from stream.records.topics import CALIBRATION, EXAMPLES
-from stream.records.wire import CalibrationRecord, RecordError
+from stream.records.wire import CalibrationRecord
 
 _LOOK_EVERY_S = 5.0
 

@@ -129,7 +129,7 @@ async def _check_eviction(url: str, options: Mapping[str, Any]) -> Check:
     """Whether Redis keeps what it was given: states that are evicted are lost until somebody empties it."""
     policy = await eviction_policy(url, options)
     if policy is None:
-        return Check("redis eviction", True, "not told; its maxmemory-policy must be noeviction")
+        return Check("redis eviction", True, "not known; its maxmemory-policy must be noeviction")
     fix = "set maxmemory-policy noeviction: evicted session features and clicks are missing without a trace"
     return Check("redis eviction", policy == "noeviction", policy, fix)
 

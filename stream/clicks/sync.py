@@ -13,10 +13,10 @@ from stream.clicks.stored_clicks import StoredClicks
 from stream.kafka.broker import Broker
 from stream.kafka.log_reader import LogReader
 from stream.metrics import WorkerMetrics
+from stream.records.columns import RecordError
 from stream.records.examples import ExampleRows, concat
 from stream.records.examples_codec import decode_examples, refuse_settled
 from stream.records.topics import EXAMPLES
-from stream.records.wire import RecordError
 from stream.servers.circuit_breaker import CircuitBreaker
 
 _ROWS_A_CALL = 5_000

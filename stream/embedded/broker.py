@@ -40,7 +40,7 @@ class EmbeddedBroker(LocalServer):
     ----------
     port : where it listens; None takes a free one.
     data_dir : its log; None takes a temporary one.
-    advertised_port : where it tells clients to connect, as to a proxy before it; None: where it listens.
+    advertised_port : the port that clients are to connect to, as to a proxy before it; None: where it listens.
     """
 
     def __init__(

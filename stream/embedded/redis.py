@@ -45,7 +45,7 @@ async def answers_ping(url: str, options: Mapping[str, Any] | None = None) -> bo
 
 
 async def eviction_policy(url: str, options: Mapping[str, Any] | None = None) -> str | None:
-    """Return what the Redis at `url` does when its memory is full, None when it does not tell."""
+    """Return what the Redis at `url` does when its memory is full, None when it does not say."""
     client = redis.asyncio.Redis.from_url(url, socket_connect_timeout=2.0, socket_timeout=2.0, **(options or {}))
     try:
         return str((await client.info("memory"))["maxmemory_policy"])

@@ -1,4 +1,4 @@
-"""How far the learner is behind the join: told by its journal, so that a slow learner slows the join."""
+"""How far the learner is behind the join: by its journal, so that a slow learner slows the join."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Backpressure:
             self._consumer = await self._follow()
         for record in (await self._consumer.getmany(self._tp, timeout_ms=0)).get(self._tp, ()):
             self._learning = True
-            for stretch in _decoder.decode(record.value).ranges:
-                self._learned(stretch.partition, stretch.to_offset)
+            for learned in _decoder.decode(record.value).ranges:
+                self._learned(learned.partition, learned.to_offset)
 
     async def stop(self) -> None:
         """Disconnect and count anew from the next refresh on."""

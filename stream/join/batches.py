@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stream.join.output import Records
 from stream.join.rejects import Reject
 from stream.kafka.input_record import InputRecord
+from stream.records.columns import RecordError
 from stream.records.events import (
     EMPTY_EVENTS,
     EVENT_COLUMNS,
@@ -24,7 +25,7 @@ from stream.records.events import (
 )
 from stream.records.limits import FIRST_NO_JSON, MOST_JSON_BYTES, check_ahead
 from stream.records.served import ServedRows, SpecWidths, decode_served, served_until
-from stream.records.wire import SCORES, RecordError
+from stream.records.wire import SCORES
 
 _BY_REQUEST = ("ts_ms", "user_key", "model_version", "request_ids", "request_dense")
 _BY_ROW = ("impression_id", *SCORES, "ad_ids", "ad_dense")
@@ -142,7 +143,7 @@ class _FoundEvents(_Found):
         try:
             rows = decode_events(self._topic, record.value, record.content_type)
             if len(rows) == 1 and is_json(record.value or b"", record.content_type):
-                check_ahead("ts_ms", int(rows.ts_ms[0]), latest_ms)  # the letter holds the record as it came
+                check_ahead("ts_ms", int(rows.ts_ms[0]), latest_ms)  # the dead letter holds the record as it came
             rows = events_until(self._topic, rows, latest_ms)
             self.note(at, rows, latest_ms)
         except RecordError as error:

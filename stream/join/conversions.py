@@ -93,7 +93,7 @@ def _first_of_each(clicks: StoredClicks, of: NDArray[np.intp], ts_ms: NDArray[np
 def _converted(clicks: ExampleRows, conversions: Events) -> ExampleRows:
     return clicks.with_event(
         CONVERSION,
-        known_ms=conversions.ts_ms,  # as it is, also before the click: with the id it tells equal events
+        known_ms=conversions.ts_ms,  # as it is, also before the click: with the id it identifies equal events
         delay_ms=np.maximum(conversions.ts_ms - clicks.known_ms, 0),
         value=conversions.value,
         click_produced_ms=np.zeros(len(clicks), np.int64),

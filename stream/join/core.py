@@ -20,7 +20,7 @@ example are those of the served row; cf. Ananthanarayanan et al., "Photon", SIGM
 clicked, for `click_horizon_s`: their columns stand in the examples topic, from where the shell brings those of late
 clicks (`JoinOutput.late`), and clicks in a store, from where it brings what conversions ask for (`wanted_clicks`).
 
-**At the memory bound** (the shell tells how much is over, `shed_memory`): exposed rows beyond the display horizon are
+**At the memory bound** (the shell says how much is over, `shed_memory`): exposed rows beyond the display horizon are
 forgotten, oldest first, and their clicks are rejected (``forgotten_rows``); when that is not enough, time is moved
 forward until enough pending rows are exposed or dropped (``early_rows``). No row is exposed twice: a display as old as
 the newest row that was forgotten is ``late``.
@@ -55,12 +55,12 @@ class JoinCore:
     """The join of one partition. Feed it in any interleaving of the inputs, each input in the order of its offsets.
 
     Topics are named without their prefix. One step is: feed records; `poll`; give the output its late clicks
-    (`stream.join.late`); store it with its offsets in one go; tell `stored` where the examples lie; bring what
+    (`stream.join.late`); store it with its offsets in one go; call `stored` with where the examples lie; bring what
     `wanted_clicks` asks for, and poll again if that yields something.
 
     A rebuilt core is given the committed offsets (`start_at`), the partition's examples from `Resume.examples` to the
     end (`restore`), then the inputs from the committed offsets on; it then yields what is missing and nothing twice.
-    Rejects may come again after a rebuild, and be told of events older than what is still known. A record whose offset
+    Rejects may come again after a rebuild, and be of events older than what is still known. A record whose offset
     was seen before is skipped.
 
     Parameters
@@ -244,7 +244,7 @@ class JoinCore:
             self._examples_end = offsets[-1] + 1
 
     def shed_memory(self, over_bytes: int) -> None:
-        """Give up about so much memory, see above; the next poll tells what became of it. Only between steps."""
+        """Give up about so much memory, see above; the next poll says what became of it. Only between steps."""
         wanted = 1 + over_bytes // self._state.exposed_row_bytes
         forgotten = self._state.shed(self.watermark_ms, wanted)
         self._counts["forgotten_rows"] += forgotten

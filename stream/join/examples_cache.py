@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from stream.kafka.broker import Broker
 from stream.kafka.log_reader import LogReader
+from stream.records.columns import RecordError
 from stream.records.examples import ExampleRows
 from stream.records.examples_codec import SpecShape, decode_examples, refuse_settled
 from stream.records.topics import EXAMPLES
-from stream.records.wire import RecordError
 
 _NEAR_RECORDS = 8  # between two wanted ones: to read them costs less than to ask again
 

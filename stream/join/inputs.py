@@ -71,7 +71,7 @@ class JoinInputs:
         return Arrived(fresh, numbers, redelivered)
 
     def _move_watermark(self, topic: str, ts_ms: NDArray[np.int64], records: Records) -> int | None:
-        """Tell the watermark of the newest event and promise; the index of the record that moved it most, if any."""
+        """Move the watermark by the newest event and promise; the index of the record that moved it most, if any."""
         moved = None
         if len(ts_ms):
             newest = int(np.argmax(ts_ms))

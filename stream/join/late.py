@@ -73,7 +73,7 @@ def with_late_clicks(output: JoinOutput, records: Mapping[int, ExampleRows], par
 
 
 def _room(late: LateClicks, records: Mapping[int, ExampleRows]) -> ExampleRows | None:
-    """As many rows as there are clicks, not filled; None where no record tells how wide they are."""
+    """As many rows as there are clicks, not filled; None where no record says how wide they are."""
     like = next((records[offset] for offset in late.wanted() if offset in records), None)
     if like is None:
         return None

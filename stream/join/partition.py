@@ -21,9 +21,9 @@ from stream.kafka.gaps import report_loss
 from stream.kafka.log_reader import LogReader
 from stream.kafka.log_writer import LogWriter, open_writer
 from stream.metrics import WorkerMetrics
+from stream.records.columns import RecordError
 from stream.records.examples_codec import decode_examples, refuse_settled
 from stream.records.topics import EXAMPLES, INPUTS
-from stream.records.wire import RecordError
 
 _log = structlog.get_logger(__name__)
 

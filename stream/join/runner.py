@@ -1,4 +1,4 @@
-"""The join's shell: inputs from Kafka, examples and dead letters to Kafka, clicks to Redis.
+"""The join's shell: inputs from Kafka, examples and dead dead_letters to Kafka, clicks to Redis.
 
 One step of a partition, in this order: feed the core, bring the exposures of late clicks, write what became known
 together with the inputs' offsets, bring the store of clicks up to that, answer the conversions that asked for one. A
@@ -201,7 +201,7 @@ class JoinRunner:
                 return
 
     async def _store(self, joined: JoinedPartition, output: JoinOutput) -> None:
-        """Write one step, and tell the core, the store of clicks and the learner's pace about it."""
+        """Write one step, and pass it on to the core, the store of clicks and the backpressure."""
         records, first_rows = self._records(joined, output)
         rejects, joined.rejects = [*joined.rejects, *output.rejects], []
         moved = output.offsets != joined.offsets
@@ -210,13 +210,13 @@ class JoinRunner:
             joined.core.stored([], [])
             return
         examples = [Outgoing(EXAMPLES, record, partition=joined.partition) for record in records]
-        letters = [self._letter(joined.partition, reject) for reject in rejects]
+        dead_letters = [self._dead_letter(joined.partition, reject) for reject in rejects]
         commits = Commits(
             self._group,
             {(topic, joined.partition): offset for topic, offset in output.offsets.items()},
             msgspec.json.encode(output.resume._asdict()).decode(),
         )
-        offsets = (await joined.writer.write([*examples, *letters], commits))[: len(examples)]
+        offsets = (await joined.writer.write([*examples, *dead_letters], commits))[: len(examples)]
         joined.written_at, joined.offsets = time.monotonic(), output.offsets
         joined.core.stored(offsets, first_rows)
         if not offsets:
@@ -243,11 +243,11 @@ class JoinRunner:
         records = [part.rows.to_record(self._spec.hash, mark).encode() for part, mark in marked]
         return records, [part.first_row for part, _ in marked]
 
-    def _letter(self, partition: int, reject: Reject) -> Outgoing:
+    def _dead_letter(self, partition: int, reject: Reject) -> Outgoing:
         self._metrics.counter("dead_letters_total", topic=reject.topic, reason=reject.reason).inc()
-        where = (reject.topic, partition, reject.offset)
-        letter = DeadLetter.of(*where, reject.reason, reject.detail, reject.payload)
-        return Outgoing(DEADLETTER, msgspec.msgpack.encode(letter), key=letter.key())
+        source = (reject.topic, partition, reject.offset)
+        dead_letter = DeadLetter.of(*source, reject.reason, reject.detail, reject.payload)
+        return Outgoing(DEADLETTER, msgspec.msgpack.encode(dead_letter), key=dead_letter.key())
 
     # --------------------------------------------------------------------------------------------------------- memory
 

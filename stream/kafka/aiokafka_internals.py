@@ -1,7 +1,7 @@
 """What is private to aiokafka and used all the same: the names stand here and nowhere else. Written against 0.14.0.
 
 aiokafka offers no way to read a position without a call, to forbid the repetition of a produce request, to bound what
-a fetch inflates to, or to change a consumer that Faust has made. `missing_names` tells what another version lacks.
+a fetch inflates to, or to change a consumer that Faust has made. `missing_names` names what another version lacks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a fetch of compressed batches may become in memory; where a batch is too much, a record in its place tells so.
+"""What a fetch of compressed batches may become in memory; where a batch is too much, a record in its place says so.
 
 A broker bounds the bytes that it stores (max.message.bytes), not what they inflate to, and aiokafka knows no bound: the
 process would be out of memory before it saw a record. Nor may the decoder's error reach aiokafka: it would be raised
@@ -76,7 +76,7 @@ class _Batches:
 
     def next_batch(self) -> Any:
         batch = self._batches.next_batch()
-        compressed = getattr(batch, "compression_type", 0)  # the formats before Kafka 0.11 do not tell
+        compressed = getattr(batch, "compression_type", 0)  # the formats before Kafka 0.11 do not say
         return _Batch(self._tp, batch) if compressed else batch
 
 

@@ -63,7 +63,7 @@ class LogGaps:
         self._what = what
         self._unread: set[int] = set()  # partitions of which nothing came since they were assigned
         self._leaps: list[_Leap] = []  # not yet compared with the oldest offset
-        self._told: dict[int, int] = {}  # up to where losses of a partition were told
+        self._reported: dict[int, int] = {}  # up to where losses of a partition were reported
         self._checked_s = -CHECK_INTERVAL_S
 
     def assigned(self, partitions: Iterable[int]) -> None:
@@ -72,7 +72,7 @@ class LogGaps:
 
     def begins(self, partition: int, next_offset: int, oldest: int) -> None:
         """The reader reads the log itself, from ``next_offset`` on, of which ``oldest`` is the oldest offset."""
-        self._tell([_Leap(partition, next_offset, oldest)], oldest)
+        self._report([_Leap(partition, next_offset, oldest)], oldest)
 
     async def before(self, partition: int, next_offset: int, offset: int) -> AsyncGenerator[Any, None]:
         """The records from ``next_offset``, which the reader holds up to, that it must take before ``offset``."""
@@ -85,12 +85,12 @@ class LogGaps:
             self._leaps.append(leap)
             return
         async with LogReader(self._broker) as log:
-            self._tell([leap], await log.oldest(self._topic, partition))
+            self._report([leap], await log.oldest(self._topic, partition))
             async for record in log.read(self._topic, partition, next_offset, stop=offset):
                 yield record
 
     async def check(self, now_s: float) -> None:
-        """Tell of leaps over records that retention deleted; call it after each step, with a clock that only rises."""
+        """Report leaps over records that retention deleted; call it after each step, with a clock that only rises."""
         if not self._leaps or now_s - self._checked_s < CHECK_INTERVAL_S:
             return
         self._checked_s = now_s
@@ -98,11 +98,11 @@ class LogGaps:
         async with LogReader(self._broker) as log:
             for partition in sorted({leap.partition for leap in leaps}):
                 oldest = await log.oldest(self._topic, partition)
-                self._tell([leap for leap in leaps if leap.partition == partition], oldest)
+                self._report([leap for leap in leaps if leap.partition == partition], oldest)
 
-    def _tell(self, leaps: Iterable[_Leap], oldest: int) -> None:
+    def _report(self, leaps: Iterable[_Leap], oldest: int) -> None:
         for partition, first, stop in leaps:
-            start, end = max(first, self._told.get(partition, 0)), min(oldest, stop)
+            start, end = max(first, self._reported.get(partition, 0)), min(oldest, stop)
             if end > start:
-                self._told[partition] = end
+                self._reported[partition] = end
                 report_loss(self._lost, self._what, self._topic, partition, (start, end))

@@ -20,7 +20,7 @@ from learners.examples.kinds import CLICK, EXPOSURE
 from learners.metrics.quality import Quality, entropy, losses, quality
 
 _MOST_ROWS = 2_000_000  # of the tail that are kept: 50 MB
-_LEAST_CLICKS = 100  # below, and with fewer impressions that were not clicked, nothing can be told
+_LEAST_CLICKS = 100  # below, and with fewer impressions that were not clicked, nothing can be said
 _TOLERATED = 0.03, 0.005, 0.005  # in log O/E, normalised entropy and AUC: that much worse is no reason
 
 
@@ -76,7 +76,7 @@ class Verdict:
 def verdict(rows: Scored | None, mature_until_ms: int) -> Verdict | None:
     """Compare the lines on the newest half of the impressions displayed before ``mature_until_ms``.
 
-    None where there are too few clicks to tell.
+    None where there are too few clicks to judge.
     """
     if rows is None:
         return None

@@ -92,11 +92,11 @@ class LearningConfig:
         for name in ("conversion_horizon_s", "conversion_delay_median_s", "conversion_delay_sigma"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} must be positive and finite: a click could not be told when to "
+                    f"{name}={getattr(self, name)} must be positive and finite: a click could not be given a time to "
                     f"expect its conversion. Set MILLSTREAM_{name.upper()}."
                 )
 
     @property
     def conversion_delays(self) -> ConversionDelays:
-        """As the journal tells them."""
+        """As the journal has them."""
         return ConversionDelays(self.conversion_horizon_s, self.conversion_delay_median_s, self.conversion_delay_sigma)

@@ -13,11 +13,11 @@ from calibration.logistic import sigmoid
 from calibration.slices import SlicePlan
 from learners.examples.kinds import CLICK, EXPOSURE
 from learners.features.rows import Rows
+from stream.records.columns import RecordError
 from stream.records.examples import ExampleRows
 from stream.records.examples_codec import SpecShape, decode_examples
-from stream.records.wire import RecordError
 
-_REMEMBERED_EXPOSURES = 500_000  # whose logits clicks are told with, twice as many at most
+_REMEMBERED_EXPOSURES = 500_000  # whose logits are kept for their clicks, twice as many at most
 
 
 class Scorer(Protocol):
@@ -41,7 +41,7 @@ class LineCalibration:
         self._logits: dict[int, float] = {}
         self._older: dict[int, float] = {}
 
-    def tell(self, value: bytes | None, spec: SpecShape, model: Scorer) -> None:
+    def observe(self, value: bytes | None, spec: SpecShape, model: Scorer) -> None:
         """A record of the examples topic, about to be learned; one that cannot be read says nothing."""
         try:
             rows, watermark_ms = decode_examples(value, spec)

@@ -28,7 +28,7 @@ class Publication:
         self._clicks_ms: list[NDArray[np.int64]] = []
 
     def learned(self, rows: ExampleRows) -> None:
-        """Rows that the next delta brings: of its clicks it tells when the broker received them."""
+        """Rows that the next delta brings: of its clicks it says when the broker received them."""
         fresh = (rows.kind == CLICK) & (rows.click_produced_ms > 0)
         self._clicks_ms.append(rows.click_produced_ms[fresh])
 

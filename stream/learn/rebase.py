@@ -37,9 +37,10 @@ from stream.learn.loop import LearningLoop
 from stream.learn.outcomes import Diverged, Learned
 from stream.learn.published import last_published
 from stream.learn.relearn import loop_state
+from stream.records.columns import RecordError
 from stream.records.examples_codec import decode_examples
 from stream.records.topics import EXAMPLES, JOURNAL
-from stream.records.wire import JournalRecord, RecordError
+from stream.records.wire import JournalRecord
 
 _AHEAD_RECORDS = 32  # of each partition: what is read at once and kept in memory
 _LAST_RECORDS = 64  # among which the last journal record is looked for first

@@ -9,10 +9,11 @@ import msgspec
 from learners.snapshots.snapshot import Snapshot
 from stream.kafka.log_reader import LogReader
 from stream.learn.loop import Learned, LearningLoop, LoopState, Skipped
+from stream.records.columns import RecordError
 from stream.records.examples import ExampleRows, concat
 from stream.records.examples_codec import SpecShape, decode_examples
 from stream.records.topics import EXAMPLES, JOURNAL
-from stream.records.wire import JournalRecord, OffsetRange, RecordError
+from stream.records.wire import JournalRecord, OffsetRange
 
 _AT_ONCE_ROWS = 65_536  # of the batches whose examples are fetched together: a fetch costs more than a batch
 
@@ -22,7 +23,7 @@ class RelearnError(RuntimeError):
 
 
 def loop_state(snapshot: Snapshot) -> LoopState | None:
-    """Where the loop stood, or where the base ends that the snapshot is; None for a base that tells no offsets."""
+    """Where the loop stood, or where the base ends that the snapshot is; None for a base that has no offsets."""
     if (state := LoopState.from_arrays(snapshot.state)) is not None:
         return state
     if not snapshot.offsets:
@@ -64,11 +65,11 @@ async def relearn(
 
 
 def _check_start(journal: JournalRecord, base_offsets: Mapping[int, int]) -> None:
-    for stretch in journal.ranges:
-        if stretch.from_offset < (known := base_offsets.get(stretch.partition, 0)):
+    for learned in journal.ranges:
+        if learned.from_offset < (known := base_offsets.get(learned.partition, 0)):
             raise RelearnError(
-                f"version {journal.version} was learned from {EXAMPLES}[{stretch.partition}] offset "
-                f"{stretch.from_offset} on, but the base holds what stands before {known}: the journal is of a stream "
+                f"version {journal.version} was learned from {EXAMPLES}[{learned.partition}] offset "
+                f"{learned.from_offset} on, but the base holds what stands before {known}: the journal is of a stream "
                 "that started from another snapshot. Give that stream's folder; a new base goes there, too, and waits "
                 "for the learner (python -m learners base --out)."
             )
@@ -139,10 +140,10 @@ async def _fetched(
 ) -> list[tuple[JournalRecord, ExampleRows]]:
     """Each partition is read once over all the ranges."""
     wanted: dict[int, tuple[int, int]] = {}
-    for stretch in (stretch for journal in journals for stretch in journal.ranges):
-        first, end = stretch.from_offset, stretch.to_offset + (stretch.to_row > 0)
-        known = wanted.get(stretch.partition, (first, end))
-        wanted[stretch.partition] = (min(first, known[0]), max(end, known[1]))
+    for learned in (learned for journal in journals for learned in journal.ranges):
+        first, end = learned.from_offset, learned.to_offset + (learned.to_row > 0)
+        known = wanted.get(learned.partition, (first, end))
+        wanted[learned.partition] = (min(first, known[0]), max(end, known[1]))
     records: dict[int, dict[int, ExampleRows]] = {}
     for partition, (first, end) in wanted.items():
         records[partition] = {}
@@ -156,24 +157,24 @@ async def _fetched(
 
 def _rows_of(ranges: Sequence[OffsetRange], records: dict[int, dict[int, ExampleRows]], spec: SpecShape) -> ExampleRows:
     parts = [ExampleRows.empty(spec.id_columns, spec.dense_inputs)]
-    for stretch in ranges:
-        of_partition = records[stretch.partition]
-        for offset in range(stretch.from_offset, stretch.to_offset + (stretch.to_row > 0)):
+    for learned in ranges:
+        of_partition = records[learned.partition]
+        for offset in range(learned.from_offset, learned.to_offset + (learned.to_row > 0)):
             if (rows := of_partition.get(offset)) is not None:
-                first_row = stretch.from_row if offset == stretch.from_offset else 0
-                end_row = stretch.to_row if offset == stretch.to_offset else len(rows)
+                first_row = learned.from_row if offset == learned.from_offset else 0
+                end_row = learned.to_row if offset == learned.to_offset else len(rows)
                 parts.append(rows.take(slice(first_row, end_row)))
     return concat(parts)
 
 
 async def _unlike(log: LogReader, journal: JournalRecord, error: ValueError) -> RelearnError:
     """Why the rows are not those of the journal: mostly because the log has let go of them."""
-    for stretch in journal.ranges:
-        oldest = await log.oldest(EXAMPLES, stretch.partition)
-        if stretch.from_offset < oldest:
+    for learned in journal.ranges:
+        oldest = await log.oldest(EXAMPLES, learned.partition)
+        if learned.from_offset < oldest:
             return RelearnError(
-                f"version {journal.version} was learned from {EXAMPLES}[{stretch.partition}] offsets "
-                f"{stretch.from_offset} to {stretch.to_offset}, of which those before {oldest} are no longer in the "
+                f"version {journal.version} was learned from {EXAMPLES}[{learned.partition}] offsets "
+                f"{learned.from_offset} to {learned.to_offset}, of which those before {oldest} are no longer in the "
                 "log: it cannot be learned again. Start from a newer snapshot, or keep the topic for longer "
                 "(retention.ms)."
             )

@@ -1,4 +1,4 @@
-"""What a learner writes and tells of its steps: journal and dead letters, metrics, log lines."""
+"""What a learner writes of its steps: journal and dead letters, metrics, log lines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LearnReports:
         self._spec = spec
         self._metrics = metrics
         self._left_out_rows = self._early_clicks = 0
-        self._told_of_skips = False
+        self._skips_logged = False
 
     def records(self, loop: LearningLoop, outcomes: Sequence[LearnOutcome]) -> list[Outgoing]:
         """What was learned for the journal, before anything of it is published; rejected rows to be put aside."""
@@ -74,8 +74,8 @@ class LearnReports:
     def dead_letter(self, partition: int, offset: int, reason: str, detail: str, payload: bytes) -> Outgoing:
         """Of a record of the examples, or rows of it."""
         self._metrics.counter("dead_letters_total", topic=EXAMPLES, reason=reason).inc()
-        letter = DeadLetter.of(EXAMPLES, partition, offset, reason, detail, payload)
-        return Outgoing(DEADLETTER, _encode(letter), key=letter.key())
+        record = DeadLetter.of(EXAMPLES, partition, offset, reason, detail, payload)
+        return Outgoing(DEADLETTER, _encode(record), key=record.key())
 
     def measure(self, loop: LearningLoop) -> None:
         """Set the gauges."""
@@ -97,10 +97,10 @@ class LearnReports:
             _log.warning("the normalised log loss has changed", version=learned.journal.version)
 
     def _skipped(self, skipped: Skipped) -> Outgoing:
-        """A letter with the rows of a batch that was left out; a log line for the first such batch."""
+        """A dead letter with the rows of a batch that was left out; a log line for the first such batch."""
         self._metrics.counter("learn_skipped_batches_total").inc()
-        if not self._told_of_skips:
-            self._told_of_skips = True
+        if not self._skips_logged:
+            self._skips_logged = True
             _log.error(
                 "a batch whose gradients are not finite was left out; learning goes on with the next",
                 version=skipped.journal.version,

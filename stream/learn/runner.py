@@ -34,11 +34,12 @@ from stream.learn.relearn import loop_state, relearn
 from stream.learn.reports import LearnReports
 from stream.learn.snapshots import LearnSnapshots, NoSnapshotError, first_snapshot
 from stream.metrics import WorkerMetrics
+from stream.records.columns import RecordError
 from stream.records.deltas import to_parts
 from stream.records.examples import ExampleRows
 from stream.records.examples_codec import decode_examples, refuse_settled
 from stream.records.topics import EXAMPLES, JOURNAL, WEIGHTS
-from stream.records.wire import RecordError, SnapshotNotice
+from stream.records.wire import SnapshotNotice
 
 MAX_PART_BYTES = 4 << 20  # half of the topic's limit
 _LAST_RECORDS = 4  # that are read for their watermark at a restart
@@ -208,7 +209,7 @@ class LearnRunner:
         for partition, start in starts.items():
             self._gaps.begins(partition, start, await log.oldest(EXAMPLES, partition))
         async for record in as_they_came(log, starts):
-            tail.tell(record.value, self._spec, loop.model)
+            tail.observe(record.value, self._spec, loop.model)
             outcomes += await self._learn_record(loop, record.partition, record.offset, record.value)
             if len(outcomes) >= _JOURNALED_AT_ONCE:
                 await self._write(self._reports.records(loop, outcomes))
@@ -261,8 +262,8 @@ class LearnRunner:
         except RecordError as error:
             if error.reason == "settled":
                 refuse_settled(EXAMPLES, partition, offset)
-            letter = self._reports.dead_letter(partition, offset, error.reason, error.detail, value or b"")
-            await self._write([letter])
+            dead_letter = self._reports.dead_letter(partition, offset, error.reason, error.detail, value or b"")
+            await self._write([dead_letter])
             rows, watermark_ms = ExampleRows.empty(self._spec.id_columns, self._spec.dense_inputs), 0  # it was read
         return loop.step(rows, partition, offset, watermark_ms)
 

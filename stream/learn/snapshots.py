@@ -49,14 +49,14 @@ class LearnSnapshots:
     Parameters
     ----------
     root : directory or URL of the snapshots.
-    tell : awaited once one is written, with the state of the loop that it holds.
+    on_written : awaited once one is written, with the state of the loop that it holds.
     """
 
-    def __init__(self, root: str, tell: Callable[[LoopState, Written], Awaitable[None]]) -> None:
+    def __init__(self, root: str, on_written: Callable[[LoopState, Written], Awaitable[None]]) -> None:
         self.version = -1  # of the newest one, begun or loaded
         self.calibration: bytes | None = None  # that the line brought
         self._root = root
-        self._tell = tell
+        self._on_written = on_written
         self._line = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -109,4 +109,4 @@ class LearnSnapshots:
             )
 
         written = await write_beside(copy, self._root, snapshot_of)
-        await self._tell(at, written)
+        await self._on_written(at, written)

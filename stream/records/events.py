@@ -16,6 +16,7 @@ import orjson
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from stream.records.columns import RecordError
 from stream.records.limits import (
     EARLIEST_MS,
     FIRST_NO_JSON,
@@ -32,7 +33,7 @@ from stream.records.limits import (
     why_bad,
 )
 from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
-from stream.records.wire import EventsRecord, RecordError
+from stream.records.wire import EventsRecord
 
 _U64_MAX = 2**64 - 1
 EVENT_COLUMNS = ("impression_id", "ts_ms", "user_key", "position", "value")  # of `EventRows`
@@ -129,7 +130,7 @@ def decode_events(topic: str, value: bytes | None, content_type: str | None = No
 def json_events(topic: str, values: Sequence[bytes]) -> EventRows | None:
     """Return the events of JSON records of one event each, decoded together.
 
-    None unless each of them is a sound event: `decode_events` of a record tells what is wrong with it.
+    None unless each of them is a sound event: `decode_events` of a record says what is wrong with it.
     """
     lines = b"\n".join(values)
     if lines.count(b"\n") != len(values) - 1:

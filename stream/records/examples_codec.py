@@ -6,8 +6,9 @@ from typing import NoReturn, Protocol
 
 import msgspec
 
+from stream.records.columns import RecordError
 from stream.records.examples import ExampleRows
-from stream.records.wire import ExamplesRecord, RecordError
+from stream.records.wire import ExamplesRecord
 
 _decoder = msgspec.msgpack.Decoder(ExamplesRecord)
 

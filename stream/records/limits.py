@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.records.wire import EventsRecord, RecordError, ServedRecord
+from stream.records.columns import RecordError
+from stream.records.wire import EventsRecord, ServedRecord
 
 EARLIEST_MS = 946_684_800_000  # 2000-01-01: anything earlier is seconds, or a clock that was never set
 LATEST_MS = 4_102_444_800_000  # 2100-01-01: anything later is microseconds
@@ -48,7 +49,7 @@ def check_watermark(watermark_ms: int) -> None:
 
 
 def check_ahead(name: str, at_ms: int, latest_ms: int) -> None:
-    """Raise RecordError (``time``) for a time after the latest that a record of its time can tell."""
+    """Raise RecordError (``time``) for a time after the latest that a record of its time can have."""
     if at_ms > latest_ms:
         raise RecordError("time", f"{name}={at_ms} is later than {latest_ms}, {_WHY_LATEST}")
 

@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from stream.records.columns import RecordError
 from stream.records.limits import (
     RejectedRow,
     Why,
@@ -24,7 +25,7 @@ from stream.records.limits import (
     why_ahead,
     why_bad,
 )
-from stream.records.wire import SCORES, RecordError, ServedRecord
+from stream.records.wire import SCORES, ServedRecord
 
 _BY_ROW = ("impression_id", "row_request", *SCORES, "ad_ids", "ad_dense")  # columns of `ServedRows`
 _served_decoder = msgspec.msgpack.Decoder(ServedRecord)

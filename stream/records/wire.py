@@ -1,83 +1,19 @@
 """The records of the topics: columnar batches as msgpack of Structs whose arrays are little-endian bytes.
 
 One record carries many rows, because Faust's cost is per record. The three public inputs (impressions, clicks,
-conversions) also accept the JSON of a single event. ``Columns`` is the bridge between wire and memory: each record
-type names its array fields with dtype and shape once, and both directions are derived from that.
+conversions) also accept the JSON of a single event.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
+
+from stream.records.columns import Columns
 
 _DETAIL_CHARACTERS = 2_000
 _PAYLOAD_BYTES = 4 << 20  # the rest of a longer record is where it came from
-
-
-class RecordError(ValueError):
-    """A record that cannot be decoded or breaks its schema; ``reason`` is the dead letter's closed-set reason."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
-class Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A record on the wire. Array fields are ``bytes``; ``LAYOUT`` gives each one's dtype and row shape.
-
-    A layout entry is ``field: (dtype, rows, width)``: ``rows`` names the scalar or array field that gives the number
-    of rows (``"rows"`` or ``"requests"``), ``width`` is "" for a vector or the name of the integer field that holds
-    the number of columns.
-    """
-
-    LAYOUT: ClassVar[dict[str, tuple[str, str, str]]] = {}
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Read-only views of every array field, checked against the record's own counts.
-
-        Raises
-        ------
-        RecordError
-            ``schema`` when a field's length is not rows x width x itemsize.
-        """
-        out: dict[str, NDArray[Any]] = {}
-        for name, dtype, rows_field, width_field in _layout(type(self)):
-            raw: bytes = getattr(self, name)
-            rows: int = getattr(self, rows_field)
-            width: int = getattr(self, width_field) if width_field else 1
-            expected = rows * width * dtype.itemsize
-            if rows < 0 or width < 0 or len(raw) != expected:
-                shape = (rows, width) if width_field else (rows,)
-                raise RecordError(
-                    "schema", f"{name} holds {len(raw)} bytes where {shape} of {dtype.str} need {expected}"
-                )
-            array = np.frombuffer(raw, dtype)
-            out[name] = array.reshape(rows, width) if width_field else array
-        return out
-
-    @classmethod
-    def of(cls, **values: Any) -> Self:
-        """A record from arrays and scalars: arrays are cast to the layout's dtype and packed."""
-        packed = {
-            name: np.ascontiguousarray(value, dtype=cls.LAYOUT[name][0]).tobytes() if name in cls.LAYOUT else value
-            for name, value in values.items()
-        }
-        return cls(**packed)
-
-    def encode(self) -> bytes:
-        """The msgpack bytes of the record."""
-        return msgspec.msgpack.encode(self)
-
-
-@cache
-def _layout(record: type[Columns]) -> list[tuple[str, np.dtype[Any], str, str]]:
-    """Field, dtype, the field that gives the rows, the one that gives the width."""
-    return [(name, np.dtype(dtype), rows, width) for name, (dtype, rows, width) in record.LAYOUT.items()]
 
 
 SCORES = ("logit", "p", "conversion_logit", "conversion_p", "propensity")
@@ -166,12 +102,12 @@ class ExamplesRecord(
 
     One of kind ``EXPOSURE`` for each displayed impression, one of kind ``CLICK`` for its first click, one of kind
     ``CONVERSION`` for each conversion of a click (`learners.examples.kinds`), all with the columns that were served.
-    ``ts_ms`` is the display time, ``known_ms`` the event time of what the row tells (display, click or conversion),
+    ``ts_ms`` is the display time, ``known_ms`` the event time of what the row records (display, click or conversion),
     ``delay_ms`` click time − display time, or conversion time − click time, 0 for an exposure. ``value`` is that of a
     conversion. ``conversion_logit`` and ``conversion_p`` are NaN where the model that served had no conversion head.
     ``click_produced_ms`` is the wall-clock time at which the broker received the click (0: none), the start
     of the freshness measurement. ``watermark_ms`` is the join's watermark after this record: every exposure before it
-    was told. A record with ``rows == 0`` carries only that.
+    was emitted. A record with ``rows == 0`` carries only that.
     """
 
     spec_hash: str
@@ -317,7 +253,7 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="record
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="deadletter"):
     """Rejected bytes and why. ``reason`` is from a closed set, ``detail`` is for people.
 
-    After a restart a letter may come again; its key, that of the rejected record, is the same.
+    After a restart a dead letter may come again; its key, that of the rejected record, is the same.
     """
 
     topic: str
@@ -329,7 +265,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", 
 
     @classmethod
     def of(cls, topic: str, partition: int, offset: int, reason: str, detail: str, payload: bytes) -> Self:
-        """A letter of a record of ``topic``, by its name in the table; what is too long for a letter is cut."""
+        """The dead letter of a record of ``topic``, by its name in the table; what is too long is cut."""
         return cls(
             topic=topic,
             partition=partition,

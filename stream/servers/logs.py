@@ -13,7 +13,7 @@ _EVERY_S = 10.0
 
 
 def log_to_stderr() -> None:
-    """Lines on stderr; the libraries' own only from warnings on, since they tell every step of every rebalance."""
+    """Lines on stderr; the libraries' own only from warnings on, since they log every step of every rebalance."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -37,7 +37,7 @@ def log_to_stderr() -> None:
 class SeldomRepeated(logging.Filter):
     """Lets a line pass once in ``every_s``, by its logger and its text before values are put in.
 
-    The next one that passes tells how many did not. aiokafka reports each of thousands of attempts to reach a broker
+    The next one that passes says how many did not. aiokafka reports each of thousands of attempts to reach a broker
     that is away.
     """
 

@@ -1,4 +1,4 @@
-"""TLS for clients, from PEM files: a fault is named by the variable that gave the file, and no secret is told."""
+"""TLS for clients, from PEM files: a fault is named by the variable that gave the file, and no secret is shown."""
 
 from __future__ import annotations
 

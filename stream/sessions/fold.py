@@ -24,7 +24,7 @@ from stream.sessions.kernels import MISSING, EventColumns, Rules, fold_counters,
 
 
 class SessionRecord(Protocol):
-    """What one record of the log tells: B events in its order; `ExampleRows` is one."""
+    """What one record of the log says: B events in its order; `ExampleRows` is one."""
 
     @property
     def kind(self) -> NDArray[np.uint8]: ...  # noqa: D102

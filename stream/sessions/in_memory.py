@@ -127,7 +127,7 @@ class SharedCounters:
         self._sums[slots] = states if parts.shape[1] == 1 else merged(parts[slots].T, self._half_life_ms)
 
     def forget(self, partition: int) -> None:
-        """Drop all that one partition told (its store was emptied)."""
+        """Drop all that came of one partition (its store was emptied)."""
         keys, _ = self._parts.sorted()
         self.put(partition, keys, np.zeros(len(keys), COUNTER))
 

@@ -28,10 +28,10 @@ from stream.kafka.gaps import report_loss
 from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogReader
 from stream.metrics import WorkerMetrics
+from stream.records.columns import RecordError
 from stream.records.examples import ExampleRows
 from stream.records.examples_codec import decode_examples, refuse_settled
 from stream.records.topics import EXAMPLES
-from stream.records.wire import RecordError
 from stream.servers.circuit_breaker import CircuitBreaker
 from stream.sessions.fold import SessionFold, SessionStates
 from stream.sessions.store import RedisSessionStore
@@ -172,7 +172,7 @@ class SessionRunner:
         """Fold from the log; whether everything up to ``stop``, or to the end, is folded now."""
         fence = partition.fence or 0
         step, deadline = _Step(fence), math.inf
-        # The record before the fence is folded; it tells how far in event time.
+        # The record before the fence is folded; it says how far in event time.
         reading = log.read(EXAMPLES, partition.number, max(fence - 1, 0), stop=stop, at_least=fence)
         async with aclosing(reading) as records:
             async for record in records:
@@ -236,7 +236,7 @@ class SessionRunner:
         return True
 
     def _count_rewind(self, partition: int, expected: int, stands: int) -> None:
-        """Tell that the states are not those that were left: they are the fold of the log up to where they stand."""
+        """Report that the states are not those that were left: they are the fold of the log up to where they stand."""
         where = {"partition": partition, "expected": expected, "stands": stands}
         if stands < expected:
             self._metrics.counter("session_rewinds_total", reason="behind").inc()
@@ -264,7 +264,7 @@ class SessionRunner:
             self._offsets_to_commit[EXAMPLES, partition.number] = fence
 
     def _pause_behind(self) -> None:
-        """Let the inbox bring nothing of partitions whose log is read here; tell how far the slowest has come."""
+        """Let the inbox bring nothing of partitions whose log is read here; expose how far the slowest has come."""
         partitions = self._partitions.values()
         self.inbox.paused = frozenset((EXAMPLES, partition.number) for partition in partitions if partition.behind)
         slowest_ms = min((partition.watermark_ms for partition in partitions), default=0)

@@ -156,7 +156,7 @@ class RedisSessionStore:
         """Shared counters of a partition that changed after sequence number ``since``: the newest number, keys, states.
 
         At most some ten thousand at a time, oldest first; call again until the number stays. A number below
-        ``since`` tells that the store was emptied.
+        ``since`` means that the store was emptied.
         """
         names = self._names[partition]
         pipe = self._redis.pipeline(transaction=False)

@@ -22,7 +22,7 @@ _LONG_PAUSE_S = (1.0, 5.0)  # after all works again
 class Hit(NamedTuple):
     """A fault on its way: what is said of it, and what ends it."""
 
-    told: str
+    described: str
     heal: Coroutine[Any, Any, None] | None = None
 
 
@@ -159,7 +159,7 @@ class Faults:
         while (kind := self._deck.deal(self._healing.keys())) is None:
             await self._until_healed()
         hit = await kind.strike(self._cluster, self._rng)
-        say(f"{which} {hit.told}")
+        say(f"{which} {hit.described}")
         self.counts[kind.name] += 1
         if hit.heal is not None:
             self._healing[kind.target] = asyncio.create_task(hit.heal)

@@ -25,7 +25,7 @@ _MARGIN_S = 2 * CALIBRATE_INTERVAL_S  # of event time: every agent's interval en
 
 
 class Settling:
-    """Waits until nothing is left to do; what is left after all patience is told, and the verdict will show it."""
+    """Waits until nothing is left to do; what is left after all patience is reported, and the verdict will show it."""
 
     def __init__(self, traffic: Traffic, log: TopicLog, outcome: Outcome, stores: Stores, partitions: int) -> None:
         self._traffic = traffic

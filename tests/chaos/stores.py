@@ -59,10 +59,10 @@ class Stores:
 def folded_sessions(spec: FeatureSpec, partition: int, records: Sequence[ExamplesRecord]) -> Values:
     """The states after all of a partition's examples, under the names of their keys."""
     fold, store = SessionFold(spec), MemorySessionStore(spec)
-    told = [record.rows for record in records]
-    for rows in told:
+    records_rows = [record.rows for record in records]
+    for rows in records_rows:
         store.step(fold, rows)
-    states = store.load(0, fold.keys(told))
+    states = store.load(0, fold.keys(records_rows))
     base = _base(spec, partition)
     named = {"u": (states.keys.users, states.users), "c": (states.keys.counters, states.counters)}
     return {

@@ -14,7 +14,7 @@ from serving.calibrator import HotCalibrator
 from serving.impression_ids import ImpressionIds
 from serving.model import HotModel
 from serving.ranking import Prices, Ranker, Scored, expected_value, ranked
-from serving.served_rows import heartbeat, served_records
+from serving.served_rows import heartbeat_record, served_records
 from stream.records.partition import partition_of
 from stream.records.served import decode_served
 from tests.learners.small_spec import SMALL
@@ -137,5 +137,5 @@ def test_served_records_hold_every_row_once_on_its_users_partition(
 
 def test_a_heartbeat_has_no_rows_and_is_read_as_time_alone() -> None:
     """The join reads its watermark."""
-    decoded = decode_served(heartbeat(SMALL, 1_700_000_000_000).encode(), SMALL)
+    decoded = decode_served(heartbeat_record(SMALL, 1_700_000_000_000).encode(), SMALL)
     assert (len(decoded), decoded.watermark_ms) == (0, 1_700_000_000_000)

@@ -1,4 +1,4 @@
-"""Users, passwords and certificates of the broker and of Redis: used as given, refused when wrong, told to nobody."""
+"""Users, passwords and certificates of the broker and of Redis: used as given, refused when wrong, shown to nobody."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Lines(logging.Handler):
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Iterator[list[str]]:
+def output(capsys: pytest.CaptureFixture[str]) -> Iterator[list[str]]:
     """What a test says itself; at its end neither that nor any log, however detailed, may hold a secret."""
     root, kept, said = logging.getLogger(), Lines(), list[str]()
     level = root.level
@@ -131,7 +131,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 def test_everything_set_reaches_the_clients_and_no_text(
-    monkeypatch: pytest.MonkeyPatch, certificates: Certificates, told: list[str]
+    monkeypatch: pytest.MonkeyPatch, certificates: Certificates, output: list[str]
 ) -> None:
     """Both servers' options hold it; settings as text do not."""
     variables = certificates.kafka(kafka_security_protocol="SASL_SSL") | {
@@ -162,7 +162,7 @@ def test_everything_set_reaches_the_clients_and_no_text(
         "ssl_keyfile": str(certificates.client_encrypted),
         "ssl_password": KEY_PASSWORD,
     }
-    told += [repr(settings), str(settings), f"{settings!r:.5000}", str(settings.kafka_tls), repr(settings.redis_tls)]
+    output += [repr(settings), str(settings), f"{settings!r:.5000}", str(settings.kafka_tls), repr(settings.redis_tls)]
 
 
 def test_without_security_nothing_is_passed() -> None:
@@ -182,7 +182,7 @@ def test_the_users_of_the_url_go_before_those_of_the_variables() -> None:
 
 @pytest.mark.parametrize("part", ["cafile", "certfile", "keyfile"])
 def test_a_file_that_is_missing_is_named_by_its_variable(
-    part: str, certificates: Certificates, told: list[str]
+    part: str, certificates: Certificates, output: list[str]
 ) -> None:
     """With its path and what would not work."""
     missing = certificates.folder / "missing.pem"
@@ -192,7 +192,7 @@ def test_a_file_that_is_missing_is_named_by_its_variable(
             ValidationError, match=rf"{server.upper()}_SSL_{part.upper()}={missing} cannot be"
         ) as caught:
             StreamSettings(**given)
-        told += [str(caught.value), repr(caught.value)]
+        output += [str(caught.value), repr(caught.value)]
 
 
 @pytest.mark.parametrize(
@@ -208,13 +208,13 @@ def test_a_file_that_is_missing_is_named_by_its_variable(
     ids=["wrong password", "no password", "key alone", "in plain text", "another's key", "no certificate"],
 )
 def test_files_that_do_not_fit_are_refused_with_the_remedy(
-    changed: dict[str, Any], said: str, certificates: Certificates, told: list[str]
+    changed: dict[str, Any], said: str, certificates: Certificates, output: list[str]
 ) -> None:
     """At the start, before any connection."""
     changed = {name: getattr(certificates, v) if str(v).endswith("_key") else v for name, v in changed.items()}
     with pytest.raises(ValidationError, match=said) as caught:
         StreamSettings(**certificates.kafka(kafka_sasl_password=PASSWORD, **changed))
-    told += [str(caught.value), repr(caught.value)]
+    output += [str(caught.value), repr(caught.value)]
 
 
 @pytest.mark.parametrize(
@@ -233,19 +233,19 @@ def test_files_that_do_not_fit_are_refused_with_the_remedy(
     ],
 )
 def test_what_is_wrong_is_told_without_the_secret_beside_it(
-    given: dict[str, Any], said: str, told: list[str], monkeypatch: pytest.MonkeyPatch
+    given: dict[str, Any], said: str, output: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the error, whose input pydantic would quote, and by the programs."""
     with pytest.raises(ValidationError, match=said) as caught:
         StreamSettings(**given)
-    told += [str(caught.value), repr(caught.value)]
+    output += [str(caught.value), repr(caught.value)]
     monkeypatch.setattr("stream.cli.worker.log_to_stderr", lambda: None)  # it would keep this test's streams
     for name, value in given.items():
         monkeypatch.setenv({"partitions": "MILLSTREAM_PARTITIONS"}.get(name, name.upper()), str(value))
     for arguments in (["worker", "--snapshots", "/nowhere"], ["topics"], ["doctor"]):
         run = CliRunner().invoke(app, arguments)
         assert run.exit_code == 2
-        told += [run.output, run.stderr]
+        output += [run.output, run.stderr]
 
 
 @pytest.mark.parametrize(
@@ -374,14 +374,14 @@ class Taker:
 @pytest.mark.e2e
 @pytest.mark.parametrize("way", ["SASL", "TLS", "BOTH"])
 async def test_who_may_enter_can_do_all_that_a_worker_does(
-    way: str, secured_kafka: SecuredKafka, told: list[str]
+    way: str, secured_kafka: SecuredKafka, output: list[str]
 ) -> None:
-    """Create topics, write, read, and read in a group, with either library and a long session; nothing is told."""
+    """Create topics, write, read, and read in a group, with either library and a long session; nothing is shown."""
     settings = secured_kafka.settings(way, kafka_session_timeout_s=45)
     await ensure_topics(settings.kafka_bootstrap_servers or "", settings.topics(), kafka_client_options(settings))
     broker = await find_broker(settings)
     assert broker.session_timeout_s == 45
-    told += [repr(broker), str(broker), repr(credentials(broker.options))]
+    output += [repr(broker), str(broker), repr(credentials(broker.options))]
     async with shared_writer(broker) as writer:
         await writer.write([Outgoing(EXAMPLES, b"written", partition=0)])
     async with LogReader(broker) as log:
@@ -412,7 +412,7 @@ async def test_who_may_enter_can_do_all_that_a_worker_does(
     ids=["wrong password", "no user", "no certificate", "another authority", "wrong SCRAM password", "no mechanism"],
 )
 async def test_who_may_not_enter_is_told_what_to_check_and_no_secret(
-    way: str, changed: dict[str, Any], secured_kafka: SecuredKafka, told: list[str]
+    way: str, changed: dict[str, Any], secured_kafka: SecuredKafka, output: list[str]
 ) -> None:
     """At once, and not after a timeout; by whatever asks the broker first."""
     settings = secured_kafka.settings(way, **changed)
@@ -420,10 +420,10 @@ async def test_who_may_not_enter_is_told_what_to_check_and_no_secret(
     async with asyncio.timeout(5):
         with pytest.raises(BrokerUnreachableError, match=rf"at {bootstrap} .*KAFKA_SECURITY_PROTOCOL") as caught:
             await ensure_topics(bootstrap, settings.topics(), kafka_client_options(settings))
-        told.append(str(caught.value))
+        output.append(str(caught.value))
         with pytest.raises(BrokerUnreachableError, match=rf"at {bootstrap} .*KAFKA_SECURITY_PROTOCOL") as caught:
             await find_broker(settings)
-        told.append(str(caught.value))
+        output.append(str(caught.value))
 
 
 # ---------------------------------------------------------------------------------------------------------------- Redis
@@ -486,9 +486,9 @@ async def enters(settings: StreamSettings) -> bool:
 
 
 @pytest.mark.e2e
-async def test_redis_lets_in_who_has_a_password(secured_redis: str, told: list[str]) -> None:
+async def test_redis_lets_in_who_has_a_password(secured_redis: str, output: list[str]) -> None:
     """By the URL, by its query, or by the variables, which the URL goes before."""
-    told.append("Redis")
+    output.append("Redis")
     at = f"redis://{secured_redis}/0"
     apart: dict[str, Any] = {"redis_username": USER, "redis_password": PASSWORD}
     assert await enters(StreamSettings(redis_url=f"redis://{USER}:{PASSWORD}@{secured_redis}/0"))
@@ -503,10 +503,10 @@ async def test_redis_lets_in_who_has_a_password(secured_redis: str, told: list[s
 
 @pytest.mark.e2e
 async def test_redis_over_tls_verifies_both_ends(
-    secured_redis: str, certificates: Certificates, told: list[str]
+    secured_redis: str, certificates: Certificates, output: list[str]
 ) -> None:
     """The server's certificate and name by the client, the client's by the server."""
-    told.append("Redis")
+    output.append("Redis")
     async with over_tls(secured_redis, certificates) as address:
         url, port = f"rediss://{USER}:{PASSWORD}@{address}/0", address.split(":")[1]
         for changed, welcome in (

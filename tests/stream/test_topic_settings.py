@@ -55,7 +55,7 @@ async def test_every_topic_of_a_running_broker_is_as_the_table_says(
     assert await check_topics(apache_kafka.bootstrap, kafka_topics.table) == []
 
 
-async def test_a_setting_that_was_changed_later_is_told(apache_kafka: Broker, kafka_topics: TestTopics) -> None:
+async def test_a_setting_that_was_changed_later_is_reported(apache_kafka: Broker, kafka_topics: TestTopics) -> None:
     """Somebody shortened one topic's retention: this setting of this topic differs, and no other."""
     clicks = next(topic for topic in kafka_topics.table if topic.name == kafka_topics.name(CLICKS))
     client = AIOKafkaAdminClient(bootstrap_servers=apache_kafka.bootstrap)

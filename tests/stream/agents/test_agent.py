@@ -100,19 +100,19 @@ async def test_a_source_that_has_not_started_yet_reads_nothing(kafka_topics: Tes
 
 
 class Noting(Idle):
-    """A runner that notes what it is told, in order."""
+    """A runner that notes what it is called with, in order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[frozenset[int] | list[tuple[int, int]]] = []
+        self.calls: list[frozenset[int] | list[tuple[int, int]]] = []
 
     async def on_assigned(self, partitions: frozenset[int]) -> None:
         """Note them."""
-        self.told.append(partitions)
+        self.calls.append(partitions)
 
     async def work(self, records: Sequence[InputRecord]) -> None:
         """Note where they stood."""
-        self.told.append([(record.partition, record.offset) for record in records])
+        self.calls.append([(record.partition, record.offset) for record in records])
 
 
 class NoSource:
@@ -160,7 +160,7 @@ async def noting(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Agent, 
 async def test_records_ahead_of_their_assignment_come_right_behind_it(noting: tuple[Agent, Noting]) -> None:
     """In a replay nothing else may follow: everybody waits for the watermark that these records bring."""
     _, runner = noting
-    assert runner.told == [frozenset([0]), [(0, 5)]]
+    assert runner.calls == [frozenset([0]), [(0, 5)]]
 
 
 async def test_records_of_a_partition_that_is_not_ours_reach_no_runner(noting: tuple[Agent, Noting]) -> None:
@@ -172,7 +172,7 @@ async def test_records_of_a_partition_that_is_not_ours_reach_no_runner(noting: t
     await app.arrived([record(1, 20)])
     app.assigned(frozenset([1]))
     await asyncio.sleep(0.1)
-    assert runner.told[2:] == [[(0, 6)], frozenset([1]), [(1, 20)]]
+    assert runner.calls[2:] == [[(0, 6)], frozenset([1]), [(1, 20)]]
 
 
 async def test_a_log_reader_that_reads_nothing_closes_like_any_other(kafka_topics: TestTopics) -> None:

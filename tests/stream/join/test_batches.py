@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from stream.join.batches import events_batch
 from stream.kafka.input_record import InputRecord
+from stream.records.columns import RecordError
 from stream.records.events import EVENT_COLUMNS, decode_events
 from stream.records.limits import EARLIEST_MS
 from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
-from stream.records.wire import RecordError
 from tests.stream.records.test_inputs import T0, events
 
 MAX_AHEAD_MS = 3_600_000

@@ -1,4 +1,4 @@
-"""Leaps in a partition's offsets, told apart: transactions, records to fetch, records that retention took."""
+"""Leaps in a partition's offsets, distinguished: transactions, records to fetch, records that retention took."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def test_ends_of_transactions_are_no_loss_and_cost_nothing(kafka_topics: T
 
 
 @pytest.mark.usefixtures("apache_kafka")
-async def test_what_retention_took_is_counted_once_and_told(kafka_topics: TestTopics) -> None:
+async def test_what_retention_took_is_counted_once_and_reported(kafka_topics: TestTopics) -> None:
     """Before the first record, under way, or where the reader reads by itself; up to what there is, or what came."""
     await written(kafka_topics, [b"%d" % number for number in range(10)])
     gaps, metrics = watched(await find_broker(kafka_topics.settings()))

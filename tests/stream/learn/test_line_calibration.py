@@ -47,7 +47,7 @@ def test_the_map_of_a_line_is_fitted_to_its_own_logits_not_to_those_that_were_se
     brought = LineCalibration(NO_SLICES)
     for second, rows in enumerate(tail(5)):
         value = rows.to_record(SPEC.hash, START_MS + 1000 * second).encode()
-        brought.tell(value, SPEC, TooSure())
+        brought.observe(value, SPEC, TooSure())
     state = brought.to_bytes()
     assert state is not None
     curve = map_of([HeadCalibration.from_bytes(state, NO_SLICES)])
@@ -74,5 +74,5 @@ def test_clicks_count_with_the_logit_of_their_exposure() -> None:
 def test_nothing_counted_brings_nothing() -> None:
     """A record of something else says nothing."""
     one = LineCalibration(NO_SLICES)
-    one.tell(b"{}", SPEC, TooSure())
+    one.observe(b"{}", SPEC, TooSure())
     assert one.to_bytes() is None

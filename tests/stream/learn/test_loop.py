@@ -190,33 +190,33 @@ def test_an_unknown_kind_is_rejected_and_the_model_untouched_by_it() -> None:
 
 
 class _Timed(DeepFM):
-    """Writes down what it is told of time, and how many steps it had made then."""
+    """Writes down the times it is given, and how many steps it had made then."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.told: list[tuple[int, int]] = []
+        self.advanced: list[tuple[int, int]] = []
         self.steps = 0
 
     def advance(self, event_ms: int) -> None:
-        self.told.append((event_ms, self.steps))
+        self.advanced.append((event_ms, self.steps))
 
     def learn_terms(self, *arguments: Any, **options: Any) -> None:
         super().learn_terms(*arguments, **options)
         self.steps += 1
 
 
-def test_a_model_is_told_the_time_before_each_step_and_again_when_it_learns_again() -> None:
+def test_a_model_is_given_the_time_before_each_step_and_again_when_it_learns_again() -> None:
     """The watermark of the journal, in the first run and in the second."""
     records = log(3, 60)
     stored = {(p, offset): rows for p, offset, rows, _ in records}
     first, second = (_Timed(SMALL, ModelShape.of(SPEC)) for _ in range(2))
     journals = [one.journal for one in feed(LearningLoop(first, CONFIG, 3), records)]
-    assert first.told == [(j.watermark_ms, j.version - 1) for j in journals if j.watermark_ms]
-    assert len({at for at, _ in first.told}) > 3
+    assert first.advanced == [(j.watermark_ms, j.version - 1) for j in journals if j.watermark_ms]
+    assert len({at for at, _ in first.advanced}) > 3
     again = LearningLoop(second, CONFIG, 3)
     for journal in journals:
         again.relearn(journal, fetched(stored, journal.ranges))
-    assert second.told == first.told
+    assert second.advanced == first.advanced
 
 
 class _Astray(DeepFM):

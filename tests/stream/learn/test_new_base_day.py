@@ -81,6 +81,10 @@ async def test_a_base_trained_beside_a_stream_is_its_next_version(
         assert sum(one.rows for one in journal if one.version < base.version) == ROWS + CLICKS
         assert sum(one.rows for one in journal if one.version > base.version) == ROWS + CLICKS
         assert set(base.offsets) <= set(range(at.broker.partitions))
-        told = json.loads(await program(environment, "stream", "rebuild", "--snapshots", str(root), "--json"))
-        assert (told["version"], told["start_version"], told["equal"]) == (journal[-1].version, base.version, True)
-        assert told["sha256"] == told["published_sha256"] == told["snapshot_sha256"]
+        report = json.loads(await program(environment, "stream", "rebuild", "--snapshots", str(root), "--json"))
+        assert (report["version"], report["start_version"], report["equal"]) == (
+            journal[-1].version,
+            base.version,
+            True,
+        )
+        assert report["sha256"] == report["published_sha256"] == report["snapshot_sha256"]

@@ -10,11 +10,12 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from learners.examples.kinds import CLICK
+from stream.records.columns import RecordError
 from stream.records.examples import ExampleRows, concat
 from stream.records.examples_codec import SettledLogError, decode_examples, refuse_settled
 from stream.records.schemas import schemas
 from stream.records.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS
-from stream.records.wire import ExamplesRecord, RecordError
+from stream.records.wire import ExamplesRecord
 
 
 def _rows(n: int, seed: int = 0) -> ExampleRows:

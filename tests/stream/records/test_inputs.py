@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream.records.columns import RecordError
 from stream.records.events import decode_events
 from stream.records.limits import EARLIEST_MS, LATEST_MS
 from stream.records.served import decode_served
 from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
-from stream.records.wire import EventsRecord, RecordError, ServedRecord
+from stream.records.wire import EventsRecord, ServedRecord
 
 T0 = 1_650_000_000_000
 EVENT: dict[str, Any] = {"impression_id": "18446744073709551615", "ts_ms": T0, "user_key": 7}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from stream.records.columns import RecordError
 from stream.records.events import decode_events
 from stream.records.limits import MOST_JSON_BYTES, MOST_RECORD_BYTES, MOST_ROWS, check_rows, check_size, unreadable
 from stream.records.topics import CLICKS
-from stream.records.wire import RecordError
 
 
 @pytest.mark.parametrize(

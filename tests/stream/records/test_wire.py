@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from stream.records.wire import EventsRecord, RecordError
+from stream.records.columns import RecordError
+from stream.records.wire import EventsRecord
 
 
 def _record(rows: int) -> EventsRecord:

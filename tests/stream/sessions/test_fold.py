@@ -64,8 +64,8 @@ def test_records_folded_at_once_are_those_folded_one_by_one(data: st.DataObject,
     store = MemorySessionStore(SMALL)
     marks = sorted(data.draw(st.sets(st.integers(0, len(log)))))
     for first, last in zip([0, *marks], [*marks, len(log)], strict=True):
-        told = [rows_of(record) for record in log[first:last]]
-        states = fold.fold(store.load(0, fold.keys(told)), told)
+        records = [rows_of(record) for record in log[first:last]]
+        states = fold.fold(store.load(0, fold.keys(records)), records)
         store.apply(0, store.fence(0), store.fence(0) + 1, states)
     assert store.sha256() == folded(log).sha256()
 
@@ -182,17 +182,17 @@ def test_shared_counters_of_partitions_add_up_to_those_of_one_worker(rows: list[
 def test_folding_leaves_the_loaded_states_alone() -> None:
     """A refused record can be folded again from what was loaded."""
     fold = SessionFold(SMALL)
-    told = [rows_of([display(1, 1, START_MS), Event(CLICK, 1, 1, 1, START_MS, START_MS + 1)])]
-    states = MemorySessionStore(SMALL).load(0, fold.keys(told))
-    fold.fold(states, told)
+    records = [rows_of([display(1, 1, START_MS), Event(CLICK, 1, 1, 1, START_MS, START_MS + 1)])]
+    states = MemorySessionStore(SMALL).load(0, fold.keys(records))
+    fold.fold(states, records)
     assert states.users.tobytes() == bytes(states.users.nbytes)
     assert states.counters.tobytes() == bytes(states.counters.nbytes)
 
 
-@pytest.mark.parametrize("told", [[], [rows_of([])]], ids=["no record", "a heartbeat"])
-def test_nothing_told_touches_nothing(told: list[ExampleRows]) -> None:
+@pytest.mark.parametrize("records", [[], [rows_of([])]], ids=["no record", "a heartbeat"])
+def test_no_rows_touch_nothing(records: list[ExampleRows]) -> None:
     """A heartbeat has no rows."""
-    keys = SessionFold(SMALL).keys(told)
+    keys = SessionFold(SMALL).keys(records)
     assert (len(keys.users), len(keys.counters), len(keys.owners)) == (0, 0, 0)
 
 

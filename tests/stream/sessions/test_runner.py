@@ -25,9 +25,9 @@ from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogEndsEarlierError
 from stream.kafka.log_writer import LogWriter, Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
+from stream.records.columns import RecordError
 from stream.records.examples_codec import SettledLogError, decode_examples
 from stream.records.topics import EXAMPLES
-from stream.records.wire import RecordError
 from stream.servers.circuit_breaker import RETRY_AFTER_S
 from stream.sessions import runner as session_runner
 from stream.sessions.fold import SessionFold, SessionStates
@@ -47,8 +47,8 @@ class CutOffError(RuntimeError):
     """Stands for the end of the process."""
 
 
-def told(rng: np.random.Generator, partition: int, at: int) -> list[Event]:
-    """What one record tells: events of a few users of a partition, with silences that sessions and states end in."""
+def record_events(rng: np.random.Generator, partition: int, at: int) -> list[Event]:
+    """What one record has: events of a few users of a partition, with silences that sessions and states end in."""
     now = START_MS + at * 40_000 + 7_300_000 * (at // 12)
     events = []
     for _ in range(int(rng.integers(0, 9))):
@@ -82,7 +82,7 @@ class World:
         rng, fold, before = np.random.default_rng(seed), SessionFold(SMALL), len(self.records)
         for at in range(before, before + count):
             partition = int(rng.integers(PARTITIONS))
-            events = told(rng, partition, at)
+            events = record_events(rng, partition, at)
             watermark_ms = START_MS + at
             if at % 7 in (2, 5):
                 value = b"junk" if at % 7 == 2 else value_of(events, watermark_ms, "another")
