@@ -1,8 +1,9 @@
-"""Serving as a process."""
+"""Serving as a process, and the foreign client."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 import aiohttp
 
 from stream.embedded.process import free_port
+from tests.brokers import skip_or_fail
 from tests.stream.rig import START_PATIENCE_S, said, until
 
 
@@ -43,3 +45,11 @@ async def serving(
         if process.returncode is None:
             process.terminate()
             await asyncio.wait_for(process.wait(), 10)
+
+
+def kcat_program() -> str:
+    """The path of kcat; the test is skipped (in CI: fails) without it."""
+    path = shutil.which("kcat") or shutil.which("kafkacat")
+    if path is None:
+        skip_or_fail("kcat, the foreign client, is not installed: apt-get install kcat")
+    return str(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,14 @@ from learners.examples.kinds import CLICK, EXPOSURE
 from stream.kafka.broker import find_broker
 from stream.records.topics import CLICKS, DEADLETTER, IMPRESSIONS
 from stream.records.wire import DeadLetter
-from tests.brokers import TestTopics, skip_or_fail
-from tests.e2e.programs import serving
+from tests.brokers import TestTopics
+from tests.e2e.programs import kcat_program, serving
 from tests.stream.rig import SPEC, START_MS, base_snapshot, until, values, worker
 from tests.stream.worker.test_process import examples_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 HORIZON_MS = 60_000
 REQUESTS = 24
-
-
-def kcat_program() -> str:
-    """The path of kcat; the test is skipped (in CI: fails) without it."""
-    path = shutil.which("kcat") or shutil.which("kafkacat")
-    if path is None:
-        skip_or_fail("kcat, the foreign client, is not installed: apt-get install kcat")
-    return str(path)
 
 
 @pytest.fixture(scope="session")

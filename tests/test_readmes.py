@@ -1,7 +1,9 @@
-"""The READMEs tell of settings and metrics what the code says, and the bounds told are those that are kept."""
+"""The READMEs tell of settings and metrics what the code says, the bounds told are kept, the files named are there."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -16,6 +18,8 @@ from stream.servers.settings import StreamSettings
 from stream.worker.settings import WorkerSettings
 from tests.readme_tables import ROOT, TABLES, bounds_of, settings_of, with_tables, worker_settings
 
+_FILE = re.compile(r"[\w/.-]*\w\.(?:py|lua|md|toml|yml)\b")
+_NOT_OURS = {"model.toml"}  # a name that the reader chooses
 CONFIGS = (JoinConfig, LearningConfig, CalibratorConfig, ArchiveConfig)
 
 
@@ -30,6 +34,20 @@ def test_every_setting_has_a_meaning_that_ends_with_a_stop() -> None:
     """No row is empty, none is cut off."""
     for setting in (*settings_of(StreamSettings), *settings_of(ServingSettings), *worker_settings()):
         assert setting.meaning.endswith("."), setting
+
+
+@pytest.mark.parametrize(
+    "readme", sorted(path.relative_to(ROOT) for path in (*ROOT.glob("*/README.md"), ROOT / "README.md"))
+)
+def test_files_that_a_readme_names_are_there(readme: Path) -> None:
+    """By their path from the repository's root, or from a folder of the README's own."""
+    folder = (ROOT / readme).parent
+    there = [path.as_posix() for top in ([] if folder == ROOT else [folder]) for path in top.rglob("*.*")]
+    named = set(_FILE.findall((ROOT / readme).read_text())) - _NOT_OURS
+    assert named
+    assert [
+        one for one in sorted(named) if not ((ROOT / one).exists() or any(path.endswith(f"/{one}") for path in there))
+    ] == []
 
 
 def _bounds() -> list[tuple[type[Any], str, Any]]:
