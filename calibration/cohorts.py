@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 COHORT_MS: Final = 10_000
 _LENGTHS_MS: Final = np.array([COHORT_MS, 60_000, 600_000, 3_600_000], np.int64)
-_AGES_MS: Final = np.array([0, 120_000, 720_000, 21_600_000], np.int64)  # from which a length begins
+_LENGTH_FROM_AGE_MS: Final = np.array([0, 120_000, 720_000, 21_600_000], np.int64)
 _FOLD_ROWS: Final = 4_096
 _HEADER: Final = struct.Struct("<4sHHIqqI")  # magic, format, columns, rows, now, since, CRC-32 of the rest
 _MAGIC: Final = b"MSCT"
@@ -24,7 +24,7 @@ def cohorts_of(ts_ms: NDArray[np.int64], now_ms: int) -> tuple[NDArray[np.int64]
     A function of the two times alone, so that tables of any workers have the same cohorts.
     """
     start, length = ts_ms // COHORT_MS * COHORT_MS, np.full(ts_ms.shape, COHORT_MS, np.int64)
-    for longer, age in zip(_LENGTHS_MS[1:], _AGES_MS[1:], strict=True):
+    for longer, age in zip(_LENGTHS_MS[1:], _LENGTH_FROM_AGE_MS[1:], strict=True):
         coarse = ts_ms // longer * longer
         old = coarse + longer + age <= now_ms
         start, length = np.where(old, coarse, start), np.where(old, longer, length)

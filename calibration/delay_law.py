@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 _FIRST_EDGE_MS: Final = 250
 _BINS_PER_DOUBLING: Final = 4
-_UNIT: Final = 1024  # of num and den, so that halving loses nothing that matters
+_UNITS_PER_EVENT: Final = 1024  # so that halving loses nothing that matters
 _SHORTEST_COHORT_MS: Final = 32
 _WIDTHS_PER_EDGE: Final = 8  # a cohort spans at most this part of the age it waits for
 
@@ -117,7 +117,7 @@ class DelayLaw:
     @property
     def events(self) -> int:
         """Events that the best known bin remembers, and those that no bin has counted yet."""
-        return int(self._den.max()) // _UNIT + int(self._waiting[self._waiting[:, 2] > 0, 3].sum())
+        return int(self._den.max()) // _UNITS_PER_EVENT + int(self._waiting[self._waiting[:, 2] > 0, 3].sum())
 
     def add(self, ts_ms: NDArray[np.int64], delay_ms: NDArray[np.int64]) -> int:
         """Events of displays at ``ts_ms`` (of clicks, for conversions), (B,), that came ``delay_ms`` after; any order.
@@ -145,7 +145,7 @@ class DelayLaw:
         if not moved.any():
             return
         told = moved & (bins > 0) & (bins <= reached)
-        units = events * _UNIT
+        units = events * _UNITS_PER_EVENT
         np.add.at(self._num, bins[told], units[told])
         steps = np.zeros(len(self._den) + 1, np.int64)
         counts = moved & (bins <= reached)
@@ -214,7 +214,7 @@ class DelayLaw:
     def _curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Ages in ms and F at them: the edges, and points between them that are straight in log(age)."""
         weight = self.prior.events
-        hazard = (self._num / _UNIT + weight * self._prior_hazard) / (self._den / _UNIT + weight)
+        hazard = (self._num / _UNITS_PER_EVENT + weight * self._prior_hazard) / (self._den / _UNITS_PER_EVENT + weight)
         shares = np.append(0.0, np.cumprod((1.0 - hazard)[:1:-1])[::-1])
         shares = np.append(shares, 1.0)
         edges = self._edges_ms.astype(np.float64)
@@ -225,11 +225,11 @@ class DelayLaw:
         return np.concatenate([[0.0], ages, edges[-1:]]), np.concatenate([[0.0], between, [1.0]])
 
     def _forget(self) -> None:
-        full = self._den > 2 * self.memory_events * _UNIT
+        full = self._den > 2 * self.memory_events * _UNITS_PER_EVENT
         while full.any():
             self._num[full] >>= 1
             self._den[full] >>= 1
-            full = self._den > 2 * self.memory_events * _UNIT
+            full = self._den > 2 * self.memory_events * _UNITS_PER_EVENT
 
 
 def merged_law(laws: Sequence[DelayLaw]) -> DelayLaw:

@@ -31,7 +31,7 @@ _EVIDENCE_KEEP_MS: Final = 7 * 86_400_000
 _TRIAL_CLICKS: Final = 20.0
 RIPE_SHARE: Final = 0.5  # of the clicks: younger cohorts are all noise
 _JUDGED_SHARE: Final = 0.9
-_REFIT_SHARE: Final = 0.01  # of the half-life: a candidate is fitted anew when so many clicks came
+_REFIT_HALF_LIVES: Final = 0.01  # of new clicks, then a candidate is fitted anew
 
 
 class Pace(NamedTuple):
@@ -173,7 +173,7 @@ class HeadCalibration:
                 return
             self.trials[-1] = last._replace(until_ms=boundary)
         candidate = self.trials[-1].candidate if self.trials else SliceMap(self.plan)
-        if self.events - self._fitted_at_events >= _REFIT_SHARE * min(self.config.half_life_clicks, 1e6):
+        if self.events - self._fitted_at_events >= _REFIT_HALF_LIVES * min(self.config.half_life_clicks, 1e6):
             self._fitted_at_events = self.events
             self.evidence.forget(self.config.half_life_clicks)
             self.gains.drop_before(self.evidence.table.since_ms)

@@ -24,10 +24,10 @@ Period = Literal["early", "mature"]
 KEEP_MS: Final = 10_800_000
 _LEAST_P: Final = 1e-7
 _BINS_PER_LOG_ODD: Final = 4
-_LOWEST: Final = -16.0
+_LOWEST_LOGIT: Final = -16.0
 _BINS: Final = 128
 _EXPOSURES, _EXPECTED, _CLICKS, _EXPOSURE_LOSS, _CLICK_LOSS = range(5)
-_UNITS: Final = np.array([1, WEIGHT_SCALE, 1, 2**12, 2**10])  # in which they are kept
+_SUM_UNITS: Final = np.array([1, WEIGHT_SCALE, 1, 2**12, 2**10])
 _AGES_IN_COHORT: Final = (np.arange(8) + 0.5) / 8
 
 
@@ -74,8 +74,8 @@ class Instruments:
         p64 = _inside(p)
         units = np.zeros((len(p), 5), np.int64)
         units[:, _EXPOSURES] = 1
-        units[:, _EXPECTED] = np.rint(p64 * _UNITS[_EXPECTED])
-        units[:, _EXPOSURE_LOSS] = np.rint((-np.log1p(-p64) - p64) * _UNITS[_EXPOSURE_LOSS])  # less p: a small rest
+        units[:, _EXPECTED] = np.rint(p64 * _SUM_UNITS[_EXPECTED])
+        units[:, _EXPOSURE_LOSS] = np.rint((-np.log1p(-p64) - p64) * _SUM_UNITS[_EXPOSURE_LOSS])  # less p: a small rest
         self.table.add(ts_ms, paths, _bins_of(p64), units)
 
     def add_clicks(self, ts_ms: NDArray[np.int64], paths: NDArray[np.int64], p: NDArray[np.float32]) -> None:
@@ -83,7 +83,7 @@ class Instruments:
         p64 = _inside(p)
         units = np.zeros((len(p), 5), np.int64)
         units[:, _CLICKS] = 1
-        units[:, _CLICK_LOSS] = np.rint(-logit(p64) * _UNITS[_CLICK_LOSS])
+        units[:, _CLICK_LOSS] = np.rint(-logit(p64) * _SUM_UNITS[_CLICK_LOSS])
         self.table.add(ts_ms, paths, _bins_of(p64), units)
 
     def window(self, law: DelayLaw, period: Period, window_s: int, click_window_s: float) -> _Sums:
@@ -94,7 +94,7 @@ class Instruments:
         inside = (starts + lengths <= end_ms) & (starts + lengths > end_ms - 1000 * window_s)
         starts, lengths = starts[inside], lengths[inside]
         sums = table.sums()[inside]
-        found = sums / _UNITS
+        found = sums / _SUM_UNITS
         found[:, _EXPOSURE_LOSS] += found[:, _EXPECTED]
         if period == "early":
             cohort = np.append(True, np.diff(starts) != 0)[: len(starts)]  # ascending: one share a cohort
@@ -173,5 +173,5 @@ def _inside(p: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _bins_of(p: NDArray[np.float64]) -> NDArray[np.int64]:
-    at = np.floor((logit(p) - _LOWEST) * _BINS_PER_LOG_ODD)
+    at = np.floor((logit(p) - _LOWEST_LOGIT) * _BINS_PER_LOG_ODD)
     return np.clip(at, 0, _BINS - 1).astype(np.int64)

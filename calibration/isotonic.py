@@ -16,7 +16,7 @@ SHIFT_PRIOR_SD: Final = 0.3  # log-odds; how far off the average of a sound mode
 SLOPE_PRIOR_SD: Final = 0.05  # how far its log-odds are expected to be stretched
 PRIOR_WEIGHT: Final = 50_000.0  # see fit_map
 MIN_SLOPE: Final = 1e-3  # of the map, in log-odds per log-odd: neighbours that nearly tie stay in order
-_EXTREME: Final = 30.0  # log-odds; beyond it 1 - p has no bits left in float64
+_MAX_LOG_ODDS: Final = 30.0  # beyond it 1 - p has no bits left in float64
 
 
 def pava(y: NDArray[np.float64], w: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -91,7 +91,7 @@ def fit_bins(
     width = float(centres[1] - centres[0])
     span = slice(int(held[0]), int(held[-1]) + 1)
     centres, weight, clicks = centres[span], weight[span], np.minimum(clicks[span], weight[span])
-    expected = sigmoid(np.clip(_platt_line(centres, weight, clicks), -_EXTREME, _EXTREME))
+    expected = sigmoid(np.clip(_platt_line(centres, weight, clicks), -_MAX_LOG_ODDS, _MAX_LOG_ODDS))
     pseudo = prior_weight * width / (4.0 * expected * (1.0 - expected))
     mass = weight + pseudo
     starts, rates = pava_blocks((clicks + pseudo * expected) / mass, mass)

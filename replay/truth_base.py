@@ -16,7 +16,7 @@ from learners.nn.heads import Head
 from learners.protocol.learner import State
 from replay.truth_world import SPEC_NAME, World, WorldConfig
 
-_CLICKS = 20_000  # in the draws that a base is trained on
+_BASE_CLICKS = 20_000
 _CHUNK_REQUESTS = 4_096
 _BATCH_ROWS = 128
 
@@ -49,7 +49,7 @@ def train_base(kind: BaseKind) -> TrainedBase:
     conversion = Head(CONVERSION_HEAD, given=CLICK_HEAD, start_p=world.config.cvr)
     heads = (click, conversion) if kind.conversions else (click,)
     model = DeepFM(DeepFMConfig(heads=heads, seed=kind.seed), ModelShape.of(world.spec))
-    chunks = round(_CLICKS / (kind.ctr * kind.ctr_factor) / (_CHUNK_REQUESTS * world.config.slots))
+    chunks = round(_BASE_CLICKS / (kind.ctr * kind.ctr_factor) / (_CHUNK_REQUESTS * world.config.slots))
     for chunk in range(chunks):
         _learn(model, world, np.random.default_rng([kind.seed, 3, chunk]))
     return TrainedBase(model.config, model.state())

@@ -15,13 +15,13 @@ from replay.truth_trace import EARLY_S, Job, Trace
 MINUTE, TEN_MINUTES, JUMP, BIASED = (0.90, 1.10), (0.97, 1.03), (0.97, 1.03), (0.95, 1.05)
 LAUNCHED, LAUNCHED_20 = (0.85, 1.15), (0.93, 1.07)
 DAY, CLICKS_DAY, FIRST_DAY = (0.90, 1.10), (0.97, 1.03), (0.80, 1.25)
-WORSE_BY = 1e-4  # what the map may cost in log loss
-FROM_MINUTE = 2.0  # from the third minute on
+MAP_COST = 1e-4  # in log loss
+FIRST_JUDGED_MINUTE = 2.0
 BACK_WITHIN_MINUTES, BACK_FROM_DISPLAYS_PER_S = 3.0, 1_000.0
-EARLY = 0.03  # that O/E of the instruments may be off early, from that of the same displays once all clicks came
-EARLY_ERRORS = 2.5  # or so many standard errors of the clicks that are still to come, where displays are few
-LEAST_DISPLAYS = 300.0  # of a launched ad, so far, before it is judged
-OF_DAY = 24 * 60.0
+EARLY_MARGIN = 0.03  # of O/E, from that of the same displays once all clicks came
+EARLY_STANDARD_ERRORS = 2.5  # of the clicks that are still to come, where displays are few
+LEAST_LAUNCHED_DISPLAYS = 300.0  # of an ad, so far, before it is judged
+DAY_MINUTES = 24 * 60.0
 _MAPS = {"calibrated": "p", "raw": "raw"}
 
 
@@ -69,7 +69,7 @@ def stretches(job: Job, trace: Trace) -> list[Span]:
     judged = [
         minute
         for minute in range(round(scenario.minutes))
-        if minute >= FROM_MINUTE
+        if minute >= FIRST_JUDGED_MINUTE
         and not any(at <= minute < at + scenario.follow_minutes for at in scenario.ctr_changes)
         and trace.over(minute * 60, minute * 60 + 60)["displays"] > 0
     ]
@@ -92,13 +92,13 @@ def _by_minute(job: Job, trace: Trace) -> Iterator[Check]:
         yield from _launched(job, trace)
     if trace.early is not None:
         off = trace.early.told - trace.early.came
-        bound = max(EARLY, EARLY_ERRORS * trace.early.standard_error)
+        bound = max(EARLY_MARGIN, EARLY_STANDARD_ERRORS * trace.early.standard_error)
         yield Check("the instruments off the truth", "calibrated", (0.0, EARLY_S / 60), off, -bound, bound)
     if job.scenario.new_base:
         for minute in _cut((job.scenario.new_base.minute, job.scenario.minutes), 1.0):
             yield from _of_clicks(trace, minute, "the new base", BIASED)
     if job.scenario.candidates:
-        yield from _of_clicks(trace, (FROM_MINUTE, job.scenario.minutes), "what won", BIASED)
+        yield from _of_clicks(trace, (FIRST_JUDGED_MINUTE, job.scenario.minutes), "what won", BIASED)
 
 
 def _of_stretches(job: Job, trace: Trace) -> Iterator[Check]:
@@ -109,7 +109,7 @@ def _of_stretches(job: Job, trace: Trace) -> Iterator[Check]:
             yield from _of_clicks(trace, ten, "ten minutes", TEN_MINUTES)
             sums = _sums(trace, ten)
             worse = (sums["loss_p"] - sums["loss_raw"]) / sums["displays"]
-            yield Check("log loss that the map costs", "calibrated", ten, worse, float("-inf"), WORSE_BY)
+            yield Check("log loss that the map costs", "calibrated", ten, worse, float("-inf"), MAP_COST)
 
 
 def _of_clicks(trace: Trace, span: Span, of: str, bounds: Span) -> Iterator[Check]:
@@ -138,7 +138,7 @@ def _launched(job: Job, trace: Trace) -> Iterator[Check]:
     assert launch is not None
     for minute in _cut((launch.minute, job.scenario.minutes), 1.0):
         so_far = _sums(trace, (launch.minute, minute[0]))["launched"] / launch.ads
-        if so_far >= LEAST_DISPLAYS:
+        if so_far >= LEAST_LAUNCHED_DISPLAYS:
             yield from _of_launched(trace, minute, "launched ads", LAUNCHED)
     if job.scenario.minutes >= launch.minute + 20:
         late = (launch.minute + 15, launch.minute + 20)
@@ -152,14 +152,14 @@ def _of_launched(trace: Trace, span: Span, of: str, bounds: Span) -> Iterator[Ch
 
 
 def _by_day(job: Job, trace: Trace) -> Iterator[Check]:
-    for day in _cut((0.0, job.scenario.minutes), OF_DAY):
+    for day in _cut((0.0, job.scenario.minutes), DAY_MINUTES):
         sums = _sums(trace, day)
         yield from _of_clicks(trace, day, "clicks of a day", CLICKS_DAY)
         for scores, column in _MAPS.items():
             yield Check("conversions of a day", scores, day, _ratio(sums["buy_true"], sums[f"buy_{column}"]), *DAY)
     launch = job.scenario.launch
     if launch:
-        first = (launch.minute, launch.minute + OF_DAY)
+        first = (launch.minute, launch.minute + DAY_MINUTES)
         sums = _sums(trace, first)
         for scores, column in _MAPS.items():
             value = _ratio(sums["launched_buy_true"], sums[f"launched_buy_{column}"])

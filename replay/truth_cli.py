@@ -18,7 +18,7 @@ from replay.truth_report import Result, misses, truth_json, truth_table
 from replay.truth_scenarios import SCENARIOS
 
 _FAILED, _BAD_USAGE = 1, 2
-_WIDTH = 180  # of the table where stdout is no terminal
+_FILE_WIDTH = 180  # of the table where stdout is no terminal
 
 
 def truth(
@@ -61,7 +61,7 @@ def truth(
     if as_json:
         sys.stdout.buffer.write(_json(results))
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+        console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
         console.print(truth_table(results))
     for line in (missed := misses(results)):
         typer.echo(f"missed: {line}", err=True)

@@ -23,12 +23,12 @@ from stream.records.examples import ExampleRows, concat
 from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 
 _CHUNK_REQUESTS = 50_000
-_STEPS_OF_DAYS = 150  # in which the past of days is counted
+_DAYS_HISTORY_STEPS = 150
 _CHUNK_S = 20.0
-_LEAST_S = 600.0  # of what the map saw
-_LONGER = 1.25  # than conversions take: a law of delays knows an age once clicks are older
-_RARE = 1e-4  # clicks that come later than all others
-_MARGIN = 1.5  # over the highest probability among some displays, so that hardly any lies above
+_LEAST_HISTORY_S = 600.0
+_HISTORY_PER_DELAY = 1.25  # a law of delays knows an age once clicks are older
+_CLICKS_LEFT_OUT = 1e-4  # the latest ones
+_PROBABILITY_MARGIN = 1.5  # over the highest among some displays, so that hardly any lies above
 
 
 class Clicked(NamedTuple):
@@ -120,7 +120,7 @@ def _counted(world: World, cores: Cores, displays_per_s: float, start_ms: int) -
 def _displayed(world: World, displays_per_s: float, start_ms: int) -> Iterator[tuple[int, Requests, NDArray[np.int64]]]:
     """Everything displayed before the start, in stretches: their ends, requests, and display times (R x K,)."""
     slots = world.config.slots
-    stretches = int(np.ceil(max(_past_s(world.config), _LEAST_S) / _CHUNK_S))
+    stretches = int(np.ceil(max(_past_s(world.config), _LEAST_HISTORY_S) / _CHUNK_S))
     stretch_ms = round(_CHUNK_S * 1000)
     for stretch in range(stretches):
         begin_ms = start_ms - (stretches - stretch) * stretch_ms
@@ -147,7 +147,7 @@ def _conversion_rows(world: World, cores: Cores, clicked: Clicked) -> ExampleRow
 
 def _past_s(config: WorldConfig) -> float:
     """How long before the start a display can be clicked only after it; twice that where clicks are late."""
-    return 2 * config.late_s[1] if config.late_share else float(click_delay_s(1 - _RARE))
+    return 2 * config.late_s[1] if config.late_share else float(click_delay_s(1 - _CLICKS_LEFT_OUT))
 
 
 def _counted_days(world: World, cores: Cores, displays_per_s: float, start_ms: int) -> Clicked:
@@ -157,7 +157,7 @@ def _counted_days(world: World, cores: Cores, displays_per_s: float, start_ms: i
     owed = DelayedTerms(config.conversion_delays, most_rows=config.most_delayed_clicks)
     first_ms = int(clicked.click_ms.min())
     by_click, by_conversion = np.argsort(clicked.click_ms), np.argsort(clicked.conversion_ms)
-    ends_ms = np.linspace(first_ms, start_ms, _STEPS_OF_DAYS + 1)[1:].astype(np.int64)
+    ends_ms = np.linspace(first_ms, start_ms, _DAYS_HISTORY_STEPS + 1)[1:].astype(np.int64)
     clicks_until = np.searchsorted(clicked.click_ms[by_click], ends_ms)
     bought_until = np.searchsorted(clicked.conversion_ms[by_conversion], ends_ms)
     clicks_from, bought_from = 0, int(np.count_nonzero(clicked.conversion_ms == 0))
@@ -178,9 +178,9 @@ def _clicked_of_days(world: World, displays_per_s: float, start_ms: int) -> Clic
     By thinning: displays are drawn as often as the highest click probability, and kept with their own over it.
     """
     rng, slots = np.random.default_rng([world.config.seed, 4]), world.config.slots
-    past_s = _LONGER * world.config.conversion_delay.within_s[-1]
+    past_s = _HISTORY_PER_DELAY * world.config.conversion_delay.within_s[-1]
     sample = world.requests(rng, _CHUNK_REQUESTS, slots)
-    highest = min(float(world.click_probability(sample).max()) * _MARGIN, 1.0)
+    highest = min(float(world.click_probability(sample).max()) * _PROBABILITY_MARGIN, 1.0)
     left = int(rng.poisson(displays_per_s / slots * past_s * highest))
     found: Clicked | None = None
     while left > 0:

@@ -9,8 +9,8 @@ from typing import Any
 from replay.truth_bounds import DAY, MINUTE
 from replay.truth_report import Result, course
 
-_WIDTH, _HEIGHT = 6.0, 1.9  # inches of a panel
-_LEAST, _MOST = 0.5, 2.0  # O/E shown
+_PANEL_WIDTH_IN, _PANEL_HEIGHT_IN = 6.0, 1.9
+_LEAST_OE, _MOST_OE = 0.5, 2.0
 
 
 class PlotError(RuntimeError):
@@ -32,7 +32,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
     """Write a picture to ``path``: a row a scenario, a column a rate, a line a seed. Raises PlotError."""
     scenarios = list(dict.fromkeys(result.job.scenario.name for result in results))
     rates = list(dict.fromkeys(result.job.rate for result in results))
-    figure = matplotlib_figure()(figsize=(_WIDTH * len(rates), _HEIGHT * len(scenarios) + 0.6), layout="constrained")
+    size_in = (_PANEL_WIDTH_IN * len(rates), _PANEL_HEIGHT_IN * len(scenarios) + 0.6)
+    figure = matplotlib_figure()(figsize=size_in, layout="constrained")
     panels = figure.subplots(len(scenarios), len(rates), squeeze=False)
     for row, name in enumerate(scenarios):
         for column, rate in enumerate(rates):
@@ -42,7 +43,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
                     _lines(panel, result)
             panel.set_title(f"{name}, {rate}", fontsize=8, loc="left")
             panel.set_yscale("log")
-            panel.set_ylim(_LEAST, _MOST)
+            panel.set_ylim(_LEAST_OE, _MOST_OE)
             panel.set_yticks([0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 2.0], ["0.5", "0.8", "0.9", "1", "1.1", "1.25", "2"])
             panel.minorticks_off()
             panel.tick_params(labelsize=7)

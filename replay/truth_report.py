@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from replay.truth_bounds import OF_DAY, Check, checks
+from replay.truth_bounds import DAY_MINUTES, Check, checks
 from replay.truth_trace import Job, Trace
 
 
@@ -55,7 +55,7 @@ def truth_json(results: Sequence[Result]) -> dict[str, Any]:
 
 def _run_json(result: Result) -> dict[str, Any]:
     job, trace = result.job, result.trace
-    steps = {"hours": 60.0, "days": OF_DAY} if job.days else {"minutes": 1.0, "ten_minutes": 10.0}
+    steps = {"hours": 60.0, "days": DAY_MINUTES} if job.days else {"minutes": 1.0, "ten_minutes": 10.0}
     return {
         "scenario": job.scenario.name,
         "says": job.scenario.says,

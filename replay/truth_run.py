@@ -19,7 +19,7 @@ from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 
 START_MS = 1_000 * 86_400 * (EPOCH.toordinal() - 719_163)  # 719,163: 1970-01-01
 SMALLEST_P = 1e-7  # float32 rounds probabilities this near to 0 and 1 to them
-DISPLAY_MS = 300  # from serving to the display
+DISPLAY_DELAY_MS = 300  # after serving
 
 
 def run(job: Job, bases: Mapping[BaseKind, TrainedBase], *, relabel: Relabel | None = None) -> Trace:
@@ -134,7 +134,7 @@ class _Run:
         self.cores.served(served)
         reactions = self.world.react(rng, true, buys)
         user_key = served.ids.user_key[served.encoded.row_request]
-        display_ms = served.ids.ts_ms[served.encoded.row_request] + DISPLAY_MS
+        display_ms = served.ids.ts_ms[served.encoded.row_request] + DISPLAY_DELAY_MS
         position = np.tile(np.arange(slots), count)[in_order]
         impression_id = served.impression_id
         self._ways[IMPRESSIONS].add(display_ms, impression_id, user_key, position)

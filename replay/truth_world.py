@@ -23,10 +23,10 @@ from learners.features.spec import FeatureSpec, load_spec
 from replay.market_laws import INSTALLS, PLACEMENT_LOGIT, PLACEMENTS, DelayLaw, click_delay_s
 
 SPEC_NAME = "truth"
-POSITION_LOGIT = np.array([0.15, 0.0, -0.2])  # of the three slots; a fourth and later ones are as the third
-_REFERENCE_REQUESTS = 40_000  # displays of which the levels are solved
+POSITION_LOGIT = np.array([0.15, 0.0, -0.2])  # a fourth and later slots are as the third
+_REFERENCE_REQUESTS = 40_000  # whose displays the levels are solved on
 _USERS, _SEGMENTS, _CATEGORIES, _CAMPAIGNS = 4_000, 14, 24, 40
-_ZIPF = 0.7  # a few users come often, most rarely
+_ZIPF_EXPONENT = 0.7  # a few users come often, most rarely
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
@@ -124,7 +124,7 @@ class World:
         self.click_shift = self.conversion_shift = 0.0
         rng = np.random.default_rng([config.seed, 0])
         self.segment = rng.integers(0, _SEGMENTS, _USERS)
-        weight = 1.0 / np.arange(1, _USERS + 1) ** _ZIPF
+        weight = 1.0 / np.arange(1, _USERS + 1) ** _ZIPF_EXPONENT
         self._arrivals = np.cumsum(weight / weight.sum())
         self._user = rng.normal(0, config.user_scale, _USERS)
         self._interest = rng.normal(0, config.interaction_scale, (_SEGMENTS, _CATEGORIES))

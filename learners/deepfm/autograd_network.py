@@ -23,7 +23,7 @@ from learners.nn.mlp import Mlp
 from learners.nn.optimiser import DenseParameters
 
 _CPU = torch.device("cpu")
-_EPSILON = 1e-5  # of batch norm's variance, torch's default
+_BATCH_NORM_EPSILON = 1e-5  # as in torch
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -107,7 +107,7 @@ def _normalised(name: str, x: torch.Tensor, value: Tensors, learning: Learning |
     else:
         mean, variance = x.mean(0), x.var(0, unbiased=False)
         learning.statistics.update({f"{name}.mean": mean.detach(), f"{name}.variance": variance.detach()})
-    return (x - mean) / (variance + _EPSILON).sqrt() * value[f"{name}.scale"] + value[f"{name}.shift"]
+    return (x - mean) / (variance + _BATCH_NORM_EPSILON).sqrt() * value[f"{name}.scale"] + value[f"{name}.shift"]
 
 
 class AutogradNetwork:

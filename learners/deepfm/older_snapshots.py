@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from learners.deepfm.config import DeepFMConfig
 
-_BF16 = 1  # what ``precision.code`` of a state was after bf16 had been chosen
+_BF16_CODE = 1  # ``precision.code`` of a state after bf16 had been chosen
 
 
 def without_auto(manifest: Any) -> Any:
@@ -23,6 +23,6 @@ def without_auto(manifest: Any) -> Any:
 
 def with_chosen_precision(config: DeepFMConfig, state: Mapping[str, NDArray[Any]]) -> DeepFMConfig:
     """``config``, with bf16 if the state notes that it was learned so."""
-    if "precision.code" in state and int(state["precision.code"][0]) == _BF16:
+    if "precision.code" in state and int(state["precision.code"][0]) == _BF16_CODE:
         return replace(config, precision="bf16")
     return config

@@ -19,7 +19,7 @@ from learners.features.spec_parts import Counter, Session
 # The order in which `_CounterInputs` lays the quantities of one counter side by side.
 _DENSE = ("ctr", "value_rate", "recent_ctr", "recent_value_rate", "log_count", "log_recent_count")
 _IDS = ("ctr", "recent_ctr", "count")
-_LARGEST = 1e15  # sums are held below it, so that a damaged state cannot make an infinite input
+_MAX_SUM = 1e15  # so that a damaged state cannot make an infinite input
 
 
 class Derived(NamedTuple):
@@ -129,7 +129,7 @@ class _CounterInputs:
         alive = np.concatenate(((request_age <= self._request_ttl_ms).ravel(), (ad_age <= self._ad_ttl_ms).ravel()))
         age = np.concatenate((request_age.ravel(), ad_age.ravel()))
         np.fmax(sums, 0.0, out=sums)  # also turns NaN into 0
-        np.minimum(sums, _LARGEST, out=sums)
+        np.minimum(sums, _MAX_SUM, out=sums)
         sums *= alive[:, None]
         sums[:, 3:] *= decay(age, self._half_life_ms)[:, None]
         return sums.reshape(-1, 2, 3)

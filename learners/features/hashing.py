@@ -15,11 +15,11 @@ import xxhash
 from numpy.typing import NDArray
 
 MISSING = 0
-_CACHED_VALUES = 1 << 16  # a field: some 10 MB at the most; then the cache starts anew
-_CACHED_TEXT = 64  # longer texts are hashed each time rather than kept
-_MIX = np.uint64(0xFF51AFD7ED558CCD)  # MurmurHash3 fmix64
+_CACHED_VALUES_PER_FIELD = 1 << 16  # some 10 MB at the most; then the cache starts anew
+_CACHED_LENGTH = 64  # longer texts are hashed each time
+_FMIX64_FACTOR = np.uint64(0xFF51AFD7ED558CCD)  # of MurmurHash3
 _SHIFT = np.uint64(32)
-_SHOWN = 80
+_SHOWN_LENGTH = 80
 
 
 class FeatureError(ValueError):
@@ -73,9 +73,9 @@ def cross_ids(
 
 
 def _mixed(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    ids = ids * _MIX
+    ids = ids * _FMIX64_FACTOR
     ids ^= ids >> _SHIFT
-    ids *= _MIX
+    ids *= _FMIX64_FACTOR
     ids ^= ids >> _SHIFT
     return ids
 
@@ -110,8 +110,8 @@ class FieldHasher:
         if known is not None:
             return known
         made = self._bucket(value) if self._edges else self._hash(value)
-        if value == value and not (isinstance(value, str) and len(value) > _CACHED_TEXT):  # NaN never hits a cache
-            if len(self._cache) >= _CACHED_VALUES:
+        if value == value and not (isinstance(value, str) and len(value) > _CACHED_LENGTH):  # NaN never hits a cache
+            if len(self._cache) >= _CACHED_VALUES_PER_FIELD:
                 self._cache = {None: MISSING}
             self._cache[value] = made
         return made
@@ -137,7 +137,7 @@ class FieldHasher:
 
     def _wrong(self, value: Any, wanted: str) -> FeatureError:
         shown = repr(value)
-        shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "…"
+        shown = shown if len(shown) <= _SHOWN_LENGTH else shown[:_SHOWN_LENGTH] + "…"
         return FeatureError(
             f"{self.source} = {shown} is a {type(value).__name__}, it must be {wanted}: no feature can be made of it. "
             "Send one such value, or leave the key out."

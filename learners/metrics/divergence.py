@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from calibration.logistic import sigmoid
 from learners.examples.terms import Terms
 
-_LEAST_RATE = 0.001  # of clicks in the constant: what a stretch without clicks may cost a model that says 0.1 %
-_RATE_BATCHES = 50  # times the batches of the loss, over which the click rate is taken: a burst of clicks is no rate
-_MOST_START_RATE = 0.15  # that the model is believed at the start, before clicks can have come
-_FALLING = 0.9  # a later half that costs less than this share of the earlier one: the model is learning its way out
+_LEAST_CONSTANT_RATE = 0.001  # what a stretch without clicks may cost a model that says 0.1 %
+_RATE_MEMORY = 50  # times the batches of the loss: a burst of clicks is no rate
+_MOST_BELIEVED_RATE = 0.15  # of a model that starts, before clicks can have come
+_FALLING_SHARE = 0.9  # a later half that costs less than this of the earlier one: the model recovers by itself
 
 
 class BatchLoss(NamedTuple):
@@ -77,7 +77,7 @@ class LossWatch:
         self.ratio = ratio
         self._batches: deque[BatchLoss] = deque(state.batches, maxlen=batches)
         self._exposures, self._clicks = state.exposures, state.clicks
-        self._kept = 1.0 - 1.0 / (_RATE_BATCHES * batches)
+        self._kept = 1.0 - 1.0 / (_RATE_MEMORY * batches)
 
     def update(self, batch: BatchLoss) -> str | None:
         """Add a batch; what is wrong when the loss is beyond its bound, else None."""
@@ -91,9 +91,9 @@ class LossWatch:
             return None
         total = _sum(self._batches)
         if not was_full:
-            self._clicks = max(self._clicks, min(total.expected, _MOST_START_RATE * total.exposures))
+            self._clicks = max(self._clicks, min(total.expected, _MOST_BELIEVED_RATE * total.exposures))
         rate = self._clicks / self._exposures if self._exposures else 1.0
-        constant = _constant_loss(min(max(rate, _LEAST_RATE), 1.0 - _LEAST_RATE), total)
+        constant = _constant_loss(min(max(rate, _LEAST_CONSTANT_RATE), 1.0 - _LEAST_CONSTANT_RATE), total)
         if math.isfinite(total.loss) and (constant <= 0.0 or total.loss <= self.ratio * constant or self._falls()):
             return None
         return (
@@ -109,7 +109,7 @@ class LossWatch:
     def _falls(self) -> bool:
         batches = list(self._batches)
         earlier, later = _sum(batches[: len(batches) // 2]), _sum(batches[len(batches) // 2 :])
-        return later.log_loss < _FALLING * earlier.log_loss
+        return later.log_loss < _FALLING_SHARE * earlier.log_loss
 
 
 def _sum(batches: Sequence[BatchLoss] | Iterable[BatchLoss]) -> BatchLoss:

@@ -20,7 +20,7 @@ from learners.features.rows import Rows
 from learners.features.shape import ModelShape
 from learners.protocol.batch import Batch, check_widths, checked_batch
 
-_SMALLEST = 1e-7  # of a probability: trees answer 0 and 1
+_SMALLEST_P = 1e-7  # trees answer 0 and 1
 
 Kind = Literal["logistic_ftrl", "ad_predictor", "fm", "hoeffding_adaptive_tree", "adaptive_random_forest"]
 
@@ -43,7 +43,7 @@ class RiverConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
+class _Classifier:
     """How a kind of classifier is made and what it reads."""
 
     make: Callable[[RiverConfig], Any]
@@ -93,12 +93,12 @@ def _adaptive_random_forest(config: RiverConfig) -> Any:
     )
 
 
-_WAYS: Mapping[Kind, _Way] = {
-    "logistic_ftrl": _Way(_logistic_ftrl, ids=True, dense=True, weighted=True),
-    "ad_predictor": _Way(_ad_predictor, ids=True, dense=False, weighted=False),
-    "fm": _Way(_fm, ids=True, dense=False, weighted=True),
-    "hoeffding_adaptive_tree": _Way(_hoeffding_adaptive_tree, ids=False, dense=True, weighted=True),
-    "adaptive_random_forest": _Way(_adaptive_random_forest, ids=False, dense=True, weighted=False),
+_CLASSIFIERS: Mapping[Kind, _Classifier] = {
+    "logistic_ftrl": _Classifier(_logistic_ftrl, ids=True, dense=True, weighted=True),
+    "ad_predictor": _Classifier(_ad_predictor, ids=True, dense=False, weighted=False),
+    "fm": _Classifier(_fm, ids=True, dense=False, weighted=True),
+    "hoeffding_adaptive_tree": _Classifier(_hoeffding_adaptive_tree, ids=False, dense=True, weighted=True),
+    "adaptive_random_forest": _Classifier(_adaptive_random_forest, ids=False, dense=True, weighted=False),
 }
 
 
@@ -111,8 +111,8 @@ class RiverClassifier:
 
     def __init__(self, config: RiverConfig, shape: ModelShape) -> None:
         self.config, self.shape = config, shape
-        self._way = _WAYS[config.kind]
-        self._model = self._way.make(config)
+        self._classifier = _CLASSIFIERS[config.kind]
+        self._model = self._classifier.make(config)
         self._learned = 0
         self._columns = np.array(shape.embedded, np.intp)
 
@@ -123,7 +123,7 @@ class RiverClassifier:
         if self._learned:
             for at, features in enumerate(self._features(rows)):
                 chances = self._model.predict_proba_one(self._known(features))
-                p = min(max(chances.get(True, 0.0 if chances else 0.5), _SMALLEST), 1 - _SMALLEST)
+                p = min(max(chances.get(True, 0.0 if chances else 0.5), _SMALLEST_P), 1 - _SMALLEST_P)
                 logits[at] = math.log(p / (1 - p))
         return logits
 
@@ -135,7 +135,7 @@ class RiverClassifier:
         for features, label, scale in zip(
             self._features(kept.rows), kept.target.tolist(), kept.weight.tolist(), strict=True
         ):
-            extra = {"w": scale} if self._way.weighted else {}
+            extra = {"w": scale} if self._classifier.weighted else {}
             self._model.learn_one(features, label == 1, **extra)
         self._learned += len(kept.target)
 
@@ -144,7 +144,7 @@ class RiverClassifier:
 
     def _check_weights(self, batch: Batch) -> None:
         odd = (batch.weight != 0) & (batch.weight != 1)
-        if odd.any() and not self._way.weighted:
+        if odd.any() and not self._classifier.weighted:
             raise ValueError(
                 f"weight {batch.weight[odd][0]:g} must be 0 or 1: river's {self.config.kind} knows no weights. "
                 "Repeat or drop rows instead."
@@ -153,10 +153,10 @@ class RiverClassifier:
     def _features(self, rows: Rows) -> list[dict[Any, float]]:
         """A dict for each row: positions of dense inputs below 0, buckets of ids from 0 on."""
         features: list[dict[Any, float]] = [{} for _ in range(len(rows.ids))]
-        if self._way.dense:
+        if self._classifier.dense:
             names = [-1 - k for k in range(self.shape.dense)]
             features = [dict(zip(names, values, strict=True)) for values in rows.dense.tolist()]
-        if self._way.ids:
+        if self._classifier.ids:
             ids = rows.ids[:, self._columns]
             for row, present, buckets in zip(features, ids != 0, ids % np.uint64(self.config.buckets), strict=True):
                 row.update(dict.fromkeys(buckets[present].tolist(), 1.0))

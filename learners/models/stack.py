@@ -28,7 +28,7 @@ from learners.models.trees import LeafTrees, TreesConfig
 from learners.protocol.batch import check_widths, checked_batch
 from learners.protocol.state_names import prefixed, under
 
-_BOUND = np.float32(8.0)  # a logit beyond it is a leaf without clicks, not knowledge
+_MAX_LOGIT = np.float32(8.0)  # beyond it is a leaf without clicks, not knowledge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ class Stack:
     def _inputs(self, rows: Rows) -> NDArray[np.float32]:
         """What the weights weigh, (B, 3)."""
         logits = np.stack((self.model.predict_many(rows), self.trees.predict_many(rows)), axis=1)
-        return np.concatenate((np.ones((len(logits), 1), np.float32), np.clip(logits, -_BOUND, _BOUND)), axis=1)
+        return np.concatenate((np.ones((len(logits), 1), np.float32), np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT)), axis=1)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Arrays under ``trees.``, ``deepfm.`` and ``stack.``."""

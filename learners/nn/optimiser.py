@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from learners.nn.kernels import adam
 
-_ALIGNMENT = 16  # floats: each parameter starts at 64 bytes, on which the bits of a GEMM may depend
+_ALIGNED_FLOATS = 16  # each parameter starts at 64 bytes, on which the bits of a GEMM may depend
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -34,7 +34,7 @@ class DenseParameters:
     def __init__(self, learned: Shapes, statistics: Shapes | None = None) -> None:
         self._learned, self._statistics = dict(learned), dict(statistics or {})
         shapes = self._learned | self._statistics
-        sizes = [-(-int(np.prod(shape)) // _ALIGNMENT) * _ALIGNMENT for shape in shapes.values()]
+        sizes = [-(-int(np.prod(shape)) // _ALIGNED_FLOATS) * _ALIGNED_FLOATS for shape in shapes.values()]
         starts = np.concatenate(([0], np.cumsum(sizes))).tolist()
         self.learned_size: int = starts[len(self._learned)]
         self.flat = torch.zeros(sum(sizes))

@@ -20,7 +20,7 @@ NO_COLUMN = 0xFFFF
 USED, FREE, HELD, OLD, NEW, FRONTIER, NOTED, TURN, SIGHTED, SIGHTED_BEFORE = range(10)
 """Places in ``Store.counters``: rows ever used · first free row · keys held · old and new capacity of the index, and
 the frontier between them · rows noted as changed · the sketch's younger generation, its sightings, the older one's."""
-_NOTED_ROWS = 1 << 20  # changed rows that are listed; with more, take_changed looks at every row
+_MAX_NOTED_ROWS = 1 << 20  # with more changes, take_changed looks at every row
 _COUNTERS = 10
 
 
@@ -50,7 +50,7 @@ class Store(NamedTuple):
             heads=reserved((capacity, 2), np.uint64),
             numbers=reserved((capacity, dim + 3), np.float32),
             counters=np.zeros(_COUNTERS, np.int64),
-            noted=np.empty(_NOTED_ROWS, np.int32),
+            noted=np.empty(_MAX_NOTED_ROWS, np.int32),
             saved=np.empty(0, np.uint8),
             sketch=sketch.cells(config.sketch_bytes, config.admit_after),
             admitted=np.zeros(columns, np.int64),

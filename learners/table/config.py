@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from learners.table.sketch import MOST_SIGHTINGS
 
-_EPOCHS = 64  # of which expire_after_s is made: a row goes at most 1/32 later than asked
+_EPOCHS_TO_EXPIRY = 64  # a row goes at most 1/32 later than asked
 _IDLE_EPOCH_MS = 3_600_000  # without expiry: the hour of the last sighting decides eviction
 
 
@@ -30,10 +30,10 @@ class TableConfig:
                 f"admit_after={self.admit_after} must be 1..{MOST_SIGHTINGS}: the sketch counts no further, so no key "
                 "would ever get a row. Lower it."
             )
-        if self.expire_after_s is not None and not self.expire_after_s >= _EPOCHS:
+        if self.expire_after_s is not None and not self.expire_after_s >= _EPOCHS_TO_EXPIRY:
             raise ValueError(
-                f"expire_after_s={self.expire_after_s} must be at least {_EPOCHS} s, or None for never: the last "
-                "sighting is known to a 64th of it, and no finer than a second. Raise it."
+                f"expire_after_s={self.expire_after_s} must be at least {_EPOCHS_TO_EXPIRY} s, or None for never: the "
+                "last sighting is known to a 64th of it, and no finer than a second. Raise it."
             )
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(
@@ -63,7 +63,7 @@ class TableConfig:
         """The unit of last seen times."""
         if self.expire_after_s is None:
             return _IDLE_EPOCH_MS
-        return max(1000, math.ceil(self.expire_after_s * 1000 / _EPOCHS))
+        return max(1000, math.ceil(self.expire_after_s * 1000 / _EPOCHS_TO_EXPIRY))
 
     @property
     def halvings_per_epoch(self) -> float:

@@ -12,7 +12,7 @@ from learners.table import row_kernels
 from learners.table.arrays import ALWAYS, USED, Store, live, seen_of
 from learners.table.config import TableConfig
 
-_REMOVALS = 256  # lists of removed keys before they are made one, without repetition
+_MAX_REMOVED_LISTS = 256  # then they are made one, without repetition
 
 
 class Expiry:
@@ -83,7 +83,7 @@ class Removed:
     def add(self, keys: NDArray[np.uint64]) -> None:
         """These too."""
         self._lists.append(keys)
-        if len(self._lists) > _REMOVALS:
+        if len(self._lists) > _MAX_REMOVED_LISTS:
             self._lists = [self.keys()]
 
     def keys(self) -> NDArray[np.uint64]:

@@ -44,17 +44,17 @@ from learners.table.arrays import (
 Integer: TypeAlias = int | np.signedinteger
 
 HASHES = 1 << 32
-_PROBES = 4  # cells of the sketch a key
+_SKETCH_CELLS_PER_KEY = 4
 _LOW = np.uint64(0xFFFFFFFF)
 _ONE, _SIXTEEN, _THIRTY_TWO, _THIRTY_THREE = np.uint64(1), np.uint64(16), np.uint64(32), np.uint64(33)
 _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)  # MurmurHash3 fmix64
-_STREAM = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step
+_SPLITMIX64_STEP = np.uint64(0x9E3779B97F4A7C15)
 _SKETCH_SALT = np.uint64(0xD6E8FEB86659FD93)
 _COLUMN = np.uint64(0xFFFF)
-_BLOCK = 128  # keys in flight
-_GROW_AT = 0.80  # load; at the end of a growth the part not yet moved is at 0.85
-_GROW_BY = 8  # the capacity grows by an eighth: 10 to 11.25 bytes a key, the most just as a growth begins
-_MOVES = 16  # slots moved for each key inserted
+_KEYS_IN_FLIGHT = 128
+_GROW_AT_LOAD = 0.80  # at the end of a growth the part not yet moved is at 0.85
+_GROWTH_DIVISOR = 8  # by an eighth: 10 to 11.25 bytes a key, the most just as a growth begins
+_MOVES_PER_INSERT = 16
 
 
 @kernel
@@ -112,13 +112,13 @@ def _take_out(slots: NDArray[np.uint64], counters: NDArray[np.int64], place: Int
 def _spread(slots: NDArray[np.uint64], counters: NDArray[np.int64]) -> None:
     """Growth owed for one inserted key: start it when the index is full enough, move some slots while it lasts."""
     if counters[FRONTIER] == 0:
-        if counters[HELD] <= counters[NEW] * _GROW_AT:
+        if counters[HELD] <= counters[NEW] * _GROW_AT_LOAD:
             return
         counters[OLD] = counters[NEW]
-        counters[NEW] += max(16, counters[OLD] // _GROW_BY)
+        counters[NEW] += max(16, counters[OLD] // _GROWTH_DIVISOR)
         counters[FRONTIER] = HASHES
-    if counters[HELD] % _BLOCK == 0 or counters[NEW] < HASHES >> 20:
-        _move(slots, counters, _MOVES * _BLOCK)
+    if counters[HELD] % _KEYS_IN_FLIGHT == 0 or counters[NEW] < HASHES >> 20:
+        _move(slots, counters, _MOVES_PER_INSERT * _KEYS_IN_FLIGHT)
 
 
 @kernel
@@ -184,10 +184,10 @@ def start_row(
     within ±3.5 standard deviations, and, unlike logarithms and cosines, the same bits on every machine.
     """
     dim = numbers.shape[1] - 3
-    state = mixed(key ^ (np.uint64(seed) * _STREAM))
+    state = mixed(key ^ (np.uint64(seed) * _SPLITMIX64_STEP))
     unit = np.float32(scale * np.sqrt(3.0) / 65536.0)
     for d in range(dim):
-        state += _STREAM
+        state += _SPLITMIX64_STEP
         bits = mixed(state)
         total = np.int64(bits & _COLUMN) + np.int64((bits >> _SIXTEEN) & _COLUMN)
         total += np.int64((bits >> _THIRTY_TWO) & _COLUMN) + np.int64(bits >> np.uint64(48))
@@ -213,13 +213,13 @@ def _sighted(sketch: NDArray[np.uint8], counters: NDArray[np.int64], rotate_afte
     step = (first >> _THIRTY_TWO) | _ONE
     fewest, known = np.int64(255), np.int64(255)
     cell = first
-    for _ in range(_PROBES):
+    for _ in range(_SKETCH_CELLS_PER_KEY):
         at = np.int64(cell & mask)
         fewest = min(fewest, np.int64(sketch[now, at]))
         known = min(known, np.int64(sketch[now, at]) + np.int64(sketch[before, at]))
         cell += step
     cell = first
-    for _ in range(_PROBES):  # conservative update: no cell of this generation rises above what its key can have
+    for _ in range(_SKETCH_CELLS_PER_KEY):  # conservative update: no cell rises above what its key can have
         at = np.int64(cell & mask)
         sketch[now, at] = max(np.int64(sketch[now, at]), min(fewest + 1, np.int64(255)))
         cell += step
@@ -285,9 +285,9 @@ def find(store: Store, keys: NDArray[np.uint64], horizon: int, rows: NDArray[np.
     slots, heads, counters, columns = store.slots, store.heads, store.counters, keys.shape[1]
     flat, out = keys.reshape(-1), rows.reshape(-1)
     oldest, column = np.uint64(horizon), 0
-    bounds, block = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
-    for start in range(0, len(flat), _BLOCK):
-        part = flat[start : start + _BLOCK]
+    bounds, block = np.empty(_KEYS_IN_FLIGHT, np.uint64), np.empty(_KEYS_IN_FLIGHT, np.int64)
+    for start in range(0, len(flat), _KEYS_IN_FLIGHT):
+        part = flat[start : start + _KEYS_IN_FLIGHT]
         _candidates(slots, heads, counters, part, bounds, block)
         for i in range(len(part)):
             key, row = part[i], block[i]
@@ -321,9 +321,9 @@ def admit(
     slots, heads, counters, columns = store.slots, store.heads, store.counters, keys.shape[1]
     numbers, saved, sketch, noted, admitted = store.numbers, store.saved, store.sketch, store.noted, store.admitted
     flat, out = keys.reshape(-1), inverse.reshape(-1)
-    bounds, block, count = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64), 0
-    for start in range(0, len(flat), _BLOCK):
-        part = flat[start : start + _BLOCK]
+    bounds, block, count = np.empty(_KEYS_IN_FLIGHT, np.uint64), np.empty(_KEYS_IN_FLIGHT, np.int64), 0
+    for start in range(0, len(flat), _KEYS_IN_FLIGHT):
+        part = flat[start : start + _KEYS_IN_FLIGHT]
         _candidates(slots, heads, counters, part, bounds, block)
         for i in range(len(part)):
             key, row = part[i], block[i]

@@ -15,8 +15,8 @@ from learners.table.expiry import Expiry, Removed, oldest
 from learners.table.memory import most_rows
 from learners.table.state import TableArrays, TableCopy
 
-_SWEPT_ROWS = 1 << 15  # rows looked at for expiry by one call of advance
-_EVICTED_SHARE = 32  # a full table frees one in so many rows
+_SWEPT_ROWS_PER_ADVANCE = 1 << 15
+_EVICTION_DIVISOR = 32  # a full table frees one in so many rows
 _FIRST_SLOTS = 64
 
 
@@ -51,7 +51,7 @@ class TableRows:
         elif held + keys.size >= most:  # what has expired must not count as held when the table is full
             self.finish_sweep()
             if self.store.counters[HELD] - len(self._default_keys) >= most:
-                rows = oldest(self.store, 1 + len(self._default_keys), max(1, most // _EVICTED_SHARE))
+                rows = oldest(self.store, 1 + len(self._default_keys), max(1, most // _EVICTION_DIVISOR))
                 self.drop(rows, self.evicted)
 
     def expire_met(self, keys: NDArray[np.uint64]) -> None:
@@ -94,7 +94,7 @@ class TableRows:
         self.expiry.advance(event_ms, self.store)
         if self._halvings and 0 < before < self.expiry.epoch:
             self._decay_default_rows(self.expiry.epoch - before)
-        for rows in self.expiry.found(self.store, _SWEPT_ROWS):
+        for rows in self.expiry.found(self.store, _SWEPT_ROWS_PER_ADVANCE):
             self.drop(rows, self.expired)
 
     def _decay_default_rows(self, epochs: int) -> None:

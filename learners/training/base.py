@@ -42,7 +42,7 @@ from learners.training.fit import Fit, FitConfig, score
 from learners.training.replay import replay
 
 _EVER = 2**62
-_LEAST_P = 1e-4  # that a head starts at
+_LEAST_START_P = 1e-4
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
@@ -239,6 +239,6 @@ def _at_known_rates(
     for place, head in enumerate(config.heads):
         rows, events = (float(part[:, place].sum(dtype=np.float64)) for part in terms)
         known = head.start_p is None and 0 < events < rows
-        p = min(max(events / rows, _LEAST_P), 1 - _LEAST_P) if known else head.start_p
+        p = min(max(events / rows, _LEAST_START_P), 1 - _LEAST_START_P) if known else head.start_p
         heads.append(replace(head, start_p=p))
     return replace(config, heads=tuple(heads))

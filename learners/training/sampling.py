@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step
+_SPLITMIX64_STEP = 0x9E3779B97F4A7C15
 _TO_UNIT = 2.0**-53
 
 
@@ -48,7 +48,7 @@ class NegativeSampling:
 
 def uniform(ids: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
     """A number in [0, 1) of each id: SplitMix64's finaliser (Steele et al. 2014)."""
-    z: NDArray[Any] = ids + np.uint64((seed + 1) * _GOLDEN & (2**64 - 1))
+    z: NDArray[Any] = ids + np.uint64((seed + 1) * _SPLITMIX64_STEP & (2**64 - 1))
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)

@@ -22,7 +22,7 @@ MOST_VALUES = 24
 
 USER, HOUR, OTHERS = "user", "hour", "others"
 
-_WHOLE_NUMBERS = 1000  # 0..999 are tried as names
+_GUESSED_NUMBERS = 1000  # 0..999: a segment is shown by the number whose hash it is
 _HOUR_MS = 3_600_000
 
 
@@ -134,7 +134,7 @@ def _names(spec: FeatureSpec, name: str, values: Sequence[Any]) -> dict[int, str
         ids = bucket_ids(name, len(field.edges) + 1).tolist()
         return names | dict(zip(ids, _bucket_names(field), strict=True))
     hasher = FieldHasher(name, field.source)
-    candidates: list[Any] = [*values, *range(_WHOLE_NUMBERS)]
+    candidates: list[Any] = [*values, *range(_GUESSED_NUMBERS)]
     return names | {hasher.id(value): str(value) for value in candidates}
 
 

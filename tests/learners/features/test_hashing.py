@@ -81,7 +81,7 @@ def test_the_cache_changes_nothing(values: list[object]) -> None:
 
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream of new values cannot fill the memory."""
-    monkeypatch.setattr("learners.features.hashing._CACHED_VALUES", 10)
+    monkeypatch.setattr("learners.features.hashing._CACHED_VALUES_PER_FIELD", 10)
     hasher = FieldHasher("x", "ad.x")
     ids = [hasher.id(value) for value in range(100)]
     assert len(hasher._cache) <= 10
