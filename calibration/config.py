@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from annotated_types import Ge, Gt
 
-from calibration.fitting import SLICE_PRIOR_CLICKS
+from calibration.fit import SLICE_PRIOR_CLICKS
 from calibration.isotonic import PRIOR_WEIGHT
 
 _SPANS = ("click_horizon_s", "click_window_s", "conversion_horizon_s", "conversion_window_s")

@@ -21,7 +21,7 @@ from calibration.config import CalibratorConfig
 from calibration.delay_law import DelayLaw, DelayPrior
 from calibration.events_ahead import Come, EventsAhead
 from calibration.evidence import MapEvidence, Weighed
-from calibration.fitting import fit_slice_map, gain_of
+from calibration.fit import fit_slice_map, gain_of
 from calibration.head_wire import ArrayContent, HeadContent, TrialContent, from_wire, to_wire
 from calibration.instruments import KEEP_MS, Instruments
 from calibration.slice_map import SliceMap

@@ -9,7 +9,7 @@ import numpy as np
 from calibration.cohorts import CohortTable
 from calibration.delay_law import merged_law
 from calibration.evidence import Weighed
-from calibration.fitting import gated, levelled
+from calibration.fit import gated, levelled
 from calibration.gate import gate
 from calibration.head import RIPE_SHARE, HeadCalibration
 from calibration.slice_map import SliceMap
