@@ -48,7 +48,7 @@ class CohortTable:
         self.now_ms = 0
         self.since_ms = 0
         self._start: NDArray[np.int64] = np.zeros(0, np.int64)
-        self._place: NDArray[np.int64] = np.zeros(0, np.int64)  # path << 10 | bin
+        self._cell: NDArray[np.int64] = np.zeros(0, np.int64)  # path << 10 | bin
         self._sums: NDArray[np.int64] = np.zeros((0, columns), np.int64)
         self._fresh: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
         self._fresh_rows = 0
@@ -95,7 +95,7 @@ class CohortTable:
         other._fold()
         self._fold()
         self.now_ms = max(self.now_ms, other.now_ms)
-        self._fresh.append((other._start, other._place, other._sums))
+        self._fresh.append((other._start, other._cell, other._sums))
         self._fold()
         self._start = cohorts_of(self._start, self.now_ms)[0]
         self._fold(again=True)
@@ -104,7 +104,7 @@ class CohortTable:
         """Count the rows of some paths under one."""
         self._fold()
         renamed = np.isin(self.paths(), paths)
-        self._place = np.where(renamed, name << 10 | (self._place & 1023), self._place)
+        self._cell = np.where(renamed, name << 10 | (self._cell & 1023), self._cell)
         self._fold(again=True)
 
     def starts(self) -> NDArray[np.int64]:
@@ -119,12 +119,12 @@ class CohortTable:
     def paths(self) -> NDArray[np.int64]:
         """(M,) paths."""
         self._fold()
-        return self._place >> 10
+        return self._cell >> 10
 
     def bins(self) -> NDArray[np.int64]:
         """(M,) bins."""
         self._fold()
-        return self._place & 1023
+        return self._cell & 1023
 
     def sums(self) -> NDArray[np.int64]:
         """(M, C) sums."""
@@ -132,9 +132,9 @@ class CohortTable:
         return self._sums
 
     def to_bytes(self) -> bytes:
-        """All of it: differences of neighbouring starts and places, and the sums, compressed by byte planes."""
+        """All of it: differences of neighbouring starts and cells, and the sums, compressed by byte planes."""
         self._fold()
-        columns = [np.diff(self._start, prepend=0), np.diff(self._place, prepend=0), *self._sums.T]
+        columns = [np.diff(self._start, prepend=0), np.diff(self._cell, prepend=0), *self._sums.T]
         planes = b"".join(_planes(column) for column in columns)
         packed = zlib.compress(planes, 1)
         return (
@@ -159,24 +159,24 @@ class CohortTable:
         planes = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(columns + 2, 8, rows)
         found = [np.ascontiguousarray(plane.T).view("<i8")[:, 0].astype(np.int64) for plane in planes]
         table = cls(columns)
-        table._start, table._place = np.cumsum(found[0]), np.cumsum(found[1])
+        table._start, table._cell = np.cumsum(found[0]), np.cumsum(found[1])
         table._sums = np.stack(found[2:], axis=1) if rows else np.zeros((0, columns), np.int64)
         table.now_ms, table.since_ms = now_ms, since_ms
         return table
 
     def _fold(self, kept: NDArray[np.bool_] | None = None, *, again: bool = False) -> None:
-        """Take in the fresh rows, drop all but ``kept``, and add up what has one place in one cohort."""
+        """Take in the fresh rows, drop all but ``kept``, and add up what is of one cell and one cohort."""
         if not self._fresh and not again:
             return
-        parts = [(self._start, self._place, self._sums), *self._fresh]
+        parts = [(self._start, self._cell, self._sums), *self._fresh]
         self._fresh, self._fresh_rows = [], 0
-        start, place, sums = (np.concatenate(column) for column in zip(*parts, strict=True))
+        start, cell, sums = (np.concatenate(column) for column in zip(*parts, strict=True))
         if kept is not None:
-            start, place, sums = start[kept], place[kept], sums[kept]
-        order = np.lexsort((place, start))
-        start, place = start[order], place[order]
-        first = np.flatnonzero(np.append(True, (np.diff(start) != 0) | (np.diff(place) != 0)))[: len(start)]
-        self._start, self._place = start[first], place[first]
+            start, cell, sums = start[kept], cell[kept], sums[kept]
+        order = np.lexsort((cell, start))
+        start, cell = start[order], cell[order]
+        first = np.flatnonzero(np.append(True, (np.diff(start) != 0) | (np.diff(cell) != 0)))[: len(start)]
+        self._start, self._cell = start[first], cell[first]
         self._sums = np.add.reduceat(sums[order], first, axis=0) if len(start) else sums
 
 

@@ -46,7 +46,7 @@ def bins_of(logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
 
 
 def added(at: NDArray[np.intp], values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """(size,) sums of (M,) values at (M,) places."""
+    """(size,) sums of (M,) values at (M,) cells."""
     return np.bincount(at, values, size).astype(np.float64)
 
 
@@ -103,14 +103,14 @@ class MapEvidence:
         after = np.cumsum(counted[::-1])[::-1] - counted
         weight = 0.5 ** (after / half_life_clicks) * ripe
         level = np.divide(by_cohort, promised, out=np.zeros_like(promised), where=promised > 0)
-        place, size = of_path * BINS + bins, len(paths) * BINS
+        cell, size = of_path * BINS + bins, len(paths) * BINS
         newest = starts > (starts[-1] - recent_ms) if len(starts) else starts > 0
         shape = (len(paths), BINS)
         return Weighed(
             paths,
-            added(place, expected * (weight * level)[of_cohort], size).reshape(shape),
-            added(place, clicks * (weight * (promised > 0))[of_cohort], size).reshape(shape),
-            added(place, expected * newest, size).reshape(shape),
+            added(cell, expected * (weight * level)[of_cohort], size).reshape(shape),
+            added(cell, clicks * (weight * (promised > 0))[of_cohort], size).reshape(shape),
+            added(cell, expected * newest, size).reshape(shape),
         )
 
     def span(self, from_ms: int, until_ms: int) -> Weighed:
@@ -124,12 +124,12 @@ class MapEvidence:
         by_cohort = added(of_cohort, clicks, len(cohort))
         promised = added(of_cohort, expected, len(cohort))
         level = np.divide(by_cohort, promised, out=np.zeros_like(promised), where=promised > 0)
-        place, size, shape = of_path * BINS + bins, len(paths) * BINS, (len(paths), BINS)
+        cell, size, shape = of_path * BINS + bins, len(paths) * BINS, (len(paths), BINS)
         return Weighed(
             paths,
-            added(place, expected * level[of_cohort], size).reshape(shape),
-            added(place, clicks * (promised > 0)[of_cohort], size).reshape(shape),
-            added(place, expected, size).reshape(shape),
+            added(cell, expected * level[of_cohort], size).reshape(shape),
+            added(cell, clicks * (promised > 0)[of_cohort], size).reshape(shape),
+            added(cell, expected, size).reshape(shape),
         )
 
     def expected(self, since_ms: int) -> float:

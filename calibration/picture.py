@@ -47,10 +47,10 @@ def _reliability(panel: Any, deciles: Sequence[Line]) -> None:
 
 
 def _ratios(panel: Any, name: str, lines: Sequence[Line]) -> None:
-    places = range(len(lines))
+    positions = range(len(lines))
     panel.axhline(1.0, color="#999999", linewidth=1)
-    panel.plot(places, [line.observed_over_expected_before for line in lines], "o", color=_BEFORE, label="before")
-    panel.plot(places, [line.observed_over_expected_after for line in lines], "o", color=_AFTER, label="after")
-    panel.set_xticks(list(places), [line.name for line in lines], rotation=60, ha="right")
+    panel.plot(positions, [line.observed_over_expected_before for line in lines], "o", color=_BEFORE, label="before")
+    panel.plot(positions, [line.observed_over_expected_after for line in lines], "o", color=_AFTER, label="after")
+    panel.set_xticks(list(positions), [line.name for line in lines], rotation=60, ha="right")
     panel.set(ylabel="O/E", title=f"by {name}")
     panel.legend()

@@ -31,13 +31,13 @@ def _prefetch(context: Any, array: Any, index: Any) -> tuple[Any, Any]:
 
     def emit(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         address = target.make_array(signature.args[0])(target, builder, arguments[0]).data
-        place = builder.bitcast(builder.gep(address, [arguments[1]]), cgutils.voidptr_t)
+        slot = builder.bitcast(builder.gep(address, [arguments[1]]), cgutils.voidptr_t)
         word = ir.IntType(32)
         hint = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, word, word, word])
         call = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
             builder.module, hint, "llvm.prefetch.p0"
         )
-        builder.call(call, [place, word(0), word(3), word(1)])  # for reading, into every level, data
+        builder.call(call, [slot, word(0), word(3), word(1)])  # for reading, into every level, data
         return target.get_dummy_value()
 
     return numba.types.void(array, numba.types.int64), emit

@@ -42,7 +42,7 @@ PARTITION = 0
 MAX_PART_BYTES = 2**30  # nothing travels
 
 Relabel = Callable[[ExampleRows | None, int], ExampleRows | None]
-"""Examples that the join gave, with its watermark, to those that are learned in their place."""
+"""Examples that the join gave, with its watermark, to those that are learned instead."""
 
 
 class Cores:

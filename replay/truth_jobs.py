@@ -44,18 +44,18 @@ def run_jobs(jobs: Sequence[Job], processes: int, progress: Progress) -> list[Re
     """Train the bases, then run the jobs, the longest first; the results in the order of the jobs."""
     with _pool(processes) as pool:
         bases = _trained(pool, jobs, progress)
-        longest_first = sorted(range(len(jobs)), key=lambda place: -expected_displays(jobs[place]))
+        longest_first = sorted(range(len(jobs)), key=lambda number: -expected_displays(jobs[number]))
         running = {
-            pool.submit(_finished, jobs[place], {kind: bases[kind] for kind in jobs[place].bases()}): place
-            for place in longest_first
+            pool.submit(_finished, jobs[number], {kind: bases[kind] for kind in jobs[number].bases()}): number
+            for number in longest_first
         }
         found: dict[int, Result] = {}
         with progress.counting("displays", round(sum(map(expected_displays, jobs)))) as advance:
             for ended in as_completed(running):
-                place = running[ended]
-                found[place] = ended.result()
-                advance(round(found[place].displays))
-    return [found[place] for place in range(len(jobs))]
+                number = running[ended]
+                found[number] = ended.result()
+                advance(round(found[number].displays))
+    return [found[number] for number in range(len(jobs))]
 
 
 def _trained(pool: ProcessPoolExecutor, jobs: Sequence[Job], progress: Progress) -> dict[BaseKind, TrainedBase]:

@@ -105,8 +105,8 @@ class _Run:
         ids = self.world.encoded(requests, self._request_id, START_MS + round(start_s * 1000) + second_ms)
         self._request_id += count
         scored = self.cores.score(ids)
-        places = self._won(requests, scored)
-        return self._show(rng, requests.take(places), scored, places)
+        positions = self._won(requests, scored)
+        return self._show(rng, requests.take(positions), scored, positions)
 
     def _won(self, requests: Requests, scored: Scored) -> NDArray[np.intp]:
         """The candidates that are shown, (R, K), first slot first."""
@@ -118,12 +118,12 @@ class _Run:
         return np.argsort(-worth, axis=1, kind="stable")[:, :slots]
 
     def _show(
-        self, rng: np.random.Generator, shown: Requests, scored: Scored, places: NDArray[np.intp]
+        self, rng: np.random.Generator, shown: Requests, scored: Scored, positions: NDArray[np.intp]
     ) -> NDArray[np.float64]:
         """Show what won, let the users react, and put on its way what they do."""
-        count, slots = places.shape
+        count, slots = positions.shape
         candidates = scored.encoded.row_count // count
-        rows = (np.arange(count)[:, None] * candidates + places).ravel()
+        rows = (np.arange(count)[:, None] * candidates + positions).ravel()
         true, buys = (
             probability(shown).ravel()
             for probability in (self.world.click_probability, self.world.conversion_probability)

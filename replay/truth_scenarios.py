@@ -105,8 +105,8 @@ class Scenario:
 
 
 def _at(points: Points, minute: float) -> float:
-    places = [at for at, _ in points]
-    after = int(np.searchsorted(places, minute, side="right"))
+    minutes = [at for at, _ in points]
+    after = int(np.searchsorted(minutes, minute, side="right"))
     if after in (0, len(points)):
         return points[max(after - 1, 0)][1]
     (start, low), (stop, high) = points[after - 1 : after + 1]

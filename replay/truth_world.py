@@ -71,7 +71,7 @@ class WorldConfig:
 
 
 class Requests(NamedTuple):
-    """R requests with C candidates each, as places in the world's arrays."""
+    """R requests with C candidates each, as indices into the world's arrays."""
 
     user: Places  # (R,)
     placement: Places  # (R,)
@@ -157,7 +157,7 @@ class World:
     # ------------------------------------------------------------------------------------------------------- the draws
 
     def rng(self, *at: int) -> np.random.Generator:
-        """The generator of a place in time."""
+        """The generator of a moment."""
         return np.random.default_rng([self.config.seed, 2, *at])
 
     def requests(
@@ -165,7 +165,7 @@ class World:
     ) -> Requests:
         """``count`` requests with ``candidates`` different live ads each, a share of them replaced by launched ones.
 
-        launched : the ads to launch, as places; None: none.
+        launched : the ads to launch, as indices; None: none.
         """
         live = self.config.live_ads
         user = np.minimum(np.searchsorted(self._arrivals, rng.random(count)), _USERS - 1)

@@ -1,7 +1,7 @@
 """The dense part of DeepFM in plain torch with autograd: with batch norm and dropout, and on a GPU.
 
 For the large batches of base training. The table, the parameters and both optimisers stay in host memory, where the
-stream goes on with them. A step sends the batch's distinct table rows, their places, and the parameters (some 150 kB)
+stream goes on with them. A step sends the batch's distinct table rows, the inverse, and the parameters (some 150 kB)
 to the device, and takes the gradients back. On a GPU that pays from some thousand rows a batch; at the stream's 128
 rows the CPU is faster. Shapes: B rows, E embedded columns, D = dim, K dense inputs, H heads, U table rows.
 """
@@ -133,8 +133,8 @@ class AutogradNetwork:
             statistics |= tower.statistics_shapes()
         self._learned = tuple(learned)
         self.parameters = DenseParameters(learned, statistics)
-        for place, tower in enumerate(self._towers):
-            tower.start(self.parameters.value, width, np.random.default_rng((config.seed, 1, place)))
+        for head, tower in enumerate(self._towers):
+            tower.start(self.parameters.value, width, np.random.default_rng((config.seed, 1, head)))
 
     def logits(self, inputs: Inputs) -> Floats:
         """Each head's own logit, (H, B)."""
@@ -154,8 +154,7 @@ class AutogradNetwork:
         values, parameters = self._sent(inputs.values).requires_grad_(), self._sent_parameters()
         learned = [parameters[name].requires_grad_() for name in self._learned]
         learning = [
-            Learning(np.random.default_rng((self._seed, 2, place, step, first_row)))
-            for place in range(len(self._towers))
+            Learning(np.random.default_rng((self._seed, 2, head, step, first_row))) for head in range(len(self._towers))
         ]
         loss = self._loss(self._own_logits(inputs, values, parameters, learning), terms)
         of_values, *of_parameters = torch.autograd.grad(loss, [values, *learned])
@@ -181,9 +180,9 @@ class AutogradNetwork:
         self, inputs: Inputs, values: torch.Tensor, parameters: Tensors, learning: list[Learning] | None
     ) -> torch.Tensor:
         """(B, H)."""
-        places = torch.from_numpy(inputs.inverse.astype(np.int64)).to(self.device)
-        with_missing = torch.cat((values, values.new_zeros((1, values.shape[1]))))  # place −1 is its last row
-        looked = with_missing[places]  # (B, E, D + 1)
+        inverse = torch.from_numpy(inputs.inverse.astype(np.int64)).to(self.device)
+        with_missing = torch.cat((values, values.new_zeros((1, values.shape[1]))))  # index −1 is its last row
+        looked = with_missing[inverse]  # (B, E, D + 1)
         dense = self._sent(inputs.dense)
         vectors = looked[:, :, :-1]
         pairs = 0.5 * (vectors.sum(1).square().sum(1) - vectors.square().sum((1, 2)))

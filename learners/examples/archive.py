@@ -2,7 +2,7 @@
 
 An archive is one file, or a folder of part files, each with the examples of one stretch of a partition of the examples
 topic: ``date=YYYY-MM-DD/p{partition}-{first_offset:020d}-{next_offset:020d}.parquet``. Every row of a part knows its
-place in the topic, so that stretches may overlap (a restarted archiver writes some rows again): each place counts once.
+position in the topic, so that stretches may overlap (a restarted archiver writes some rows again): each counts once.
 Rows are what the stream tells (`learners.examples.kinds`): displays, clicks, conversions. A log that has one row an
 impression, with its ``label``, is read as well, as are archives of the time when the topic had such rows: their kinds
 have the same numbers.
@@ -36,7 +36,7 @@ def read_examples(
     """Read an archive, a file or a folder tree of them, also behind an fsspec URL, into memory.
 
     With 40 ids and 36 dense inputs a row takes some 550 bytes.
-    Rows from a topic are ordered by partition, offset and ordinal, each place once; rows from elsewhere come first, in
+    Rows from a topic are ordered by partition, offset and ordinal, each once; rows from elsewhere come first, in
     the order of their files' names and of their rows.
 
     Parameters
@@ -59,7 +59,7 @@ def read_examples(
 def log_reach(path: Path | str, *, until_ms: int = 2**62) -> dict[int, int]:
     """Partition → the offset up to which an archive holds the topic; none for examples that came from no topic.
 
-    With ``until_ms`` the offset of the first event of then or later: where a stream goes on must be one place in its
+    With ``until_ms`` the offset of the first event of then or later: where a stream goes on must be one position in its
     log, so that also earlier events behind that one are beyond it. Raises ArchiveError.
     """
     ends: dict[int, int] = {}
@@ -111,8 +111,8 @@ def _joined(parts: list[Examples]) -> Examples:
 def _each_place_once(examples: Examples) -> Examples:
     partition, offset, ordinal = (examples.columns[name] for name in ("partition", "offset", "ordinal"))
     order = np.lexsort((ordinal, offset, partition))  # stable
-    places = np.stack([column[order] for column in (partition, offset, ordinal)])
-    again = (places[:, 1:] == places[:, :-1]).all(axis=0) & (places[0, 1:] >= 0)
+    positions = np.stack([column[order] for column in (partition, offset, ordinal)])
+    again = (positions[:, 1:] == positions[:, :-1]).all(axis=0) & (positions[0, 1:] >= 0)
     kept = order[np.concatenate((np.ones(min(1, len(order)), np.bool_), ~again))]
     if np.array_equal(kept, np.arange(len(examples))):
         return examples

@@ -77,7 +77,7 @@ def write_part(
     offset
         (N,) of the record that each row came in.
     ordinal
-        (N,) place of the row in its record.
+        (N,) index of the row in its record.
 
     Raises
     ------
@@ -107,12 +107,12 @@ def write_examples(path: Path, examples: Encoded, spec: NamedSpec) -> None:
     _write(path, examples, spec, {})
 
 
-def _write(path: Path, examples: Encoded, spec: NamedSpec, places: Mapping[str, NDArray[Any]]) -> None:
+def _write(path: Path, examples: Encoded, spec: NamedSpec, positions: Mapping[str, NDArray[Any]]) -> None:
     # No label where the examples have none: a 0 beside an exposure would read as if it were not clicked.
     scalars = [name for name in SCALARS if name != "label" or hasattr(examples, "label")]
     table = pa.table(
         [_fixed(examples.ids, "ids"), _fixed(examples.dense, "dense")]
-        + [pa.array(_vector(examples, name, places)) for name in scalars],
+        + [pa.array(_vector(examples, name, positions)) for name in scalars],
         names=[*MATRICES, *scalars],
     ).replace_schema_metadata({"spec_name": spec.name, "spec_hash": spec.hash})
     unfinished = path.with_name(f".{path.name}.unfinished")
@@ -133,10 +133,10 @@ def _fixed(matrix: NDArray[Any], name: str) -> pa.Array[Any]:
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), matrix.shape[1])
 
 
-def _vector(examples: Encoded, name: str, places: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+def _vector(examples: Encoded, name: str, positions: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     dtype, default = SCALARS[name]
     rows = len(examples.ids)
-    values = places[name] if name in places else getattr(examples, name, None)
+    values = positions[name] if name in positions else getattr(examples, name, None)
     if values is None:
         return np.full(rows, default, dtype)
     if values.shape != (rows,) or len(examples.dense) != rows:

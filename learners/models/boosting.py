@@ -77,7 +77,7 @@ class Categories(NamedTuple):
 class Forest:
     """T fitted trees of one or more ensembles, whose mean is the answer.
 
-    A leaf is known by its place: tree x L + leaf, with L the most leaves that a tree may have.
+    A leaf is known by its number: tree x L + leaf, with L the most leaves that a tree may have.
     """
 
     def __init__(self, config: BoostingConfig, texts: Sequence[bytes], categories: Categories) -> None:
@@ -112,13 +112,13 @@ class Forest:
         return cls(config, [booster.model_to_string().encode() for booster in fitted], categories)
 
     def leaves(self, codes: NDArray[np.uint32], dense: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The places (B, T) of the leaves that rows fall into."""
+        """The numbers (B, T) of the leaves that rows fall into."""
         if not len(dense):
             return np.zeros((0, self.trees), np.int64)
         inputs = np.concatenate((dense, self._categories.numbers(codes)), axis=1)
         found = [booster.predict(inputs, pred_leaf=True, num_threads=1) for booster in self._boosters]
-        places = [np.asarray(leaves, np.int64).reshape(len(dense), -1) for leaves in found]
-        return np.concatenate(places, axis=1) + self._first
+        numbers = [np.asarray(leaves, np.int64).reshape(len(dense), -1) for leaves in found]
+        return np.concatenate(numbers, axis=1) + self._first
 
     def state(self) -> dict[str, NDArray[Any]]:
         """The trees as lightgbm's texts, one behind the other with a 0 between them, and the categories."""

@@ -68,13 +68,13 @@ class FtrlRegression:
     def predict_many(self, rows: Rows) -> NDArray[np.float32]:
         """Logits, (B,) float32. Changes nothing."""
         check_widths(rows, self.shape)
-        return logits_of(self._places(rows.ids), self._inputs(rows.dense), self._z, self._n, self._rates)
+        return logits_of(self._coordinates(rows.ids), self._inputs(rows.dense), self._z, self._n, self._rates)
 
     def learn_terms(self, rows: Rows, terms: Terms) -> None:
         """A step for each row, with the gradient exposure·σ(z) − event. Raises ValueError; then nothing was learned."""
         batch = checked_terms_batch(self.shape, rows, terms)
-        places, inputs = self._places(batch.ids), self._inputs(batch.dense)
-        learn(places, inputs, batch.terms.exposure, batch.terms.event, self._z, self._n, self._rates)
+        coordinates, inputs = self._coordinates(batch.ids), self._inputs(batch.dense)
+        learn(coordinates, inputs, batch.terms.exposure, batch.terms.event, self._z, self._n, self._rates)
 
     def learn_many(self, rows: Rows, labels: NDArray[Any], weight: NDArray[Any] | None = None) -> None:
         """``learn_terms`` of labelled rows; ``weight`` scales a row's gradient (default 1)."""
@@ -83,12 +83,12 @@ class FtrlRegression:
     def advance(self, event_ms: int) -> None:
         """Nothing here ages."""
 
-    def _places(self, ids: NDArray[np.uint64]) -> NDArray[np.int64]:
+    def _coordinates(self, ids: NDArray[np.uint64]) -> NDArray[np.int64]:
         keys = np.ascontiguousarray(ids[:, self._columns])
-        places: NDArray[np.int64] = ((keys * _FIBONACCI) >> self._shift).astype(np.int64)
-        places += 1 + self._dense
-        places[keys == 0] = 0
-        return places
+        coordinates: NDArray[np.int64] = ((keys * _FIBONACCI) >> self._shift).astype(np.int64)
+        coordinates += 1 + self._dense
+        coordinates[keys == 0] = 0
+        return coordinates
 
     def _inputs(self, dense: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.ascontiguousarray(dense[:, : self._dense], np.float32)

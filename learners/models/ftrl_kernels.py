@@ -1,7 +1,7 @@
 """The loops of FTRL-proximal over coordinates; see `learners.models.ftrl`.
 
 The coordinates lie in one vector: 0 is the intercept, 1..K the dense inputs, the rest ids. ``z`` and ``n`` are McMahan
-et al.'s, (C,) float64. ``places`` (B, E) holds the coordinates of a row's ids, 0 where one is missing.
+et al.'s, (C,) float64. ``coordinates`` (B, E) holds those of a row's ids, 0 where one is missing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def weight_of(z: float, n: float, alpha: float, beta: float, l1: float, l2: floa
 
 @kernel
 def logits_of(
-    places: NDArray[np.int64],
+    coordinates: NDArray[np.int64],
     dense: NDArray[np.float32],
     z: NDArray[np.float64],
     n: NDArray[np.float64],
@@ -34,12 +34,12 @@ def logits_of(
 ) -> NDArray[np.float32]:
     """Logits, (B,) float32, within ±`LOGIT_BOUND`. ``rates`` : alpha, beta, l1, l2."""
     alpha, beta, l1, l2 = rates
-    out = np.empty(len(places), np.float32)
-    for row in range(len(places)):
+    out = np.empty(len(coordinates), np.float32)
+    for row in range(len(coordinates)):
         logit = weight_of(z[0], n[0], alpha, beta, l1, l2)
         for k in range(dense.shape[1]):
             logit += weight_of(z[1 + k], n[1 + k], alpha, beta, l1, l2) * dense[row, k]
-        for at in places[row]:
+        for at in coordinates[row]:
             if at != 0:
                 logit += weight_of(z[at], n[at], alpha, beta, l1, l2)
         out[row] = min(max(logit, -LOGIT_BOUND), LOGIT_BOUND)
@@ -48,7 +48,7 @@ def logits_of(
 
 @kernel
 def learn(
-    places: NDArray[np.int64],
+    coordinates: NDArray[np.int64],
     dense: NDArray[np.float32],
     exposure: NDArray[np.float32],
     event: NDArray[np.float32],
@@ -58,14 +58,14 @@ def learn(
 ) -> None:
     """Row after row, each with the weights that the row before left: algorithm 1 on exposure·softplus(z) − event·z."""
     alpha, beta, l1, l2 = rates
-    active = 1 + dense.shape[1] + places.shape[1]
+    active = 1 + dense.shape[1] + coordinates.shape[1]
     where, value, current = np.empty(active, np.int64), np.empty(active), np.empty(active)
-    for row in range(len(places)):
+    for row in range(len(coordinates)):
         count = 0
         for k in range(active):
             at, x = k, 1.0
             if k > dense.shape[1]:
-                at = places[row, k - 1 - dense.shape[1]]
+                at = coordinates[row, k - 1 - dense.shape[1]]
             elif k > 0:
                 x = float(dense[row, k - 1])
             if x != 0.0 and (at != 0 or k == 0):

@@ -39,9 +39,9 @@ class RowBuffer:
         """Append rows; the oldest make room."""
         skipped = max(0, len(rows.target) - self._size)
         self._grow(min(self._size, self._added + len(rows.target)))
-        places = np.arange(self._added + skipped, self._added + len(rows.target)) % self._size
+        slots = np.arange(self._added + skipped, self._added + len(rows.target)) % self._size
         for ring, new in zip(self._rows, rows, strict=True):
-            ring[places] = new[skipped:]
+            ring[slots] = new[skipped:]
         self._added += len(rows.target)
 
     def rows(self) -> Remembered:

@@ -40,12 +40,12 @@ class ChunkThreads:
 
         def share(thread: int) -> None:
             with turns:
-                for place in range(thread, len(chunks), self.threads):
-                    work(thread, chunks[place])
-                    if not turns.wait(place):
+                for index in range(thread, len(chunks), self.threads):
+                    work(thread, chunks[index])
+                    if not turns.wait(index):
                         return
                     if in_order is not None:
-                        in_order(thread, chunks[place])
+                        in_order(thread, chunks[index])
                     turns.end()
 
         shares = [self._pool.submit(share, thread) for thread in range(min(self.threads, len(chunks)))]
@@ -62,10 +62,10 @@ class _Turns:
         self._now = 0
         self._over = False
 
-    def wait(self, place: int) -> bool:
-        """Until it is ``place``'s turn; whether that will ever be."""
+    def wait(self, index: int) -> bool:
+        """Until it is ``index``'s turn; whether that will ever be."""
         with self._changed:
-            self._changed.wait_for(lambda: self._over or self._now == place)
+            self._changed.wait_for(lambda: self._over or self._now == index)
             return not self._over
 
     def end(self) -> None:

@@ -25,9 +25,9 @@ class Targets(NamedTuple):
     weight: NDArray[np.float32]
     paid: NDArray[np.float32]
 
-    def at(self, places: Index) -> Targets:
+    def at(self, index: Index) -> Targets:
         """Those of some of the rows."""
-        return Targets(self.labels[places], self.weight[places], self.paid[places])
+        return Targets(self.labels[index], self.weight[index], self.paid[index])
 
     def terms(self, of_labels: Terms) -> Terms:
         """The terms of these labels and weights, (B, H), with the shares that are paid."""

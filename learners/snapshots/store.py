@@ -54,7 +54,7 @@ class DirectoryStore:
         self.root = root
 
     def url(self, folder: str) -> str:
-        """The folder's place."""
+        """Where the folder is."""
         return str(self.root / folder)
 
     def folders(self) -> list[str]:
@@ -98,7 +98,7 @@ class UrlStore:
         self._files, self._path = fsspec.core.url_to_fs(self.root)
 
     def url(self, folder: str) -> str:
-        """The folder's place."""
+        """Where the folder is."""
         return f"{self.root}/{folder}"
 
     def folders(self) -> list[str]:

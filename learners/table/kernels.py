@@ -79,33 +79,33 @@ def _locate(
 ) -> tuple[Integer, Integer]:
     """The row of a key, or 0, and the slot where it is or belongs."""
     hashed = mixed(key) >> _THIRTY_TWO
-    place, bound = _home(counters, np.int64(hashed)), hashed << _THIRTY_TWO
-    while slots[place] - _ONE < bound:  # an empty slot wraps round to the largest number
-        place += 1
-    while slots[place] != 0 and slots[place] >> _THIRTY_TWO == hashed:
-        row = np.int64(slots[place] & _LOW)
+    at, bound = _home(counters, np.int64(hashed)), hashed << _THIRTY_TWO
+    while slots[at] - _ONE < bound:  # an empty slot wraps round to the largest number
+        at += 1
+    while slots[at] != 0 and slots[at] >> _THIRTY_TWO == hashed:
+        row = np.int64(slots[at] & _LOW)
         if heads[row, 0] == key:
-            return row, place
-        place += 1
-    return 0, place
+            return row, at
+        at += 1
+    return 0, at
 
 
 @kernel
-def _put(slots: NDArray[np.uint64], place: Integer, slot: np.uint64) -> None:
+def _put(slots: NDArray[np.uint64], at: Integer, slot: np.uint64) -> None:
     """Insert a slot where it belongs; the rest of its run moves on by one."""
-    while slots[place] != 0:
-        slots[place], slot = slot, slots[place]
-        place += 1
-    slots[place] = slot
+    while slots[at] != 0:
+        slots[at], slot = slot, slots[at]
+        at += 1
+    slots[at] = slot
 
 
 @kernel
-def _take_out(slots: NDArray[np.uint64], counters: NDArray[np.int64], place: Integer) -> None:
+def _take_out(slots: NDArray[np.uint64], counters: NDArray[np.int64], at: Integer) -> None:
     """Empty a slot; those behind it that are not at home move back by one."""
-    while slots[place + 1] != 0 and _home(counters, np.int64(slots[place + 1] >> _THIRTY_TWO)) <= place:
-        slots[place] = slots[place + 1]
-        place += 1
-    slots[place] = 0
+    while slots[at + 1] != 0 and _home(counters, np.int64(slots[at + 1] >> _THIRTY_TWO)) <= at:
+        slots[at] = slots[at + 1]
+        at += 1
+    slots[at] = 0
 
 
 @kernel
@@ -136,10 +136,10 @@ def _move(slots: NDArray[np.uint64], counters: NDArray[np.int64], count: int) ->
     slots[start:stop] = 0
     for slot in lifted:
         if slot != 0:
-            place = _home(counters, np.int64(slot >> _THIRTY_TWO))
-            while slots[place] != 0 and slots[place] < slot:
-                place += 1
-            _put(slots, place, slot)
+            at = _home(counters, np.int64(slot >> _THIRTY_TWO))
+            while slots[at] != 0 and slots[at] < slot:
+                at += 1
+            _put(slots, at, slot)
 
 
 @kernel
@@ -239,11 +239,11 @@ def _insert(
     column: Integer,
 ) -> Integer:
     """A new row for a key that has none, with its start values."""
-    _, place = _locate(slots, heads, counters, key)
+    _, at = _locate(slots, heads, counters, key)
     row = _new_row(heads, counters, saved)
     heads[row, 0] = key
     heads[row, 1] = LIVE | (np.uint64(column) << _SIXTEEN)
-    _put(slots, place, (mixed(key) & ~_LOW) | np.uint64(row))
+    _put(slots, at, (mixed(key) & ~_LOW) | np.uint64(row))
     base = 1 + column if rules.from_default and column != NO_COLUMN else 0
     start_row(numbers, row, key, rules.seed, rules.scale, base)
     _spread(slots, counters)
@@ -269,13 +269,13 @@ def _candidates(
         prefetch(slots, rows[i])
         prefetch(slots, rows[i] + 7)
     for i in range(len(keys)):
-        place, bound, below = rows[i], bounds[i], 8
+        at, bound, below = rows[i], bounds[i], 8
         while below == 8:  # counting eight at a time has no branch to mispredict; what is below comes first
             below = 0
             for j in range(8):
-                below += slots[place + j] - _ONE < bound  # an empty slot wraps round to the largest number
-            place += below
-        rows[i] = np.int64(slots[place] & _LOW) if (slots[place] ^ bound) <= _LOW else 0
+                below += slots[at + j] - _ONE < bound  # an empty slot wraps round to the largest number
+            at += below
+        rows[i] = np.int64(slots[at] & _LOW) if (slots[at] ^ bound) <= _LOW else 0
         prefetch(heads, 2 * rows[i])
 
 
@@ -315,7 +315,7 @@ def admit(
 ) -> Integer:
     """Count sightings, admit keys, and list the rows of a batch; see ``EmbeddingTable.admit``.
 
-    While it runs, a row met has ``IN_BATCH`` set and its place in ``unique`` where its last seen epoch was;
+    While it runs, a row met has ``IN_BATCH`` set and its index in ``unique`` where its last seen epoch was;
     ``before`` keeps that. ``stamp`` undoes it.
     """
     slots, heads, counters, columns = store.slots, store.heads, store.counters, keys.shape[1]
@@ -377,8 +377,8 @@ def remove(store: Store, rows: NDArray[np.int32], counts: NDArray[np.int64]) -> 
     """Take rows out and count them by column."""
     for row in rows:
         head = store.heads[row]
-        _, place = _locate(store.slots, store.heads, store.counters, head[0])
-        _take_out(store.slots, store.counters, place)
+        _, at = _locate(store.slots, store.heads, store.counters, head[0])
+        _take_out(store.slots, store.counters, at)
         column = np.int64((head[1] >> _SIXTEEN) & _COLUMN)
         if column < len(counts):
             counts[column] += 1
@@ -438,5 +438,5 @@ def build_index(store: Store) -> None:
     for row in range(1, store.counters[USED]):
         if store.heads[row, 1] & LIVE:
             key = store.heads[row, 0]
-            _, place = _locate(store.slots, store.heads, store.counters, key)
-            _put(store.slots, place, (mixed(key) & ~_LOW) | np.uint64(row))
+            _, at = _locate(store.slots, store.heads, store.counters, key)
+            _put(store.slots, at, (mixed(key) & ~_LOW) | np.uint64(row))

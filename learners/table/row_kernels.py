@@ -75,7 +75,7 @@ def gather(numbers: NDArray[np.float32], rows: NDArray[np.int32], first: int, ou
 
 @kernel
 def copy_rows(store: Store, first: int, last: int, heads: NDArray[np.uint64], numbers: NDArray[np.float32]) -> None:
-    """Copy the rows of [first, last) that were not saved before to the same places of a snapshot."""
+    """Copy the rows of [first, last) that were not saved before to the same rows of a snapshot."""
     for row in range(first, last):
         if not store.saved[row]:
             heads[row] = store.heads[row]

@@ -236,8 +236,8 @@ def _at_known_rates(
     labels = targets.labels.reshape(len(targets.labels), -1).astype(np.float32)
     terms = targets.terms(Heads(config.heads).terms_of_labels(labels, targets.weight))
     heads = []
-    for place, head in enumerate(config.heads):
-        rows, events = (float(part[:, place].sum(dtype=np.float64)) for part in terms)
+    for at, head in enumerate(config.heads):
+        rows, events = (float(part[:, at].sum(dtype=np.float64)) for part in terms)
         known = head.start_p is None and 0 < events < rows
         p = min(max(events / rows, _LEAST_START_P), 1 - _LEAST_START_P) if known else head.start_p
         heads.append(replace(head, start_p=p))

@@ -133,14 +133,14 @@ class Fit:
 
     def _epoch(self, model: DeepFM, progress: Progress, best: State | None) -> Progress:
         """The rest of an epoch, then its judgement."""
-        size, places = self._config.batch_rows, self._order(progress.epoch)
-        times = self._times(places, progress.epoch)
-        for start in range(progress.batch * size, len(places), size):
-            stop = min(start + size, len(places))
+        size, order = self._config.batch_rows, self._order(progress.epoch)
+        times = self._times(order, progress.epoch)
+        for start in range(progress.batch * size, len(order), size):
+            stop = min(start + size, len(order))
             model.advance(int(times[stop - 1]))
-            self._step(model, places[start:stop], self._config.schedule.factor(progress.step))
+            self._step(model, order[start:stop], self._config.schedule.factor(progress.step))
             progress = replace(progress, step=progress.step + 1, batch=progress.batch + 1)
-            self._report(progress.epoch * len(places) + stop, self._config.epochs * len(places))
+            self._report(progress.epoch * len(order) + stop, self._config.epochs * len(order))
             if progress.step % self._config.checkpoint_steps == 0:
                 self._keep(model, progress, best)
         found = quality(score(model, self._examples, self._split.validation), self._validated)
@@ -154,19 +154,19 @@ class Fit:
         )
 
     def _order(self, epoch: int) -> Index:
-        """Places of the train rows; an epoch's order hangs on the seed and its number alone."""
+        """Indices of the train rows; an epoch's order hangs on the seed and its number alone."""
         if self._config.order == "time":
             return np.arange(len(self._train))
         return np.random.default_rng((self._config.seed, epoch)).permutation(len(self._train))
 
-    def _times(self, places: Index, epoch: int) -> NDArray[np.int64]:
-        """Event time after each place: it never goes back, so a later epoch stands at the end of the first."""
+    def _times(self, order: Index, epoch: int) -> NDArray[np.int64]:
+        """Event time after each row of ``order``; it never goes back: a later epoch stands at the end of the first."""
         ts_ms = self._examples.columns["ts_ms"][self._train]
-        return np.asarray(np.full(len(places), ts_ms.max()) if epoch else np.maximum.accumulate(ts_ms[places]))
+        return np.asarray(np.full(len(order), ts_ms.max()) if epoch else np.maximum.accumulate(ts_ms[order]))
 
-    def _step(self, model: DeepFM, places: Index, rate_factor: float) -> None:
-        index = self._train[places]
-        rows, targets = rows_at(self._examples, index), self._targets.at(places)
+    def _step(self, model: DeepFM, order: Index, rate_factor: float) -> None:
+        index = self._train[order]
+        rows, targets = rows_at(self._examples, index), self._targets.at(order)
         terms = targets.terms(model.terms_of_labels(rows, targets.labels, targets.weight))
         if len(index) < self._group.size or self._group.size == 1:  # too few to share: all do the same
             model.learn_terms(rows, terms, rate_factor=rate_factor)

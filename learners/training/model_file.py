@@ -39,9 +39,9 @@ def read_model_config(path: Path) -> DeepFMConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no TOML: {error}. Correct it there.") from error
     _check_names(path, given, DeepFMConfig, "")
-    for place, head in enumerate(given.get("heads", ())):
+    for index, head in enumerate(given.get("heads", ())):
         if isinstance(head, Mapping):
-            _check_names(path, head, Head, f"heads[{place}].")
+            _check_names(path, head, Head, f"heads[{index}].")
     try:
         return msgspec.convert(given, DeepFMConfig)
     except msgspec.ValidationError as error:

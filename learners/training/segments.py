@@ -116,8 +116,8 @@ def _by_field(name: str, ids: NDArray[np.uint64], names: Mapping[int, str]) -> S
     """Named values in the order of their names, then hashes by frequency; the rarest beyond the bound are others."""
     unique, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
     frequent = np.lexsort((unique, -counts))[:MOST_VALUES]
-    place = {id_: at for at, id_ in enumerate(names)}
-    shown = sorted(frequent.tolist(), key=lambda at: (place.get(int(unique[at]), len(place)), -counts[at], unique[at]))
+    rank = {id_: at for at, id_ in enumerate(names)}
+    shown = sorted(frequent.tolist(), key=lambda at: (rank.get(int(unique[at]), len(rank)), -counts[at], unique[at]))
     code = np.full(len(unique), len(shown), np.intp)
     code[shown] = np.arange(len(shown))
     texts = [names.get(int(unique[at]), f"{int(unique[at]):016x}") for at in shown]
