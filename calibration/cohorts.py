@@ -108,7 +108,7 @@ class CohortTable:
         self._fold(again=True)
 
     def starts(self) -> NDArray[np.int64]:
-        """(M,) starts of the cohorts, ascending, one for every sum held."""
+        """(M,) starts of the cohorts, ascending, one for every sum."""
         self._fold()
         return self._start
 

@@ -80,7 +80,7 @@ class DelayLaw:
         if not _FIRST_EDGE_MS < horizon_s * 1000.0 < math.inf:
             raise ValueError(
                 f"horizon_s={horizon_s} must be finite and longer than {_FIRST_EDGE_MS / 1000} s, the first bin: no "
-                "delay could be told from another. Give the join's click_horizon_s."
+                "delay could be distinguished from another. Give the join's click_horizon_s."
             )
         if memory_events < 1:
             raise ValueError(f"memory_events={memory_events} must be 1 or more: nothing would be learned. Use 4096.")
@@ -144,9 +144,9 @@ class DelayLaw:
         moved = reached > passed
         if not moved.any():
             return
-        told = moved & (bins > 0) & (bins <= reached)
+        counted = moved & (bins > 0) & (bins <= reached)
         units = events * _UNITS_PER_EVENT
-        np.add.at(self._num, bins[told], units[told])
+        np.add.at(self._num, bins[counted], units[counted])
         steps = np.zeros(len(self._den) + 1, np.int64)
         counts = moved & (bins <= reached)
         np.add.at(steps, np.maximum(passed, bins - 1)[counts] + 1, units[counts])

@@ -24,35 +24,35 @@ class Come(NamedTuple):
 
 
 class EventsAhead:
-    """Holds events until the watermark has come to their time.
+    """Keeps events until the watermark has come to their time.
 
     The join lets clicks through at once, its watermark is seconds behind them. Of the exposures that share F(age) is
     expected which had come by the watermark, so later events must not be counted yet: on a display of ten seconds ago
     they would be 5 % too many.
     """
 
-    def __init__(self, held: NDArray[Any] | None = None) -> None:
-        self._held = np.zeros(0, _DTYPE) if held is None else held.astype(_DTYPE)
+    def __init__(self, events: NDArray[Any] | None = None) -> None:
+        self._events = np.zeros(0, _DTYPE) if events is None else events.astype(_DTYPE)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._events)
 
     def add(self, events: Come) -> None:
-        """Hold E events."""
+        """Keep E events."""
         added = np.zeros(len(events.ts_ms), _DTYPE)
         for name, column in zip(_DTYPE.names or (), events, strict=True):
             added[name] = column
-        self._held = np.concatenate((self._held, added))
+        self._events = np.concatenate((self._events, added))
 
     def take(self, now_ms: int) -> Come:
-        """Those whose time has come; they are held no longer."""
-        due = self._held["ts_ms"] + self._held["delay_ms"] <= now_ms
-        come, self._held = self._held[due], self._held[~due]
+        """Those whose time has come; they are kept no longer."""
+        due = self._events["ts_ms"] + self._events["delay_ms"] <= now_ms
+        come, self._events = self._events[due], self._events[~due]
         return Come(*(np.ascontiguousarray(come[name]) for name in _DTYPE.names or ()))
 
     def state(self) -> NDArray[np.uint8]:
         """What a restart needs, as bytes."""
-        return np.frombuffer(self._held.tobytes(), np.uint8)
+        return np.frombuffer(self._events.tobytes(), np.uint8)
 
     @classmethod
     def from_state(cls, state: NDArray[np.uint8]) -> EventsAhead:

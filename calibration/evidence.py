@@ -147,7 +147,7 @@ class MapEvidence:
         self.table.rename_paths(few, plan.other)
 
     def clicks(self) -> int:
-        """Clicks held."""
+        """Clicks in the evidence."""
         return int(self.table.sums()[:, _CLICKS].sum())
 
     def _newest_first(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

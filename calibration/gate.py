@@ -39,20 +39,20 @@ def gate(gains: CohortTable, plan: SlicePlan, half_life_clicks: float) -> Proved
     starts, bins, sums = gains.starts(), gains.bins(), gains.sums()
     if not len(starts):
         return Proved(False, np.zeros(0, np.int64))
-    nats = sums[:, _GAIN] / WEIGHT_SCALE
+    gain_nats = sums[:, _GAIN] / WEIGHT_SCALE
     times, of_time = np.unique(starts, return_inverse=True)
     clicks = np.bincount(of_time, sums[:, _CLICKS].astype(np.float64), len(times))
     firsts = plan.nodes(gains.paths(), 1) if plan.depth else gains.paths()
     names, of_name = np.unique(firsts, return_inverse=True)
     gained = np.zeros((len(times), len(names) + 2))
     offsets = bins == _OFFSETS
-    np.add.at(gained, (of_time[offsets], of_name[offsets]), nats[offsets])
+    np.add.at(gained, (of_time[offsets], of_name[offsets]), gain_nats[offsets])
     curve = bins == _CURVE
-    np.add.at(gained, (of_time[curve], np.full(int(curve.sum()), len(names))), nats[curve])
+    np.add.at(gained, (of_time[curve], np.full(int(curve.sum()), len(names))), gain_nats[curve])
     gained[:, -1] = gained[:, :-2].sum(axis=1)
-    held, opened = np.zeros(len(names) + 2), np.zeros(len(names) + 2, np.bool_)
+    nats, opened = np.zeros(len(names) + 2), np.zeros(len(names) + 2, np.bool_)
     for kept, gain in zip(0.5 ** (clicks / half_life_clicks), gained, strict=True):
-        held = np.clip(held * kept + gain, LEAST_NATS, MOST_NATS)
-        opened = np.where(opened, held > 0.0, held >= OPENS_AT_NATS)
+        nats = np.clip(nats * kept + gain, LEAST_NATS, MOST_NATS)
+        opened = np.where(opened, nats > 0.0, nats >= OPENS_AT_NATS)
     values = names[opened[:-2] & opened[-1]] if plan.depth else np.zeros(0, np.int64)
     return Proved(bool(opened[-2]), values)

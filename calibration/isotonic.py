@@ -85,11 +85,11 @@ def fit_bins(
     version: int = 0,
 ) -> CalibrationMap:
     """`fit_map` of n equal bins: (n,) middles in log-odds, rows and clicks; empty bins are fine."""
-    held = np.flatnonzero(weight)
-    if len(held) == 0:
+    filled = np.flatnonzero(weight)
+    if len(filled) == 0:
         return CalibrationMap.identity(version)
     width = float(centres[1] - centres[0])
-    span = slice(int(held[0]), int(held[-1]) + 1)
+    span = slice(int(filled[0]), int(filled[-1]) + 1)
     centres, weight, clicks = centres[span], weight[span], np.minimum(clicks[span], weight[span])
     expected = sigmoid(np.clip(_platt_line(centres, weight, clicks), -_MAX_LOG_ODDS, _MAX_LOG_ODDS))
     pseudo = prior_weight * width / (4.0 * expected * (1.0 - expected))

@@ -177,8 +177,8 @@ def run(
     try:
         scenario = open_dataset(dataset, data)
         days, online = _days(scenario, base_days, online_days)
-        held = newest_snapshot(str(snapshots), spec_hash=load_spec(scenario.spec_name).hash)
-        if held is None:
+        newest = newest_snapshot(str(snapshots), spec_hash=load_spec(scenario.spec_name).hash)
+        if newest is None:
             raise PlaybackError(f"{snapshots} holds no snapshot: there is nothing to compare with. Run learners base.")
         options = PlayerOptions(speed=_speed(speed), max_lag_s=max_lag_s, tick_s=tick_s)
         settings = StreamSettings()
@@ -186,7 +186,7 @@ def run(
         _stop(error, _BAD_USAGE)
     span_ms = scenario.days().span_ms(days, online)
     progress = Progress(quiet=quiet)
-    found = _await(play_and_report(scenario, span_ms, settings, serving, held[1].model(), options, progress))
+    found = _await(play_and_report(scenario, span_ms, settings, serving, newest[1].model(), options, progress))
     _print_live(found, dataset, as_json)
 
 

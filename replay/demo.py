@@ -71,10 +71,10 @@ async def run(scenario: Scenario, options: DemoOptions, player: PlayerOptions, p
     sessions_file = options.work_dir / SESSIONS_FILE
     await _make_base(scenario, base_span, snapshots, options.work_dir, progress)
 
-    held = newest_snapshot(str(snapshots))
-    if held is None:
+    newest = newest_snapshot(str(snapshots))
+    if newest is None:
         raise PlaybackError(f"{snapshots} holds no snapshot although base training succeeded: is the disk full?")
-    frozen = held[1].model()
+    frozen = newest[1].model()
 
     async with AsyncExitStack() as stack:
         settings = await _servers(stack, options, progress)

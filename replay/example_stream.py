@@ -27,7 +27,7 @@ from stream.sessions.in_memory import MemorySessionStore
 class Step(NamedTuple):
     """One learning step: rows ``start`` to ``stop`` of the rows that are learned.
 
-    ``watermark_ms`` is what a learner is told before it; what it taught serves impressions from ``from_ms`` on.
+    ``watermark_ms`` is what a learner hears before it; what it learned serves impressions from ``from_ms`` on.
     """
 
     watermark_ms: int

@@ -91,7 +91,7 @@ def _by_minute(job: Job, trace: Trace) -> Iterator[Check]:
     if job.scenario.launch:
         yield from _launched(job, trace)
     if trace.early is not None:
-        off = trace.early.told - trace.early.came
+        off = trace.early.measured - trace.early.came
         bound = max(EARLY_MARGIN, EARLY_STANDARD_ERRORS * trace.early.standard_error)
         yield Check("the instruments off the truth", "calibrated", (0.0, EARLY_S / 60), off, -bound, bound)
     if job.scenario.new_base:

@@ -73,7 +73,7 @@ class Clicked(NamedTuple):
         )
 
 
-def told_before(
+def history_before(
     world: World,
     cores: Cores,
     ways: Mapping[str, EventsOnTheirWay],

@@ -134,7 +134,7 @@ def truth_table(results: Sequence[Result]) -> Table:
             str(job.seed),
             *(_range(result, of) for of in _COLUMNS.values()),
             f"{max(cost):+.1e}" if cost else "",
-            f"{early.told - early.came:+.3f}" if (early := result.trace.early) else "",
+            f"{early.measured - early.came:+.3f}" if (early := result.trace.early) else "",
             str(len(result.missed)) if result.missed else "",
         )
     return drawn

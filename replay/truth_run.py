@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from replay.marketplace import EPOCH
 from replay.truth_base import BaseKind, TrainedBase
 from replay.truth_cores import Cores, Relabel, conversion_scores
-from replay.truth_history import told_before
+from replay.truth_history import history_before
 from replay.truth_inputs import EventsOnTheirWay
 from replay.truth_trace import COLUMNS, EARLY_S, Early, Job, Trace
 from replay.truth_world import Requests, World, WorldConfig
@@ -52,7 +52,7 @@ class _Run:
         self._clicks_come_s = 0.0
         self._request_id = 1
         if not scenario.fresh:
-            told_before(world, self.cores, self._ways, job.displays_per_s, START_MS, conversions=job.days)
+            history_before(world, self.cores, self._ways, job.displays_per_s, START_MS, conversions=job.days)
 
     def to_end(self) -> Trace:
         """All ticks of the scenario."""
@@ -69,10 +69,10 @@ class _Run:
         trace = Trace(starts_s, dict(zip(COLUMNS, sums.T, strict=True)), stopped=tuple(self.cores.stopped))
         if early is None:
             return trace
-        told, clicks, until_ms = early
+        measured, clicks, until_ms = early
         came = trace.over(0.0, (until_ms - START_MS) / 1000)
         to_come = max(came["clicks"] - clicks, 0.0)
-        return trace._replace(early=Early(told, came["clicks"] / came["p"], to_come**0.5 / came["p"]))
+        return trace._replace(early=Early(measured, came["clicks"] / came["p"], to_come**0.5 / came["p"]))
 
     def _keep_or_take_base(self, minute: float) -> None:
         """From its split on keep what the new base has not learned; at its minute go over to it."""

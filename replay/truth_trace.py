@@ -51,12 +51,12 @@ class Job(NamedTuple):
 
 
 class Early(NamedTuple):
-    """O/E that the instruments told early, and that of the same displays once all their clicks had come.
+    """O/E that the instruments measured early, and that of the same displays once all their clicks had come.
 
-    standard_error : of what was told, by the clicks that had not come yet: nobody can know them.
+    standard_error : of what was measured, by the clicks that had not come yet: nobody can know them.
     """
 
-    told: float
+    measured: float
     came: float
     standard_error: float
 
@@ -65,7 +65,7 @@ class Trace(NamedTuple):
     """What was served in each tick, and how far from the truth it was.
 
     starts_s : (T,) start of the ticks. sums : (T,) of each of `COLUMNS`.
-    early : what the instruments told at the end of the first `EARLY_S`.
+    early : what the instruments measured at the end of the first `EARLY_S`.
     stopped : why the learner learned no more before the end; empty: it did not stop.
     """
 

@@ -1,7 +1,7 @@
 """Gradient-boosted trees fitted once to a set of rows: lightgbm behind arrays.
 
 Dense inputs are split as numbers. An id column is split as a category if it shows few values, and left out otherwise:
-what a rare id tells is told by its counters. lightgbm comes with the extra ``trees`` and is imported when first needed.
+what a rare id says stands in its counters. lightgbm comes with the extra ``trees`` and is imported when first needed.
 """
 
 from __future__ import annotations

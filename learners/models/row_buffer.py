@@ -48,15 +48,15 @@ class RowBuffer:
         """Copies, oldest first."""
         first = self._added % self._size if self._added > self._size else 0
         order = (np.arange(len(self)) + first) % self._size
-        held = self._rows
-        return Remembered(held.codes[order], held.dense[order], held.target[order], held.weight[order])
+        rings = self._rows
+        return Remembered(rings.codes[order], rings.dense[order], rings.target[order], rings.weight[order])
 
     def _grow(self, needed: int) -> None:
-        held = len(self._rows.target)
-        if needed > held:
-            rows = _empty(min(self._size, max(needed, 2 * held)), self._rows.codes.shape[1], self._rows.dense.shape[1])
+        room = len(self._rows.target)
+        if needed > room:
+            rows = _empty(min(self._size, max(needed, 2 * room)), self._rows.codes.shape[1], self._rows.dense.shape[1])
             for ring, old in zip(rows, self._rows, strict=True):
-                ring[:held] = old
+                ring[:room] = old
             self._rows = rows
 
     def state(self) -> dict[str, NDArray[Any]]:

@@ -22,10 +22,10 @@ def facts_of(url: str) -> dict[str, Any]:
     SnapshotError
         Torn, of another format, or nothing at all.
     """
-    held = load_snapshot(url)
-    model = held.model()
+    snapshot = load_snapshot(url)
+    model = snapshot.model()
     facts = describe(read_manifest(url))
-    return facts | {"heads": _heads(model), "weights": _weights(held, model), _VOCABULARY: _vocabulary(model)}
+    return facts | {"heads": _heads(model), "weights": _weights(snapshot, model), _VOCABULARY: _vocabulary(model)}
 
 
 def lines_of(facts: dict[str, Any]) -> Iterator[str]:
@@ -49,9 +49,9 @@ def _heads(model: DeepFM) -> dict[str, str]:
     return {name: f"P({name} | {of})" if of else f"P({name})" for name, of in given.items()}
 
 
-def _weights(held: Snapshot, model: DeepFM) -> dict[str, Any]:
-    values = held.state["table.values"]
-    dense = {name: array for name, array in held.state.items() if name.startswith("dense.")}
+def _weights(snapshot: Snapshot, model: DeepFM) -> dict[str, Any]:
+    values = snapshot.state["table.values"]
+    dense = {name: array for name, array in snapshot.state.items() if name.startswith("dense.")}
     return {
         "table_rows": len(values),
         "table_bytes": model.table.memory_bytes(),
@@ -59,7 +59,7 @@ def _weights(held: Snapshot, model: DeepFM) -> dict[str, Any]:
         "mean_vector_norm": _mean(np.linalg.norm(values[:, :-1], axis=1)),
         "mean_absolute_weight": _mean(np.abs(values[:, -1])),
         "dense_parameters": sum(array.size for array in dense.values()),
-        "steps": int(held.state["adam.steps"][0]),
+        "steps": int(snapshot.state["adam.steps"][0]),
         "sha256": model.weights_sha256(),
     }
 

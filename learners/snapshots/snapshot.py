@@ -166,14 +166,14 @@ def _manifest_of(snapshot: Snapshot, weights_sha256: str, files: Mapping[str, _H
 
 def _superfluous(store: Store, keep: int, keep_days: int) -> list[int]:
     """The versions to drop: neither among the newest, nor a day's newest or its base. Torn ones are no day's."""
-    held = _versions(store)
-    manifests = {version: manifest for version in held if (manifest := _manifest_or_none(store, version)) is not None}
+    stored = _versions(store)
+    manifests = {version: manifest for version in stored if (manifest := _manifest_or_none(store, version)) is not None}
     days = {version: manifest.watermark_ms // _DAY_MS for version, manifest in manifests.items()}
     newest_of_day = {day: version for version, day in sorted(days.items())}
     first_day = max(days.values(), default=0) - keep_days + 1
     stays = {version for day, version in newest_of_day.items() if day >= first_day}
     stays |= {v for v, one in manifests.items() if one.created_from == "base" and days[v] >= first_day}
-    return [version for version in held[keep:] if version not in stays]
+    return [version for version in stored[keep:] if version not in stays]
 
 
 def _manifest_or_none(store: Store, version: int) -> Manifest | None:

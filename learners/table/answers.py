@@ -34,7 +34,7 @@ class Changed(NamedTuple):
 
 
 class ColumnStatistics(NamedTuple):
-    """Vocabulary of one embedded column: rows held now, and rows ever admitted, expired and evicted."""
+    """Vocabulary of one embedded column: rows now, and rows ever admitted, expired and evicted."""
 
     column: int
     rows: int

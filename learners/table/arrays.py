@@ -18,7 +18,7 @@ ALWAYS = np.uint64(0xFFFFFFFF)
 NO_COLUMN = 0xFFFF
 """The column of a row that was assigned, not admitted."""
 USED, FREE, HELD, OLD, NEW, FRONTIER, NOTED, TURN, SIGHTED, SIGHTED_BEFORE = range(10)
-"""Indices into ``Store.counters``: rows ever used · first free row · keys held · old and new capacity of the index, and
+"""Indices into ``Store.counters``: rows ever used · first free row · live keys · old and new capacity of the index, and
 the frontier between them · rows noted as changed · the sketch's younger generation, its sightings, the older one's."""
 _MAX_NOTED_ROWS = 1 << 20  # with more changes, take_changed looks at every row
 _COUNTERS = 10

@@ -48,9 +48,9 @@ def check_assigned(keys: NDArray[np.uint64], values: NDArray[np.float32], dim: i
 
 def check_room(store: Store, more: int) -> None:
     """MemoryError where so many more rows might not fit."""
-    held, capacity = int(store.counters[HELD]), len(store.heads)
-    if held + more >= capacity:
+    rows, capacity = int(store.counters[HELD]), len(store.heads)
+    if rows + more >= capacity:
         raise MemoryError(
-            f"{held} rows and up to {more} more exceed {capacity}, what max_rows or this machine's memory allow: "
+            f"{rows} rows and up to {more} more exceed {capacity}, what max_rows or this machine's memory allow: "
             "nothing was done with these keys. Set expire_after_s or a max_rows that fits."
         )

@@ -65,10 +65,10 @@ class Expiry:
 def oldest(store: Store, first: int, count: int) -> NDArray[np.int64]:
     """``count`` rows from ``first`` on: by last seen epoch, within one by ascending hash of the key."""
     heads = store.heads[first : store.counters[USED]]
-    held = np.flatnonzero(live(heads[:, 1]))
-    seen = seen_of(heads[held, 1])
+    rows = np.flatnonzero(live(heads[:, 1]))
+    seen = seen_of(heads[rows, 1])
     cut = np.partition(seen, count - 1)[count - 1]
-    older, edge = held[seen < cut], held[seen == cut]
+    older, edge = rows[seen < cut], rows[seen == cut]
     hashes = np.empty(len(edge), np.uint64)
     kernels.mixed_all(heads[edge, 0], hashes)
     return first + np.concatenate((older, edge[np.argsort(hashes)[: count - len(older)]]))

@@ -97,7 +97,9 @@ def save_rows(
 
 
 @kernel
-def held(heads: NDArray[np.uint64], horizon: int, keys: NDArray[np.uint64], rows: NDArray[np.int32]) -> tuple[int, int]:
+def live_rows(
+    heads: NDArray[np.uint64], horizon: int, keys: NDArray[np.uint64], rows: NDArray[np.int32]
+) -> tuple[int, int]:
     """List keys and rows of the live heads, and from the end back the keys last seen before ``horizon``; how many."""
     count = expired = 0
     for row in range(len(heads)):

@@ -23,7 +23,7 @@ _FIRST_SLOTS = 64
 class TableRows:
     """What an `EmbeddingTable` holds; only the default rows at first.
 
-    store : the arrays · expiry : the epoch of event time · removed : keys removed since they were last told · copy : a
+    store : the arrays · expiry : the epoch of event time · removed : keys removed since ``take_changed`` · copy : a
     snapshot in the making · expired, evicted : (E,) rows that went, by column.
     """
 
@@ -45,10 +45,10 @@ class TableRows:
 
     def make_room(self, keys: NDArray[np.uint64]) -> None:
         """Make room for keys, by eviction where the table is full. Raises MemoryError."""
-        held, most = int(self.store.counters[HELD]) - len(self._default_keys), self._config.max_rows
+        count, most = int(self.store.counters[HELD]) - len(self._default_keys), self._config.max_rows
         if most is None:
             check_room(self.store, keys.size)
-        elif held + keys.size >= most:  # what has expired must not count as held when the table is full
+        elif count + keys.size >= most:  # what has expired must not count when the table is full
             self.finish_sweep()
             if self.store.counters[HELD] - len(self._default_keys) >= most:
                 rows = oldest(self.store, 1 + len(self._default_keys), max(1, most // _EVICTION_DIVISOR))

@@ -75,13 +75,13 @@ class TableCopy:
                 "Call step() until it returns True."
             )
         keys, sorted_keys, rows, values, accumulators, seen, column = _export(*self._numbers.shape)
-        held, expired = row_kernels.held(self._heads, self._horizon, keys, rows)
+        live, expired = row_kernels.live_rows(self._heads, self._horizon, keys, rows)
         gone = np.concatenate((*self._removed, keys[len(keys) - expired :]))
-        order = np.argsort(keys[:held])
-        keys, pending = sorted_keys[:held], keys
+        order = np.argsort(keys[:live])
+        keys, pending = sorted_keys[:live], keys
         np.take(pending, order, out=keys, mode="clip")  # another mode would buffer
-        values, accumulators, seen, column = values[:held], accumulators[:held], seen[:held], column[:held]
-        rows = rows[:held][order]
+        values, accumulators, seen, column = values[:live], accumulators[:live], seen[:live], column[:live]
+        rows = rows[:live][order]
         changes = row_kernels.export(self._heads, self._numbers, rows, values, accumulators, seen, column, pending)
         removed = np.unique(gone)
         return {
@@ -92,7 +92,7 @@ class TableCopy:
             "seen": seen,
             "column": column,
             "pending": pending[:changes],
-            "removed": removed[keys[np.searchsorted(keys, removed) % held] != removed],  # default rows stay: held > 0
+            "removed": removed[keys[np.searchsorted(keys, removed) % live] != removed],  # default rows stay: live > 0
         }
 
 

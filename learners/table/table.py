@@ -95,7 +95,7 @@ class EmbeddingTable:
         self._rows = TableRows(dim, self.default_keys, config)
 
     def __len__(self) -> int:
-        """Rows held, default rows included."""
+        """Live rows, default rows included."""
         self._rows.finish_sweep()
         return int(self._rows.store.counters[HELD])
 

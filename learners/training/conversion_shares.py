@@ -1,6 +1,6 @@
 """Which share of its conversions has come of each click of an archive.
 
-Conversions come hours or days after their click. A click that is told as one that did not convert, because it did not
+Conversions come hours or days after their click. A click labelled as one that did not convert, because it did not
 yet, would be a fake negative; so it pays its term softplus(z) of the conversion head only to the share F(age) of the
 conversions that come by its age at the archive's end, where all conversions that are in the archive pay theirs. Both
 sums then belong to the same clicks, and the head is right on average at once (`calibration.delay_law` measures F from

@@ -150,10 +150,10 @@ def run(job: BaseJob, group: ProcessGroup, progress: Progress) -> Trained | None
 def _offsets(job: BaseJob, reach: dict[int, int]) -> dict[int, int]:
     """Where a stream goes on that starts with this base."""
     offsets = {} if job.new_log else reach
-    if not offsets and (held := versions(job.out)):
+    if not offsets and (published := versions(job.out)):
         why = "it is to begin a new log" if job.new_log else f"{job.examples} does not say where in its log they stand"
         raise ValueError(
-            f"{job.out} holds version {held[0]} of a stream, and this base none of its offsets, since {why}: the "
+            f"{job.out} has version {published[0]} of a stream, and this base none of its offsets, since {why}: the "
             "learner would learn examples twice. Train on the stream's own archive, or give an empty directory."
         )
     return offsets

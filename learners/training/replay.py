@@ -31,20 +31,20 @@ def replay(
     """Learn what happened in a span of event time, in that order; the progressive quality of its mature displays.
 
     Rates are the model's own and nothing is weighted or left out by class: from here on the model learns what the
-    stream will go on with. Batches are full; the stream also cuts one when its time has come. ``report`` is told the
+    stream will go on with. Batches are full; the stream also cuts one when its time has come. ``report`` gets the
     rows of every step. A click pays the conversion head the share ``shares`` (N,) of its examples' terms (see
     `learners.training.conversion_shares`), and nothing, nor its conversion, where its impression is among
-    ``labelled``: those of which it was told already.
+    ``labelled``: those whose label it has learned already.
     """
     events = arrived(examples, span_ms, conversions=CONVERSION_HEAD in heads)
     terms = Terms.of_kinds(events.kind, heads, examples.columns["weight"][events.rows])
     if shares is not None and CONVERSION_HEAD in heads:
         impression = examples.columns["impression_id"][events.rows]
-        told = np.isin(impression, labelled) if labelled is not None else np.zeros(len(impression), np.bool_)
+        learned = np.isin(impression, labelled) if labelled is not None else np.zeros(len(impression), np.bool_)
         at = heads.index(CONVERSION_HEAD)
         exposure, event = (of.reshape(len(impression), len(heads)) for of in terms)
-        exposure[:, at] *= shares[events.rows] * ~told
-        event[:, at] *= ~told
+        exposure[:, at] *= shares[events.rows] * ~learned
+        event[:, at] *= ~learned
     logits = np.empty(len(events.rows), np.float32)
     for start in range(0, len(logits), batch_rows):
         step = slice(start, min(start + batch_rows, len(logits)))

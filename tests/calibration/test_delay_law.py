@@ -110,7 +110,7 @@ def test_a_law_that_moves_is_followed_within_its_memory() -> None:
     assert law.share(np.array([15_000.0])) == pytest.approx(1 - math.exp(-1), abs=0.03)
 
 
-def test_clicks_that_are_told_late_count_as_if_they_had_come_in_time() -> None:
+def test_clicks_that_are_counted_late_count_as_if_they_had_come_in_time() -> None:
     """After an outage of the clicks' topic all come at once, behind the watermark: num and den are the same."""
     ts_ms, delay_ms = clicks(LAWS["exponential, 7 s"], [5.0] * 300)
     early, late = DelayLaw(), DelayLaw()

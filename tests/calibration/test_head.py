@@ -138,10 +138,10 @@ def test_clicks_alone_or_late_ones_do_not_unbalance_the_evidence() -> None:
     assert one.evidence.clicks() == MapEvidence(type(one.evidence.table).from_bytes(before)).clicks() + 10
 
 
-def told_early(shown: Displays, *, behind_ms: int, from_s: int = 0, until_s: int = 240) -> tuple[float, float]:
+def measured_early(shown: Displays, *, behind_ms: int, from_s: int = 0, until_s: int = 240) -> tuple[float, float]:
     """O/E of two minutes as the instruments tell it at their end, and as it comes in the end.
 
-    behind_ms : of the watermark, behind the clicks. from_s : from when on displays are told; all clicks are.
+    behind_ms : of the watermark, behind the clicks. from_s : from when on displays are seen; all clicks are.
     """
     head, clicked = HeadCalibration(PLAN, CalibratorConfig()), np.flatnonzero(shown.clicked)
     known_ms = shown.ts_ms + shown.delay_ms
@@ -153,23 +153,23 @@ def told_early(shown: Displays, *, behind_ms: int, from_s: int = 0, until_s: int
         head.advance(end_ms - behind_ms)
         head = HeadCalibration.from_bytes(head.to_bytes(), PLAN)  # a restart loses nothing of what is held
     now_ms = head.instruments.table.now_ms
-    told = figures([(head.instruments, head.law)], PLAN, click_window_s=600.0, windows_s=[120])[0]
+    measured = figures([(head.instruments, head.law)], PLAN, click_window_s=600.0, windows_s=[120])[0]
     end_ms = now_ms // 10_000 * 10_000
     window = (shown.ts_ms < end_ms) & (shown.ts_ms >= max((now_ms - 120_000) // 10_000 * 10_000, 1_000 * from_s))
     came = shown.clicked[window].sum() / sigmoid(shown.logit[window]).sum()
-    return told.observed_over_expected, float(came)
+    return measured.observed_over_expected, float(came)
 
 
 def test_early_figures_do_not_count_clicks_that_the_watermark_has_not_come_to() -> None:
-    """Clicks pass at once, the watermark is five seconds behind: what is told is what comes."""
-    told, came = told_early(displays([1_000.0] * 240, 0.1), behind_ms=5_000)
-    assert told == pytest.approx(came, abs=0.007)
+    """Clicks pass at once, the watermark is five seconds behind: what is measured is what comes."""
+    measured, came = measured_early(displays([1_000.0] * 240, 0.1), behind_ms=5_000)
+    assert measured == pytest.approx(came, abs=0.007)
 
 
 def test_a_calibration_that_starts_on_a_running_stream_leaves_clicks_of_earlier_displays_out() -> None:
     """Only the late ones of these are seen: with them the law would hold most clicks for late, O/E for far too high."""
-    told, came = told_early(displays([1_000.0] * 160, 0.1), behind_ms=0, from_s=100, until_s=160)
-    assert told == pytest.approx(came, abs=0.03)  # what comes after a minute, only the prior tells
+    measured, came = measured_early(displays([1_000.0] * 160, 0.1), behind_ms=0, from_s=100, until_s=160)
+    assert measured == pytest.approx(came, abs=0.03)  # what comes after a minute, only the prior tells
 
 
 def test_partitions_together_are_one_calibration_of_all() -> None:

@@ -1,4 +1,4 @@
-"""Displays and clicks with a known truth, told to a calibration second by second."""
+"""Displays and clicks with a known truth, fed to a calibration second by second."""
 
 from __future__ import annotations
 
@@ -139,6 +139,6 @@ def conversions(stretch: float = 1.0, hours: int = 30) -> tuple[HeadCalibration,
         head.advance(until)
         if (minute + 5) % 360 == 0:
             parts, window_s = [(head.instruments, head.law)], config.conversion_window_s
-            told = figures(parts, head.plan, click_window_s=window_s, windows_s=[86_400])
-            early[(minute + 5) // 60] = told[0].observed_over_expected
+            measured = figures(parts, head.plan, click_window_s=window_s, windows_s=[86_400])
+            early[(minute + 5) // 60] = measured[0].observed_over_expected
     return head, early

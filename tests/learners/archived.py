@@ -46,7 +46,7 @@ def examples(count: int = 600, seed: int = 0) -> Examples:
     )
 
 
-def told(given: Examples) -> Examples:
+def as_events(given: Examples) -> Examples:
     """The same as the stream tells it: each display, and a row for each click when it comes, in the order of events."""
     clicked = np.flatnonzero(given.columns["label"] == 1)
     count = len(given)

@@ -155,7 +155,7 @@ def test_a_base_beside_other_versions_must_tell_its_offsets(archive: Path, train
     out = str(Path(str(trained["url"])).parent)
     result = run.invoke(app, ["base", "--examples", str(archive), "--out", out])
     assert result.exit_code == 2
-    assert "holds version 1 of a stream" in result.stderr
+    assert "has version 1 of a stream" in result.stderr
     assert "does not say where in its log they stand" in result.stderr
 
 

@@ -16,15 +16,15 @@ class Settled:
         self._waiting: ExampleRows | None = None
 
     def __call__(self, rows: ExampleRows | None, watermark_ms: int) -> ExampleRows | None:
-        """The examples that are learned now in place of ``rows``."""
+        """The examples that are learned now instead of ``rows``."""
         if rows is None or self._waiting is None:
             self._waiting = rows if self._waiting is None else self._waiting
         else:
             self._waiting = concat([self._waiting, rows])
         if self._waiting is None:
             return None
-        held, exposed = self._waiting, self._waiting.kind == EXPOSURE
-        clicked = np.isin(held.impression_id, held.impression_id[held.kind == CLICK])
-        now = clicked | ~exposed | (held.ts_ms + self._window_ms <= watermark_ms)
-        self._waiting = held.take(~now)
-        return held.take(now) if now.any() else None
+        waiting, exposed = self._waiting, self._waiting.kind == EXPOSURE
+        clicked = np.isin(waiting.impression_id, waiting.impression_id[waiting.kind == CLICK])
+        now = clicked | ~exposed | (waiting.ts_ms + self._window_ms <= watermark_ms)
+        self._waiting = waiting.take(~now)
+        return waiting.take(now) if now.any() else None

@@ -54,7 +54,7 @@ class Recorder:
     def __init__(self, config: Any = None, shape: ModelShape | None = None) -> None:
         self.learned: list[int] = []
         self.asked: list[tuple[list[int], int]] = []  # impressions, and how many rows were learned before
-        self.told_ms: list[int] = []
+        self.heard_ms: list[int] = []
 
     def predict_many(self, rows: Rows) -> NDArray[np.float32]:
         """Zeros."""
@@ -67,7 +67,7 @@ class Recorder:
 
     def advance(self, event_ms: int) -> None:
         """Note the time."""
-        self.told_ms.append(event_ms)
+        self.heard_ms.append(event_ms)
 
     def state(self) -> Mapping[str, NDArray[Any]]:
         """Nothing."""
@@ -107,7 +107,7 @@ def driven(recorder: Recorder, stream: ExampleStream, learning: LearningConfig) 
     shown = [i for impressions, _ in online for i in impressions]
     assert shown == frozen[0] == stream.online.displayed().rows.impression_id.tolist()
     assert len({learned for impressions, learned in online if impressions}) > 20  # it did learn in between
-    assert (np.diff(recorder.told_ms[-len(online) + 1 :]) >= 0).all()
+    assert (np.diff(recorder.heard_ms[-len(online) + 1 :]) >= 0).all()
     return [(impressions, recorder.learned[base_rows:learned]) for impressions, learned in online if impressions]
 
 
@@ -188,12 +188,12 @@ def test_losses_are_lines_of_one_table(folder: Path) -> None:
     lines = {line["learner"]: line for line in json.loads(done.stdout)["learners"]}
     assert set(lines) == {"deepfm, split", "deepfm, waiting"}
     assert lines["deepfm, split"]["learned_rows"] > lines["deepfm, waiting"]["learned_rows"]
-    for more, told in (
+    for more, message in (
         (["--losses", "sgd"], "unknown loss 'sgd'"),
         (["--losses", "fnw", "--learners", "trees"], "LeafTrees learns labelled rows"),
     ):
         done = CliRunner().invoke(app, [*options, *more])
-        assert (done.exit_code, told in done.stderr) == (2, True), done.stderr
+        assert (done.exit_code, message in done.stderr) == (2, True), done.stderr
 
 
 def test_the_deepfm_of_the_comparison_is_that_of_the_backtest(folder: Path, stream: ExampleStream) -> None:

@@ -92,13 +92,13 @@ def test_a_file_cut_within_a_row_names_the_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "told"), [("is_click", 2, "is_click=2"), ("time_ms", 1_650_816, "time_ms=1650816")]
+    ("column", "value", "message"), [("is_click", 2, "is_click=2"), ("time_ms", 1_650_816, "time_ms=1650816")]
 )
-def test_a_value_out_of_range_names_the_row(tmp_path: Path, column: str, value: int, told: str) -> None:
+def test_a_value_out_of_range_names_the_row(tmp_path: Path, column: str, value: int, message: str) -> None:
     """Seconds instead of milliseconds, or a label that is none, are refused with the row."""
     rows = random_rows(10, days=1)
     rows[4][column] = value
-    with pytest.raises(DataError, match=rf"row 6: {told}"):
+    with pytest.raises(DataError, match=rf"row 6: {message}"):
         KuaiRand(write_folder(tmp_path, rows))
 
 

@@ -80,7 +80,7 @@ def test_another_tick_changes_the_hashes(folder: Path, alone: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["backtest", "--dataset", "criteo"], "unknown dataset 'criteo': choose one of kuairand, marketplace"),
         (["backtest", "--dataset", "kuairand"], "--data DIR"),
@@ -91,12 +91,12 @@ def test_another_tick_changes_the_hashes(folder: Path, alone: dict[str, Any]) ->
         (["run", "--dataset", "marketplace", "--snapshots", "/nowhere"], "/nowhere holds no snapshot"),
     ],
 )
-def test_bad_usage_says_what_is_wrong_and_exits_with_2(arguments: list[str], told: str) -> None:
+def test_bad_usage_says_what_is_wrong_and_exits_with_2(arguments: list[str], message: str) -> None:
     """The value, the bound and the remedy, no traceback."""
     done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert isinstance(done.exception, SystemExit)
     assert done.exit_code == 2
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.e2e

@@ -94,8 +94,8 @@ def test_clicks_that_lag_hold_exposures_back() -> None:
     """Five minutes into a growing lag the join has told exposures only as far as clicks have come."""
     of, recorder = job("lagging_clicks", 8), Recorder()
     run(of, bases("lagging_clicks"), relabel=recorder)
-    told = recorder.count(EXPOSURE).cumsum()[-1] / SLOW.displays_per_s
-    assert told < 250  # of 480 seconds; the clicks have come to 230
+    exposed_s = recorder.count(EXPOSURE).cumsum()[-1] / SLOW.displays_per_s
+    assert exposed_s < 250  # of 480 seconds; the clicks have come to 230
 
 
 def test_clicks_under_way_at_the_start_come_but_for_a_first_deployment() -> None:

@@ -14,8 +14,8 @@ from learners.examples.examples import Examples
 from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.examples.split import arrived, day_span_ms, split_by_time
 from learners.features.rows import Rows
+from tests.learners.archived import as_events
 from tests.learners.archived import examples as labelled
-from tests.learners.archived import told
 
 
 def examples(
@@ -119,7 +119,7 @@ def test_a_log_of_labels_arrives_as_the_stream_that_it_stands_for() -> None:
     """One labelled row of an impression, or its display and its click: the same events, and the same impressions."""
     rows = labelled(300)
     ways = []
-    for log in (rows, told(rows)):
+    for log in (rows, as_events(rows)):
         found = arrived(log, (0, 2**62), conversions=False)
         impression = log.columns["impression_id"][found.rows]
         ways.append(list(zip(impression.tolist(), found.kind.tolist(), found.time_ms.tolist(), strict=True)))

@@ -18,7 +18,7 @@ from learners.training.base import BaseConfig, known_users, train_base
 from learners.training.conversion_shares import conversion_shares
 from learners.training.fit import FitConfig, rows_at
 from learners.training.sampling import NegativeSampling
-from tests.learners.archived import examples, told
+from tests.learners.archived import as_events, examples
 from tests.learners.batches import CONFIG, SHAPE
 
 EVER = BaseConfig(click_window_s=0)  # every display of the made-up archives counts as mature
@@ -58,7 +58,7 @@ def test_heads_start_at_the_rates_of_the_train_rows() -> None:
 
 def test_train_rows_are_labelled_and_what_follows_is_learned_as_a_stream_would() -> None:
     """The model equals one that learned the same rows and events itself; the report is of before it learned them."""
-    given = told(examples())
+    given = as_events(examples())
     clicked = given.clicked(given.exposures())
     config = BaseConfig(fit=FitConfig(batch_rows=200), replay_batch_rows=50, click_window_s=0)
     base = train_base(given, SHAPE, model_config=CONFIG, config=config, goes_on=True)
@@ -92,7 +92,7 @@ def test_labelled_rows_and_the_events_of_a_stream_make_the_same_base() -> None:
     """An archive of either kind, to the bit."""
     ways = [
         train_base(log, SHAPE, model_config=CONFIG, config=BaseConfig(click_window_s=60))
-        for log in (examples(), told(examples()))
+        for log in (examples(), as_events(examples()))
     ]
     assert ways[0].model.weights_sha256() == ways[1].model.weights_sha256()
     assert (ways[0].holdout, ways[0].replayed) == (ways[1].holdout, ways[1].replayed)
@@ -106,7 +106,7 @@ def _log_of_rate(rate: float, delay_ms: int, stop_ms: int) -> Examples:
     columns["label"] = (np.random.default_rng(5).random(6000) < rate).astype(np.uint8)
     columns["ts_ms"] = 1_700_000_000_000 + np.arange(6000) * 100
     columns["known_ms"] = columns["ts_ms"] + delay_ms
-    log = told(dataclasses.replace(given, columns=columns))
+    log = as_events(dataclasses.replace(given, columns=columns))
     return log.take(np.flatnonzero(log.columns["known_ms"] < 1_700_000_000_000 + stop_ms))
 
 
@@ -159,7 +159,7 @@ def test_it_learns_the_rule_of_the_examples() -> None:
 
 def test_the_watermark_is_the_time_of_the_newest_event() -> None:
     """The stream continues after it."""
-    given = told(examples())
+    given = as_events(examples())
     base = train_base(given, SHAPE, model_config=CONFIG, config=EVER, goes_on=True)
     assert base.watermark_ms == given.columns["known_ms"].max()
     assert base.newest_event_ms == given.columns["ts_ms"].max()

@@ -18,7 +18,7 @@ from learners.nn.heads import Head
 from learners.training.base import BaseConfig, train_base
 from learners.training.conversion_shares import conversion_shares
 from learners.training.fit import FitConfig
-from tests.learners.archived import examples, told
+from tests.learners.archived import as_events, examples
 from tests.learners.batches import CONFIG, SHAPE
 
 HOUR_MS = 3_600_000
@@ -37,7 +37,7 @@ def day_of_conversions(hours: float = 24.0, *, count: int = 12_000, rate: float 
     columns["ts_ms"] = START_MS + np.sort(generator.integers(0, 24 * HOUR_MS, count))
     columns["label"] = (generator.random(count) < 0.5).astype(np.uint8)
     columns["known_ms"] = columns["ts_ms"] + 1_000
-    log = told(dataclasses.replace(given, columns=columns))
+    log = as_events(dataclasses.replace(given, columns=columns))
     clicks = np.flatnonzero(log.columns["kind"] == CLICK)
     converted = clicks[generator.random(len(clicks)) < rate]
     more = log.take(np.concatenate((np.arange(len(log)), converted)))
@@ -69,7 +69,7 @@ def test_an_exposure_knows_when_it_was_clicked() -> None:
     given = examples(50)
     expected = np.where(given.columns["label"] == 1, given.columns["known_ms"], -1)
     assert given.click_ms().tolist() == expected.tolist()
-    log = told(given)
+    log = as_events(given)
     shown = log.exposures()
     order = np.argsort(log.columns["impression_id"][shown])
     assert log.click_ms()[shown][order].tolist() == expected.tolist()
@@ -83,8 +83,8 @@ def test_a_base_tells_the_conversion_rate_although_half_of_the_conversions_are_t
     trained = train_base(log, SHAPE, model_config=config, config=BaseConfig(fit=FitConfig(epochs=2)))
     shown = log.exposures()
     newest = shown[log.columns["ts_ms"][shown] > START_MS + 18 * HOUR_MS]
-    told_by_now = log.converted(newest[log.clicked(newest)]).mean()
-    assert told_by_now < 0.15
+    converted_by_now = log.converted(newest[log.clicked(newest)]).mean()
+    assert converted_by_now < 0.15
     p = sigmoid(trained.model.predict_heads(log.rows)[newest][:, 1]).mean()
     assert p == pytest.approx(0.3, rel=0.15)
 
