@@ -31,11 +31,11 @@ _EVIDENCE_KEEP_MS: Final = 7 * 86_400_000
 _TRIAL_CLICKS: Final = 20.0
 RIPE_SHARE: Final = 0.5  # of the clicks: younger cohorts are all noise
 _JUDGED_SHARE: Final = 0.9
-_REFIT_HALF_LIVES: Final = 0.01  # of new clicks, then a candidate is fitted anew
+_REFIT_HALF_LIVES: Final = 0.01  # of new clicks, then a candidate is fitted again
 
 
 class Pace(NamedTuple):
-    """How long things take that hang on the delay of a head's events, in ms."""
+    """How long things take that depend on the delay of a head's events, in ms."""
 
     shortest_trial: int  # a trial has at least so long a span of exposures,
     longest_trial: int  # and ends after this one even where few events are expected
@@ -94,7 +94,7 @@ class HeadCalibration:
         self._ahead = EventsAhead()
 
     def begin_line(self) -> None:
-        """Another model line serves: what its map is fitted to begins anew, delays and instruments go on."""
+        """Another model line serves: what its map is fitted to begins again, delays and instruments go on."""
         since_ms, now_ms = self.evidence.table.since_ms, self.evidence.table.now_ms
         self.evidence, self.gains, self.trials = MapEvidence(), CohortTable(2), []
         self.evidence.table.since_ms, self.evidence.table.now_ms = since_ms, now_ms

@@ -35,7 +35,7 @@ def observed_over_expected(
 def reliability_table(labels: NDArray[np.bool_], p: NDArray[np.floating[Any]], bins: int = 10) -> list[ReliabilityBin]:
     """The rows cut by quantiles of p into `bins` groups, lowest first.
 
-    Equal probabilities stay in one group, so that the table does not hang on the order of the rows; where
+    Equal probabilities stay in one group, so that the table does not depend on the order of the rows; where
     they fill whole groups, fewer come back. labels, p : (B,); p in [0, 1].
     """
     clicked, promised = _paired(labels, p)

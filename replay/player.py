@@ -173,7 +173,7 @@ class Player:
             self._queue.push(ids[display.index], user_key, display)
 
     async def _emit(self, events: Events, until_ms: int) -> None:
-        """One record a topic and partition: the events due and the promise. Conversions hold nobody back."""
+        """One record a topic and partition: the events due and the promise. Conversions hold nothing back."""
         for topic, rows in zip((IMPRESSIONS, CLICKS, CONVERSIONS), events, strict=True):
             home = partition_of(rows.user_key, self._partitions)
             for partition in range(self._partitions):

@@ -46,7 +46,7 @@ Relabel = Callable[[ExampleRows | None, int], ExampleRows | None]
 
 
 class Cores:
-    """One partition of the whole loop. Everything hangs on what is passed in, times too.
+    """One partition of the whole loop. Everything depends on what is passed in, times too.
 
     Parameters
     ----------

@@ -5,7 +5,7 @@ effects, and an interaction that a sum of them cannot tell. Those of a conversio
 ``level + segment + campaign + placement``. The levels are solved so that displays of the live ads in random order have
 the click and conversion rates asked for. The model sees everything but the position, as in serving.
 
-All draws of a second hang on the seed and that second alone: what is served, and how it is learned, changes none.
+All draws of a second depend on the seed and that second alone: what is served, and how it is learned, changes none.
 """
 
 from __future__ import annotations

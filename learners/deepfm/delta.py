@@ -16,7 +16,7 @@ _DENSE = "dense."
 
 
 class DeltaError(ValueError):
-    """A delta that cannot be read or does not fit; whoever follows the deltas must reload a snapshot."""
+    """A delta that cannot be read or does not fit; who follows the deltas must reload a snapshot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

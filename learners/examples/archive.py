@@ -125,7 +125,7 @@ def _read_file(file: _File, spec_hash: str | None, known_ms: tuple[int, int] | N
     if spec_hash is not None and found != spec_hash:
         raise ArchiveError(
             f"{file.path} was encoded with feature spec {found}, this run has {spec_hash}: its columns mean other "
-            "fields. Use that spec, or encode the log anew."
+            "fields. Use that spec, or encode the log again."
         )
     column = pc.field("known_ms")
     within = (column >= known_ms[0]) & (column < known_ms[1]) if known_ms else None

@@ -15,7 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 MISSING = 0
-_CACHED_VALUES_PER_FIELD = 1 << 16  # some 10 MB at the most; then the cache starts anew
+_CACHED_VALUES_PER_FIELD = 1 << 16  # some 10 MB at the most; then the cache starts empty
 _CACHED_LENGTH = 64  # longer texts are hashed each time
 _FMIX64_FACTOR = np.uint64(0xFF51AFD7ED558CCD)  # of MurmurHash3
 _SHIFT = np.uint64(32)
@@ -23,7 +23,7 @@ _SHOWN_LENGTH = 80
 
 
 class FeatureError(ValueError):
-    """A request holds a value that no feature can be made of; the message is for whoever sent it."""
+    """A request holds a value that no feature can be made of; the message is for the sender."""
 
 
 def salt_of(field: str) -> int:

@@ -1,4 +1,4 @@
-"""Notices that a model has gone astray although its gradients are still finite: its loss says so."""
+"""Notices that a model diverges although its gradients are still finite: its loss says so."""
 
 from __future__ import annotations
 

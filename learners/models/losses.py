@@ -77,7 +77,7 @@ class _AsItIs:
 class Split(_AsItIs):
     """softplus(z) at the display, −z at the click: the terms of the log loss (`learners.examples.terms`). The default.
 
-    Exact, not by importance: no weight hangs on the model, so nothing is biased while the model is wrong.
+    Exact, not by importance: no weight depends on the model, so nothing is biased while the model is wrong.
     """
 
     def seen(self, delay_s: NDArray[np.float64]) -> Seen:

@@ -4,7 +4,7 @@ A head with ``given`` predicts a conditional probability and learns from the row
 P(conversion | click) a click pays softplus(z) when it is clicked, a conversion −z when it comes. Why not the product
 along the chain over all impressions (X. Ma et al., "Entire Space Multi-Task Model: An Effective Approach for Estimating
 Post-Click Conversion Rate", SIGIR 2018), whose loss is log(1 − p·q) for a display that does not convert: its gradient
-hangs on both heads at once and on what a display comes to in the end, so that the term of every display would have to
+depends on both heads at once and on what a display comes to in the end, so that the term of every display would have to
 wait for a conversion's delay of days, or be paid as a fake negative. Here only clicks, a hundredth of the rows, have
 one to wait for. What is lost is ESMM's remedy against the selection of clicks; the embeddings are still shared.
 Shapes: B rows, H heads, n rows of a chunk.

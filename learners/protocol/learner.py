@@ -41,7 +41,7 @@ class Learner(Protocol):
         ...
 
     def advance(self, event_ms: int) -> None:
-        """Event time has moved on to ``event_ms``, never backwards: what is forgotten or refitted by age hangs on it.
+        """Event time has moved on to ``event_ms``, never backwards: what is forgotten or refitted by age depends on it.
 
         It is called before a learning step, with the same times in the first run and when a log is learned again.
         """

@@ -18,7 +18,7 @@ _MAX_REMOVED_LISTS = 256  # then they are made one, without repetition
 class Expiry:
     """The epoch of event time, and how far the look for rows that have expired in it has come.
 
-    Rows last seen before ``horizon`` have expired, for whoever asks; in memory they go as they are found.
+    Rows last seen before ``horizon`` have expired, for every reader; in memory they go as they are found.
     """
 
     def __init__(self, config: TableConfig) -> None:
@@ -37,7 +37,7 @@ class Expiry:
         self.epoch, self.horizon = epoch, 0 if kept is None else max(0, epoch - kept)
 
     def advance(self, event_ms: int, store: Store) -> None:
-        """Time has moved on; in a later epoch all rows are looked at anew. ValueError for an impossible time."""
+        """Time has moved on; in a later epoch all rows are looked at again. ValueError for an impossible time."""
         epoch = event_ms // self._config.epoch_ms
         if not 0 <= epoch < int(ALWAYS):
             raise ValueError(

@@ -24,7 +24,7 @@ def physical_bytes() -> int:
 def reserved(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """An array of zeros that costs address space only, until its pages are written.
 
-    Large pages are asked for: a random look-up then seldom misses the address cache as well as the data cache.
+    Large pages are asked for: a random look-up then rarely misses the address cache as well as the data cache.
 
     Raises
     ------

@@ -55,7 +55,7 @@ class TableRows:
                 self.drop(rows, self.evicted)
 
     def expire_met(self, keys: NDArray[np.uint64]) -> None:
-        """Take out expired rows of these keys now: they are about to be sighted as strangers."""
+        """Take out expired rows of these keys now: they are about to be sighted as new ones."""
         if not self.expiry.looking:
             return
         rows = np.unique(self.rows_of(keys.reshape(-1)))

@@ -4,7 +4,7 @@ G. Cormode, S. Muthukrishnan, "An Improved Data Stream Summary: The Count-Min Sk
 Algorithms 2005, with conservative update (Estan and Varghese 2002) and four cells a key in one array of 8-bit counters
 that saturate.
 
-A generation takes ``rotate_after`` sightings; then the older of the two is forgotten and starts anew. So any number of
+A generation takes ``rotate_after`` sightings; then the older of the two is forgotten and starts empty. So any number of
 ids can pass in fixed memory. Within a generation no sighting is ever lost; what is older than two is never known.
 
 **False admission.** A cell holds other keys' sightings, at most 2 · rotate_after · 4 / cells = 1/2 of one on

@@ -117,7 +117,7 @@ class Fit:
         return DeepFM.from_state(model.config, model.shape, state), progress.epochs
 
     def fingerprint(self, model: DeepFM) -> str:
-        """SHA-256 over everything that the weights hang on: examples, settings, number of processes."""
+        """SHA-256 over everything that the weights depend on: examples, settings, number of processes."""
         config = asdict(replace(self._config, checkpoint_steps=1))  # when to keep one does not matter
         settings = [config, asdict(model.config), model.shape.spec_hash, self._group.size, self._device.type]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
@@ -154,7 +154,7 @@ class Fit:
         )
 
     def _order(self, epoch: int) -> Index:
-        """Indices of the train rows; an epoch's order hangs on the seed and its number alone."""
+        """Indices of the train rows; an epoch's order depends on the seed and its number alone."""
         if self._config.order == "time":
             return np.arange(len(self._train))
         return np.random.default_rng((self._config.seed, epoch)).permutation(len(self._train))

@@ -109,7 +109,7 @@ def run(job: BaseJob, group: ProcessGroup, progress: Progress) -> Trained | None
     Raises
     ------
     ValueError
-        An archive, spec, day, segment or checkpoint that cannot be used; its message is for whoever asked.
+        An archive, spec, day, segment or checkpoint that cannot be used; its message is for the user.
     DivergenceError
         The rates are too high for these examples.
     ReplicaError
