@@ -17,7 +17,7 @@ from calibration.logistic import sigmoid
 from calibration.merged import map_of, weighed_of
 from calibration.slice_map import SliceMap
 from calibration.slices import SlicePlan
-from tests.calibration.world import PLAN, Displays, Teller, Truth, displays, right
+from tests.calibration.known_truth import PLAN, Displays, Teller, Truth, displays, right
 
 Array = NDArray[Any]
 RARE, COMMON = (1_000.0, 0.01), (50.0, 0.065)  # displays a second, click rate

@@ -13,7 +13,7 @@ from calibration.delay_law import DelayLaw
 from calibration.head import HeadCalibration
 from calibration.instruments import Figures, Instruments, figures
 from calibration.logistic import sigmoid
-from tests.calibration.world import PLAN, Delays, Teller, displays, exponential, log_normal
+from tests.calibration.known_truth import PLAN, Delays, Teller, displays, exponential, log_normal
 
 
 def shown_figures(head: HeadCalibration, *, window_s: int = 600) -> dict[tuple[str, str, str], Figures]:

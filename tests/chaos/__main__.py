@@ -24,12 +24,12 @@ from tests.chaos.outcome import Outcome
 from tests.chaos.progress import elapsed_s, say
 from tests.chaos.report import all_hold, as_json, print_tables
 from tests.chaos.settling import Settling
+from tests.chaos.simulated_users import SimulatedUsers
 from tests.chaos.stores import Stores
 from tests.chaos.topic_log import TopicLog
 from tests.chaos.traffic import Traffic, TrafficError
 from tests.chaos.verdict import Check
-from tests.chaos.world import World
-from tests.stream.rig import SPEC, START_MS
+from tests.stream.pipeline import SPEC, START_MS
 
 _QUIET_S = 10.0  # before the first fault and after the last one
 _OURS = ("KAFKA_", "REDIS_", "MILLSTREAM_")
@@ -126,7 +126,7 @@ async def _run(options: Options) -> Result:
         broker = await find_broker(cluster.settings)
         log = TopicLog(broker)
         outcome, stores = Outcome(log), Stores(cluster.redis.url, SPEC)
-        async with Traffic(cluster, World(options.seed, JOIN, START_MS), options.speed) as traffic:
+        async with Traffic(cluster, SimulatedUsers(options.seed, JOIN, START_MS), options.speed) as traffic:
             await _disturb(traffic, faults, options.kills)
             say(f"{options.kills} faults, {traffic.requests:,} requests: waiting until everything is settled")
             await Settling(traffic, log, outcome, stores, options.cluster.partitions).settle()
@@ -140,7 +140,7 @@ async def _run(options: Options) -> Result:
             "requests": f"{traffic.requests:,}",
             "events": f"{traffic.events:,}",
             "examples": f"{checks[0].found:,}",
-            "event time": f"{(traffic.world.now_ms - START_MS) / 1000:,.0f} s",
+            "event time": f"{(traffic.users.now_ms - START_MS) / 1000:,.0f} s",
             "seconds": f"{elapsed_s():.0f}",
         }
         return Result([*checks, of_stops(statuses)], facts)

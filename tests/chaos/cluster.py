@@ -27,7 +27,7 @@ from tests.chaos.lasting_redis import LastingRedis
 from tests.chaos.ports import lasting_ports
 from tests.chaos.program import Program
 from tests.chaos.proxy import Proxy
-from tests.stream.rig import SPEC, START_MS, base_snapshot
+from tests.stream.pipeline import SPEC, START_MS, base_snapshot
 
 BrokerKind = Literal["kafka", "embedded"]
 SESSION_TIMEOUT_S = 3.0

@@ -28,7 +28,7 @@ from tests.chaos.topic_log import TopicLog
 from tests.chaos.truth import Inputs
 from tests.chaos.verdict import Check, alike, compare, covered, journalled
 from tests.stream.oracle import Example, Truth
-from tests.stream.rig import SPEC
+from tests.stream.pipeline import SPEC
 
 _ROOT = Path(__file__).parents[2]
 

@@ -13,12 +13,12 @@ from stream.records.examples import ExampleRows
 from stream.records.examples_codec import decode_examples
 from stream.records.topics import CALIBRATION, DEADLETTER, EXAMPLES, JOURNAL
 from stream.records.wire import CalibrationRecord, DeadLetter, JournalRecord
+from tests.chaos.simulated_users import BROKEN_MARK
 from tests.chaos.topic_log import TopicLog
 from tests.chaos.truth import ServedRow, Unreadable
 from tests.chaos.verdict import Row
-from tests.chaos.world import BROKEN_MARK
 from tests.stream.oracle import Example, Rejected
-from tests.stream.rig import SPEC
+from tests.stream.pipeline import SPEC
 
 
 class ExamplesRecord(NamedTuple):

@@ -13,11 +13,11 @@ from stream.records.topics import CONVERSIONS, DEADLETTER, EXAMPLES, JOURNAL
 from tests.chaos.cluster import CALIBRATE_INTERVAL_S, JOIN
 from tests.chaos.outcome import Outcome
 from tests.chaos.progress import say
+from tests.chaos.simulated_users import Event
 from tests.chaos.stores import Stores
 from tests.chaos.topic_log import TopicLog
 from tests.chaos.traffic import Traffic
 from tests.chaos.verdict import journalled
-from tests.chaos.world import Event
 
 _PATIENCE_S = 120.0  # without any progress
 _LOOK_EVERY_S = 1.0
@@ -50,9 +50,9 @@ class Settling:
         await self._wait_for("the learner", self._learned)
 
     def _conversion_of_nothing(self, partition: int) -> Event:
-        world = self._traffic.world
+        users = self._traffic.users
         while True:
-            event = world.stray(CONVERSIONS, world.now_ms)
+            event = users.stray(CONVERSIONS, users.now_ms)
             if int(partition_of(np.array([event.user_key], np.uint64), self._partitions)[0]) == partition:
                 return event
 

@@ -11,7 +11,7 @@ import pytest
 from stream.embedded.process import LOOPBACK
 from tests.chaos.ports import lasting_ports
 from tests.chaos.program import KILLED, Program
-from tests.stream.rig import until
+from tests.stream.pipeline import until
 
 
 def program(tmp_path: Path, *arguments: str) -> tuple[Program, str]:

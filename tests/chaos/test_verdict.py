@@ -16,12 +16,12 @@ from stream.records.wire import SCORES, DeadLetter, JournalRecord, OffsetRange
 from tests.chaos.cluster import JOIN
 from tests.chaos.findings import of_examples, of_kinds, of_rejects
 from tests.chaos.outcome import ExamplesRecord, Outcome
+from tests.chaos.simulated_users import BROKEN_MARK
 from tests.chaos.stores import folded_clicks, folded_sessions
 from tests.chaos.topic_log import Stored, TopicLog
 from tests.chaos.truth import Inputs
 from tests.chaos.verdict import Check, alike, compare, covered, journalled
-from tests.chaos.world import BROKEN_MARK
-from tests.stream.rig import SPEC, START_MS, events, serve, silent
+from tests.stream.pipeline import SPEC, START_MS, events, serve, silent
 
 CLICKED, UNCLICKED = 1, 2
 CLICK_MS, CONVERSION_MS = START_MS + 3_000, START_MS + 9_000

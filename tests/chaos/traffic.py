@@ -1,4 +1,4 @@
-"""Plays the world against serving and the broker: what is not taken is sent again, and time waits for it meanwhile."""
+"""Simulated users against serving and the broker: what is not taken is sent again, and time waits for it meanwhile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stream.records.partition import key_bytes, partition_of
 from stream.records.topics import CONVERSIONS, IMPRESSIONS
 from stream.records.wire import EventsRecord
 from tests.chaos.cluster import Cluster
-from tests.chaos.world import TICK_MS, TOPICS, Event, World
+from tests.chaos.simulated_users import TICK_MS, TOPICS, Event, SimulatedUsers
 
 _SINGLE = 0.5  # of events: one JSON record each, the others ride in columnar batches
 _PATIENCE_S = 180.0
@@ -40,15 +40,15 @@ class Outgoing(NamedTuple):
 
 
 class Traffic:
-    """`async with Traffic(cluster, world, speed) as traffic: await traffic.run(stop)`.
+    """`async with Traffic(cluster, users, speed) as traffic: await traffic.run(stop)`.
 
     Parameters
     ----------
     speed : event time over wall-clock time, at most.
     """
 
-    def __init__(self, cluster: Cluster, world: World, speed: float) -> None:
-        self.world = world
+    def __init__(self, cluster: Cluster, users: SimulatedUsers, speed: float) -> None:
+        self.users = users
         self.requests = self.events = 0
         self._partitions = cluster.options.partitions
         self._tick_s = TICK_MS / 1000 / speed
@@ -73,36 +73,36 @@ class Traffic:
         """Play tick after tick until told to stop. Raises TrafficError."""
         while not stop.is_set():
             began_s = time.monotonic()
-            await self._ask(self.world.requests())
-            await self._step(self.world.now_ms + TICK_MS, [*self.world.strays()], [*self.world.broken()])
+            await self._ask(self.users.requests())
+            await self._step(self.users.now_ms + TICK_MS, [*self.users.strays()], [*self.users.broken()])
             await asyncio.sleep(max(began_s + self._tick_s - time.monotonic(), 0))
 
     async def play_out(self) -> None:
         """Let happen what is still to come of what was shown; nobody asks for anything new."""
-        while (next_ms := self.world.next_ms) is not None:
-            ahead = max(next_ms - self.world.now_ms, 0) // TICK_MS + 1
-            await self._step(self.world.now_ms + ahead * TICK_MS)
+        while (next_ms := self.users.next_ms) is not None:
+            ahead = max(next_ms - self.users.now_ms, 0) // TICK_MS + 1
+            await self._step(self.users.now_ms + ahead * TICK_MS)
 
     async def pass_time(self, seconds: float, events: Iterable[Event] = ()) -> int:
         """Let so much time pass, and these events happen; the time that all inputs were promised."""
-        await self._step(self.world.now_ms + round(seconds * 1000), events)
-        return self.world.now_ms
+        await self._step(self.users.now_ms + round(seconds * 1000), events)
+        return self.users.now_ms
 
     async def promise_served(self) -> None:
         """Let serving tell once more how far time has come."""
-        await self._post({"requests": [], "watermark_ms": self.world.now_ms})
+        await self._post({"requests": [], "watermark_ms": self.users.now_ms})
 
     async def _ask(self, requests: list[dict[str, Any]]) -> None:
         answer = await self._post({"requests": requests})
         for request, result in zip(requests, answer["results"], strict=True):
-            self.world.show(request["ts_ms"], int(result["user_key"]), [*map(int, result["impression_ids"])])
+            self.users.show(request["ts_ms"], int(result["user_key"]), [*map(int, result["impression_ids"])])
         self.requests += len(requests)
 
     async def _step(
         self, until_ms: int, events: Iterable[Event] = (), broken: Iterable[tuple[str, bytes]] = ()
     ) -> None:
         """Send what happens before ``until_ms``; once it is stored, promise that nothing earlier follows."""
-        happened = [*events, *self.world.due(until_ms)]
+        happened = [*events, *self.users.due(until_ms)]
         self.events += len(happened)
         await self._store([*self._records(happened), *(Outgoing(topic, value) for topic, value in broken)])
         await self.promise_served()
@@ -112,8 +112,8 @@ class Traffic:
     def _records(self, events: Iterable[Event]) -> Iterable[Outgoing]:
         batches: dict[tuple[str, int], list[Event]] = defaultdict(list)
         for event in events:
-            if self.world.chance(_SINGLE):
-                yield Outgoing(event.topic, _json(event, as_text=self.world.chance(0.5)), key_bytes(event.user_key))
+            if self.users.chance(_SINGLE):
+                yield Outgoing(event.topic, _json(event, as_text=self.users.chance(0.5)), key_bytes(event.user_key))
             else:
                 home = int(partition_of(np.array([event.user_key], np.uint64), self._partitions)[0])
                 batches[event.topic, home].append(event)

@@ -15,8 +15,8 @@ from stream.join.config import JoinConfig
 from stream.records.limits import EARLIEST_MS
 from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS, SERVED
 from stream.records.wire import EventsRecord, ServedRecord
+from tests.chaos.simulated_users import BROKEN_MARK
 from tests.chaos.topic_log import Stored, TopicLog
-from tests.chaos.world import BROKEN_MARK
 from tests.stream.oracle import LogEvent, Rejected, Truth, join_whole_log
 
 Unreadable = tuple[str, int, int]  # topic, partition, offset

@@ -13,7 +13,7 @@ import aiohttp
 
 from stream.embedded.process import free_port
 from tests.brokers import skip_or_fail
-from tests.stream.rig import START_PATIENCE_S, said, until
+from tests.stream.pipeline import START_PATIENCE_S, said, until
 
 
 @asynccontextmanager

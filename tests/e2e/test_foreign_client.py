@@ -20,7 +20,7 @@ from stream.records.topics import CLICKS, DEADLETTER, IMPRESSIONS
 from stream.records.wire import DeadLetter
 from tests.brokers import TestTopics
 from tests.e2e.programs import kcat_program, serving
-from tests.stream.rig import SPEC, START_MS, base_snapshot, until, values, worker
+from tests.stream.pipeline import SPEC, START_MS, base_snapshot, until, values, worker
 from tests.stream.worker.test_process import examples_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]

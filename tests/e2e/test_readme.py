@@ -24,7 +24,7 @@ from tests.brokers import Broker, TestTopics
 from tests.e2e.programs import kcat_program
 from tests.readme import Command, commands, shows
 from tests.readme_tables import ROOT
-from tests.stream.rig import until, values
+from tests.stream.pipeline import until, values
 from tests.stream.worker.test_process import examples_of
 
 README = (ROOT / "README.md").read_text()

@@ -20,7 +20,7 @@ from replay.truth_world import World, WorldConfig
 from stream.records.topics import CLICKS, IMPRESSIONS
 from tests.brokers import TestTopics
 from tests.e2e.programs import serving
-from tests.stream.rig import Front, base_snapshot, front, worker
+from tests.stream.pipeline import Front, base_snapshot, front, worker
 
 CTR, REQUESTS_PER_S, RUN_S, CLICK_S = 0.10, 30, 180, 2.0
 JUDGED_FROM_S = 90

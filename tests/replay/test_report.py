@@ -10,7 +10,7 @@ import pytest
 from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
 from replay.report import Outcomes, displayed, facts_table, outcomes, quality_table, report
 from stream.records.examples import ExampleRows, concat
-from tests.stream.rig import example_rows
+from tests.stream.pipeline import example_rows
 
 DAY_MS = 86_400_000
 MIDNIGHT_MS = 1_650_816_000_000  # 2022-04-25 00:00 at UTC+8

@@ -25,7 +25,7 @@ from stream.records.topics import SERVED, WEIGHTS
 from stream.records.wire import ServedRecord
 from tests.brokers import TestTopics
 from tests.learners.small_spec import SMALL
-from tests.serving.world import CONFIG, Trainer, encoded
+from tests.serving.trainer import CONFIG, Trainer, encoded
 
 
 @dataclass

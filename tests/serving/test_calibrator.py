@@ -16,7 +16,7 @@ from calibration.merged import map_of
 from calibration.slices import Slice, SlicePlan
 from serving.calibrator import HotCalibrator
 from stream.records.wire import CalibrationRecord
-from tests.calibration.world import Teller, conversions, displays
+from tests.calibration.known_truth import Teller, conversions, displays
 
 GRID = np.linspace(-4, 4, 33, dtype=np.float32)
 NO_SLICES = SlicePlan()

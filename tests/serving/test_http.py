@@ -23,7 +23,7 @@ from stream.records.topics import CALIBRATION, WEIGHTS
 from tests.learners.small_spec import SMALL
 from tests.serving import test_calibrator as calibrated
 from tests.serving.conftest import Start
-from tests.serving.world import FIRST_VERSION, NOW_MS, TWO_HEADS, Trainer, encoded, request, rows_of, wire
+from tests.serving.trainer import FIRST_VERSION, NOW_MS, TWO_HEADS, Trainer, encoded, request, rows_of, wire
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.e2e]
 

@@ -16,7 +16,7 @@ from serving.freshness import Freshness
 from serving.model import HotModel, Offered, conversion_head
 from stream.records.deltas import DeltaSpecError
 from tests.learners.small_spec import SMALL
-from tests.serving.world import CONFIG, FIRST_VERSION, NOW_MS, TWO_HEADS, Trainer, request, rows_of
+from tests.serving.trainer import CONFIG, FIRST_VERSION, NOW_MS, TWO_HEADS, Trainer, request, rows_of
 
 ROWS = rows_of([request(user, range(1, 20)) for user in range(1, 6)])
 

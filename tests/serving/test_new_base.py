@@ -13,7 +13,7 @@ from serving.model import HotModel
 from serving.snapshots import LoadedModel, load_newest
 from tests.brokers import TestTopics
 from tests.stream.next_base import lived
-from tests.stream.rig import SPEC
+from tests.stream.pipeline import SPEC
 
 
 async def test_serving_goes_over_to_the_new_line_once_it_knows_what_the_old_one_did(

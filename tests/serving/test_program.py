@@ -23,7 +23,7 @@ from serving.__main__ import app
 from stream.embedded.process import free_port
 from tests.brokers import TestTopics
 from tests.learners.small_spec import SMALL
-from tests.serving.world import Trainer
+from tests.serving.trainer import Trainer
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.e2e]
 SMALL_MODEL = DeepFMConfig(dim=4, hidden=(8,))

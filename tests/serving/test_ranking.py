@@ -20,7 +20,7 @@ from stream.records.served import decode_served
 from tests.learners.small_spec import SMALL
 from tests.serving.test_calibrator import record, state_of
 from tests.serving.test_model import hot_model
-from tests.serving.world import FIRST_VERSION, NOW_MS, TWO_HEADS, Trainer, no_sessions, request, rows_of
+from tests.serving.trainer import FIRST_VERSION, NOW_MS, TWO_HEADS, Trainer, no_sessions, request, rows_of
 
 MODEL = hot_model()
 

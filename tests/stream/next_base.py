@@ -18,18 +18,18 @@ from stream.archive.store import archive_store_of
 from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.metrics import WorkerMetrics
 from tests.brokers import TestTopics
-from tests.stream.learn_world import FORGETFUL, World
-from tests.stream.rig import SPEC
+from tests.stream.learner_harness import FORGETFUL, LearnerHarness
+from tests.stream.pipeline import SPEC
 
 Committed = dict[TopicPartition, int]
-ARCHIVED = 40  # records; the last 24 of the world's are not in the base
+ARCHIVED = 40  # records; the last 24 of the harness are not in the base
 
 
-async def archive(world: World, folder: Path, records: list[InputRecord]) -> None:
+async def archive(harness: LearnerHarness, folder: Path, records: list[InputRecord]) -> None:
     """The archiver over some records."""
     metrics = WorkerMetrics(CollectorRegistry())
-    runner = ArchiveRunner(world.broker, SPEC, ArchiveConfig(), archive_store_of(str(folder)), metrics)
-    await runner.on_assigned(frozenset(range(world.broker.partitions)))
+    runner = ArchiveRunner(harness.broker, SPEC, ArchiveConfig(), archive_store_of(str(folder)), metrics)
+    await runner.on_assigned(frozenset(range(harness.broker.partitions)))
     await runner.work([*records])
     await runner.on_revoked()
 
@@ -48,11 +48,11 @@ def train(archive: Path, snapshots: Path, **options: Any) -> Snapshot:
     return load_snapshot(trained.written.url)
 
 
-async def lived(topics: TestTopics, folder: Path) -> tuple[World, Committed]:
+async def lived(topics: TestTopics, folder: Path) -> tuple[LearnerHarness, Committed]:
     """A learner of an untrained base that has learned all, and a trained one that waits beside its snapshots."""
-    world = await World.make(topics.settings(), folder / "snapshots")
-    killed, committed = await world.learn()
+    harness = await LearnerHarness.make(topics.settings(), folder / "snapshots")
+    killed, committed = await harness.learn()
     assert not killed
-    await archive(world, folder / "archive", world.records[:ARCHIVED])
+    await archive(harness, folder / "archive", harness.records[:ARCHIVED])
     train(folder / "archive", folder / "snapshots")
-    return world, committed
+    return harness, committed

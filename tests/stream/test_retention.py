@@ -29,10 +29,10 @@ from stream.metrics import WorkerMetrics
 from stream.records.examples_codec import decode_examples
 from stream.records.topics import EXAMPLES, JOURNAL
 from tests.brokers import TestTopics
-from tests.stream.learn_world import CONFIG, World
+from tests.stream.learner_harness import CONFIG, LearnerHarness
 from tests.stream.next_base import ARCHIVED, archive, train
+from tests.stream.pipeline import SPEC, START_MS, example_rows
 from tests.stream.retained import retained_from
-from tests.stream.rig import SPEC, START_MS, example_rows
 
 KEEPS = CalibratorConfig(half_life_clicks=float("inf"))
 
@@ -43,13 +43,13 @@ pytestmark = pytest.mark.usefixtures("apache_kafka")
 
 
 async def life(
-    world: World, records: Iterable[InputRecord], *, killed: bool = False
+    harness: LearnerHarness, records: Iterable[InputRecord], *, killed: bool = False
 ) -> tuple[LearnRunner, WorkerMetrics]:
     """A learner that is given records, and stops, or is killed without a last snapshot."""
     metrics = WorkerMetrics(CollectorRegistry())
-    runner = LearnRunner(world.broker, SPEC, CONFIG, str(world.root), metrics)
+    runner = LearnRunner(harness.broker, SPEC, CONFIG, str(harness.root), metrics)
     try:
-        await runner.on_assigned(frozenset(range(world.broker.partitions)))
+        await runner.on_assigned(frozenset(range(harness.broker.partitions)))
         for record in records:
             await runner.work([record])
             await runner.snapshot_written()  # which versions have a snapshot must not hang on the disk's speed
@@ -60,10 +60,10 @@ async def life(
     return runner, metrics
 
 
-async def killed_after(world: World, count: int) -> tuple[int, int]:
+async def killed_after(harness: LearnerHarness, count: int) -> tuple[int, int]:
     """A learner is killed; the version of its newest snapshot and the last one of its journal."""
-    await life(world, world.records[:count], killed=True)
-    newest, last = versions(str(world.root))[0], (await world.journal())[-1].version
+    await life(harness, harness.records[:count], killed=True)
+    newest, last = versions(str(harness.root))[0], (await harness.journal())[-1].version
     assert newest < last
     return newest, last
 
@@ -72,17 +72,17 @@ async def test_the_learner_starts_from_its_snapshot_when_all_before_it_is_gone(
     kafka_topics: TestTopics, tmp_path: Path
 ) -> None:
     """Journal and examples up to the snapshot: the same version goes on, and what it learns can be made again."""
-    world = await World.make(kafka_topics.settings(), tmp_path)
-    runner, _ = await life(world, world.records[:40])
+    harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path)
+    runner, _ = await life(harness, harness.records[:40])
     before = versions(str(tmp_path))[0]
     for (_, partition), offset in runner.offsets_to_commit().items():
         await retained_from(kafka_topics, EXAMPLES, offset, partition)
     await retained_from(kafka_topics, JOURNAL, -1)
-    _, metrics = await life(world, world.records[40:])
+    _, metrics = await life(harness, harness.records[40:])
     assert metrics.counter("learn_lost_records_total")._value.get() == 0
-    assert metrics.counter("learned_rows_total")._value.get() == sum(one.rows for one in await world.journal())
+    assert metrics.counter("learned_rows_total")._value.get() == sum(one.rows for one in await harness.journal())
     assert versions(str(tmp_path))[0] > before
-    rebuilt = await rebuild(world.broker, str(tmp_path), lambda _: SPEC, start_version=before)
+    rebuilt = await rebuild(harness.broker, str(tmp_path), lambda _: SPEC, start_version=before)
     assert rebuilt.version == versions(str(tmp_path))[0]
     assert rebuilt.equal
     assert rebuilt.sha256 == rebuilt.published_sha256 == rebuilt.snapshot_sha256
@@ -93,73 +93,73 @@ async def test_a_journal_that_is_gone_behind_the_snapshot_is_an_error(
     kept: str, kafka_topics: TestTopics, tmp_path: Path
 ) -> None:
     """Of the learner's start and of a rebuild; it names the topic, the offset, the versions and the remedy."""
-    world = await World.make(kafka_topics.settings(), tmp_path)
-    newest, last = await killed_after(world, 45)
-    async with LogReader(world.broker) as log:
+    harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path)
+    newest, last = await killed_after(harness, 45)
+    async with LogReader(harness.broker) as log:
         offsets = [record.offset async for record in log.read(JOURNAL, 0)]
     if kept == "nothing":
         await retained_from(kafka_topics, JOURNAL, -1)
         said = rf"snapshot {newest} and the journal \({JOURNAL}\[0\] from offset \d+ on\) lead to {newest} only"
         with pytest.raises(NoSnapshotError, match=rf"{said}.*train a new base.*retention\.ms"):
-            await life(world, [])
+            await life(harness, [])
         again = rf"leads from version {newest} to {newest}, not to {last}.* before \d+ are no longer.*retention\.ms"
     else:
         await retained_from(kafka_topics, JOURNAL, offsets[-1])
         begins = rf"\({JOURNAL}, oldest offset {offsets[-1]}\) begins with version {last}"
         again = rf"{begins}, needed are {newest + 1} on.*retention\.ms"
         with pytest.raises(RelearnError, match=again):
-            await life(world, [])
+            await life(harness, [])
     with pytest.raises(RelearnError, match=again):
-        await rebuild(world.broker, str(tmp_path), lambda _: SPEC, version=last)
+        await rebuild(harness.broker, str(tmp_path), lambda _: SPEC, version=last)
 
 
 async def test_examples_of_the_journal_that_are_gone_are_an_error(kafka_topics: TestTopics, tmp_path: Path) -> None:
     """Of the learner's start and of a rebuild; it names partition, offsets, version and the remedy."""
-    world = await World.make(kafka_topics.settings(), tmp_path)
-    newest, last = await killed_after(world, 45)
-    stretch = next(one for one in (await world.journal())[newest].ranges if one.to_offset > one.from_offset)
+    harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path)
+    newest, last = await killed_after(harness, 45)
+    stretch = next(one for one in (await harness.journal())[newest].ranges if one.to_offset > one.from_offset)
     await retained_from(kafka_topics, EXAMPLES, stretch.to_offset, stretch.partition)
     said = (
         rf"version \d+ was learned from {EXAMPLES}\[{stretch.partition}\] offsets \d+ to \d+, of which those before "
         rf"{stretch.to_offset} are no longer in the log.*newer snapshot.*retention\.ms"
     )
     with pytest.raises(RelearnError, match=said):
-        await life(world, [])
+        await life(harness, [])
     with pytest.raises(RelearnError, match=said):
-        await rebuild(world.broker, str(tmp_path), lambda _: SPEC, version=last, start_version=newest)
+        await rebuild(harness.broker, str(tmp_path), lambda _: SPEC, version=last, start_version=newest)
 
 
 async def test_examples_that_were_never_learned_are_counted(kafka_topics: TestTopics, tmp_path: Path) -> None:
     """The learner was away for longer than the topic keeps them: it goes on behind them, and says so."""
-    world = await World.make(kafka_topics.settings(), tmp_path)
-    runner, _ = await life(world, world.records[:30])
+    harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path)
+    runner, _ = await life(harness, harness.records[:30])
     committed = {partition: offset for (_, partition), offset in runner.offsets_to_commit().items()}
-    partition, rest = 2, world.records[30:]
+    partition, rest = 2, harness.records[30:]
     left = [record for record in rest if record.partition == partition][2:]
     await retained_from(kafka_topics, EXAMPLES, left[0].offset, partition)
     kept = [record for record in rest if record.partition != partition or record in left]
     with structlog.testing.capture_logs() as logs:
-        _, metrics = await life(world, kept)
+        _, metrics = await life(harness, kept)
     gone = (committed[partition], left[0].offset)
     assert metrics.counter("learn_lost_records_total")._value.get() == gone[1] - gone[0] > 0
     (entry,) = (one for one in logs if "lost" in one["event"])
     assert (entry["topic"], entry["partition"], entry["offsets"]) == (EXAMPLES, partition, gone)
-    rebuilt = await rebuild(world.broker, str(tmp_path), lambda _: SPEC)
+    rebuilt = await rebuild(harness.broker, str(tmp_path), lambda _: SPEC)
     assert rebuilt.equal, "the journal tells what was learned, and it was not these"
 
 
 async def test_examples_since_a_new_base_that_are_gone_are_counted(kafka_topics: TestTopics, tmp_path: Path) -> None:
     """The base was trained for longer than the topic keeps them: its line begins behind them, and says so once."""
-    world = await World.make(kafka_topics.settings(), tmp_path / "snapshots")
-    await life(world, world.records)
-    await archive(world, tmp_path / "archive", world.records[:ARCHIVED])
+    harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path / "snapshots")
+    await life(harness, harness.records)
+    await archive(harness, tmp_path / "archive", harness.records[:ARCHIVED])
     base = train(tmp_path / "archive", tmp_path / "snapshots")
-    oldest = max(record.offset for record in world.records if record.partition == 1) - 1
+    oldest = max(record.offset for record in harness.records if record.partition == 1) - 1
     await retained_from(kafka_topics, EXAMPLES, oldest, 1)
-    _, metrics = await life(world, world.records)
+    _, metrics = await life(harness, harness.records)
     assert metrics.counter("learn_bases_total")._value.get() == 1
     assert metrics.counter("learn_lost_records_total")._value.get() == oldest - base.offsets[1] > 0
-    assert (await rebuild(world.broker, str(world.root), lambda _: SPEC)).equal
+    assert (await rebuild(harness.broker, str(harness.root), lambda _: SPEC)).equal
 
 
 # --------------------------------------------------------------------------------------------- archiver and calibrator

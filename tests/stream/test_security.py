@@ -42,7 +42,7 @@ from stream.servers.settings import StreamSettings, redis_client_options, withou
 from stream.worker.servers import redis_client
 from tests.apache_kafka import ApacheKafka, java_program
 from tests.brokers import skip_or_fail
-from tests.stream.rig import SPEC
+from tests.stream.pipeline import SPEC
 
 USER, PASSWORD, KEY_PASSWORD = "worker", "hunter2-geheim", "schluessel-geheim"
 SECRETS = (PASSWORD, KEY_PASSWORD, "hunter2%2Dgeheim", "wrong-geheim")

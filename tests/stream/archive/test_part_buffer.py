@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
 from stream.archive.part_buffer import ArchiveConfig, Part, PartBuffer
 from stream.records.examples import ExampleRows, concat
-from tests.stream.rig import SPEC, START_MS, example_rows
+from tests.stream.pipeline import SPEC, START_MS, example_rows
 
 Record = tuple[ExampleRows, int]  # rows, watermark
 records = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 400_000)), max_size=30).map(

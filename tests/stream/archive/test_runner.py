@@ -25,8 +25,8 @@ from stream.metrics import WorkerMetrics
 from stream.records.examples_codec import decode_examples
 from stream.records.topics import EXAMPLES
 from tests.brokers import TestTopics
-from tests.stream.learn_world import Killed
-from tests.stream.rig import SPEC, START_MS, example_rows
+from tests.stream.learner_harness import Killed
+from tests.stream.pipeline import SPEC, START_MS, example_rows
 
 CONFIG = ArchiveConfig(archive_rows=40, archive_interval_s=60.0)
 

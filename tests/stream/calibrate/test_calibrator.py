@@ -17,8 +17,8 @@ from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
 from stream.calibrate.calibrator import PartitionCalibrator
 from stream.records.examples import ExampleRows, concat
 from stream.records.wire import CalibrationRecord
-from tests.calibration.world import conversions
-from tests.stream.rig import SPEC, START_MS, example_rows
+from tests.calibration.known_truth import conversions
+from tests.stream.pipeline import SPEC, START_MS, example_rows
 
 PLAN = SPEC.slice_plan
 FORGETS = CalibratorConfig(half_life_clicks=16, gate_half_life_clicks=8)

@@ -28,7 +28,7 @@ from stream.records.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS, JO
 from stream.records.wire import JournalRecord, OffsetRange
 from tests import brokers
 from tests.brokers import TestTopics
-from tests.stream.rig import SPEC, START_MS, Shown, events, example_rows, serve, silent, until, values
+from tests.stream.pipeline import SPEC, START_MS, Shown, events, example_rows, serve, silent, until, values
 
 CONFIG = JoinConfig(display_horizon_s=60)
 NOW_MS = START_MS + 86_400_000  # when the records are read

@@ -22,7 +22,7 @@ from stream.metrics import WorkerMetrics
 from stream.records.topics import CLICKS, DEADLETTER, EXAMPLES
 from stream.records.wire import DeadLetter
 from tests.brokers import TestTopics
-from tests.stream.rig import SPEC, START_MS, base_snapshot, example_rows, values
+from tests.stream.pipeline import SPEC, START_MS, base_snapshot, example_rows, values
 
 MIB = 1 << 20
 

@@ -15,7 +15,7 @@ from learners.examples.terms import Terms
 from replay.market_laws import click_delay_s
 from stream.learn.click_level import ClickLevel
 from stream.records.examples import ExampleRows
-from tests.stream.rig import START_MS, example_rows
+from tests.stream.pipeline import START_MS, example_rows
 
 P = 0.05
 

@@ -18,8 +18,8 @@ from stream.learn.loop import LearningLoop, LoopState
 from stream.learn.outcomes import Heard, Learned, Silent
 from stream.records.examples import concat
 from stream.records.wire import Silence
-from tests.stream.click_world import Record, clicked_log, records
-from tests.stream.rig import SMALL, SPEC, START_MS, example_rows
+from tests.stream.click_log import Record, clicked_log, records
+from tests.stream.pipeline import SMALL, SPEC, START_MS, example_rows
 
 CONFIG = LearningConfig(learn_batch_rows=32, learn_interval_s=1.0, publish_interval_s=1.0, snapshot_interval_s=5.0)
 SILENT_MS = (60_000, 120_000)

@@ -15,7 +15,7 @@ from learners.snapshots.store import write_synced
 from stream.records.topics import JOURNAL, WEIGHTS
 from stream.records.wire import DeltaPart, SnapshotNotice
 from tests.brokers import TestTopics
-from tests.stream.learn_world import Killed, Moment, World
+from tests.stream.learner_harness import Killed, LearnerHarness, Moment
 
 SENDS: dict[str, Moment] = {
     "learned, not in the journal": lambda topic, record, when: (
@@ -61,11 +61,11 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("moment", SENDS.values(), ids=SENDS.keys())
 async def test_killed_between_two_sends(moment: Moment, kafka_topics: TestTopics, tmp_path: Path) -> None:
     """Whatever of a step is in the log, and whatever is not, the next life learns every batch once."""
-    world = await World.make(kafka_topics.settings(), tmp_path)
-    killed, committed = await world.learn(moment)
+    harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path)
+    killed, committed = await harness.learn(moment)
     assert killed, "the moment must have come"
-    assert await world.learn(committed=committed) != (True, committed)
-    await world.check()
+    assert await harness.learn(committed=committed) != (True, committed)
+    await harness.check()
 
 
 def _half(path: Path, pieces: Any) -> None:
@@ -81,7 +81,7 @@ async def test_killed_while_a_snapshot_is_written(
     stage: str, kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A snapshot that is not whole is none; the next life starts from the one before it."""
-    world = await World.make(kafka_topics.settings(), tmp_path)
+    harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path)
     write, sync = write_synced, store._sync_directory
 
     def dying_write(path: Path, pieces: Any) -> None:
@@ -99,21 +99,21 @@ async def test_killed_while_a_snapshot_is_written(
     with monkeypatch.context() as patch:
         patch.setattr(store, "write_synced", dying_write)
         patch.setattr(store, "_sync_directory", dying_sync)
-        killed, committed = await world.learn()
+        killed, committed = await harness.learn()
     assert killed
     assert committed == {}, "nothing may be committed that no snapshot holds"
     assert (versions(str(tmp_path)) == [0]) == (stage != "renamed, not synced")
-    await world.learn(committed=committed)
-    await world.check()
+    await harness.learn(committed=committed)
+    await harness.check()
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".unfinished")], "what it left is gone"
 
 
 async def test_killed_again_and_again(kafka_topics: TestTopics, tmp_path: Path) -> None:
     """Five deaths, each a little later: nothing is lost, doubled or learned otherwise."""
-    world = await World.make(kafka_topics.settings(), tmp_path)
+    harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path)
     committed: dict[Any, int] = {}
     for version, when in ((2, "before"), (3, "after"), (9, "after"), (10, "before"), (17, "after")):
-        killed, now = await world.learn(
+        killed, now = await harness.learn(
             lambda topic, record, at, version=version, when=when: (  # type: ignore[misc]
                 topic == JOURNAL and record.version >= version and at == when
             ),
@@ -121,18 +121,18 @@ async def test_killed_again_and_again(kafka_topics: TestTopics, tmp_path: Path) 
         )
         assert killed
         committed |= now
-    await world.learn(committed=committed)
-    await world.check()
+    await harness.learn(committed=committed)
+    await harness.check()
 
 
 async def test_a_torn_snapshot_costs_time_not_versions(kafka_topics: TestTopics, tmp_path: Path) -> None:
     """Files damaged on the disk: the one before is taken with a warning, and the journal leads on from there."""
-    world = await World.make(kafka_topics.settings(), tmp_path)
-    _, committed = await world.learn(lambda topic, record, when: topic == WEIGHTS and record.version >= 30)
+    harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path)
+    _, committed = await harness.learn(lambda topic, record, when: topic == WEIGHTS and record.version >= 30)
     newest = versions(str(tmp_path))[0]
     assert newest
     (tmp_path / f"v{newest:012d}" / "model.safetensors").write_bytes(b"torn")
     with structlog.testing.capture_logs() as logs:
-        await world.learn(committed=committed)
+        await harness.learn(committed=committed)
     assert "torn snapshot skipped" in [entry["event"] for entry in logs]
-    await world.check()
+    await harness.check()

@@ -19,7 +19,7 @@ from stream.learn.loop import LearningLoop, LoopState
 from stream.learn.outcomes import Learned
 from stream.records.examples import ExampleRows, concat
 from stream.records.wire import ConversionDelays, JournalRecord
-from tests.stream.rig import SMALL, SPEC, START_MS, example_rows
+from tests.stream.pipeline import SMALL, SPEC, START_MS, example_rows
 
 HEADS = ("click", "conversion")
 MODEL = replace(SMALL, heads=(Head("click"), Head("conversion", given="click")))

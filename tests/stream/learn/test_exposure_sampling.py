@@ -15,8 +15,8 @@ from stream.learn.config import LearningConfig
 from stream.learn.loop import LearningLoop
 from stream.learn.outcomes import Learned
 from stream.records.examples import concat
-from tests.stream.click_world import clicked_log
-from tests.stream.rig import SMALL, SPEC
+from tests.stream.click_log import clicked_log
+from tests.stream.pipeline import SMALL, SPEC
 
 RATE = 0.05
 

@@ -16,7 +16,7 @@ from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.features.rows import Rows
 from stream.learn.line_calibration import LineCalibration
 from stream.records.examples import ExampleRows, concat
-from tests.stream.rig import SPEC, START_MS, example_rows
+from tests.stream.pipeline import SPEC, START_MS, example_rows
 
 NO_SLICES = SlicePlan()
 

@@ -19,7 +19,7 @@ from stream.learn.config import LearningConfig
 from stream.learn.loop import Diverged, Learned, LearningLoop, LoopState, Rejected, Skipped
 from stream.records.examples import ExampleRows, concat
 from stream.records.wire import JournalRecord, OffsetRange
-from tests.stream.rig import SMALL, SPEC, START_MS, example_rows
+from tests.stream.pipeline import SMALL, SPEC, START_MS, example_rows
 
 Record = tuple[int, int, ExampleRows, int]  # partition, offset, rows, watermark
 CONFIG = LearningConfig(learn_batch_rows=16, learn_interval_s=30.0, publish_interval_s=5.0, snapshot_interval_s=60.0)

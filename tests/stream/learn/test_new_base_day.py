@@ -15,7 +15,7 @@ from learners.snapshots.snapshot import load_snapshot, versions
 from stream.records.topics import JOURNAL
 from stream.records.wire import JournalRecord
 from tests.brokers import TestTopics
-from tests.stream.rig import START_MS, Front, Worker, base_snapshot, front, said, serve, until, values, worker
+from tests.stream.pipeline import START_MS, Front, Worker, base_snapshot, front, said, serve, until, values, worker
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 ROWS, CLICKS = 60, 20

@@ -23,58 +23,58 @@ from stream.learn.relearn import RelearnError
 from stream.records.topics import JOURNAL, WEIGHTS
 from stream.records.wire import DeltaPart, JournalRecord, SnapshotNotice
 from tests.brokers import TestTopics
-from tests.stream.learn_world import CONFIG, Moment, World
+from tests.stream.learner_harness import CONFIG, LearnerHarness, Moment
 from tests.stream.next_base import ARCHIVED, archive, lived, train
-from tests.stream.rig import SPEC, values
+from tests.stream.pipeline import SPEC, values
 
 
-async def check_line(world: World, base: Snapshot, old: list[JournalRecord]) -> None:
+async def check_line(harness: LearnerHarness, base: Snapshot, old: list[JournalRecord]) -> None:
     """The new line learned what stands behind the base's offsets, each row once, and published it all.
 
     Its versions follow the base's without a hole, its newest snapshot holds the weights of a run never killed.
     """
-    journal = await world.journal()
+    journal = await harness.journal()
     assert journal[: len(old)] == old, "the old line's steps stay as they were"
     steps = journal[len(old) :]
     assert [one.version for one in steps] == list(range(base.version + 1, base.version + 1 + len(steps)))
-    behind = {at: rows for at, rows in world.rows.items() if at[1] >= base.offsets.get(at[0], 0)}
-    assert 0 < sum(map(len, behind.values())) < sum(map(len, world.rows.values()))
-    loop = LearningLoop(base.model(), CONFIG, world.broker.partitions, version=base.version)
+    behind = {at: rows for at, rows in harness.rows.items() if at[1] >= base.offsets.get(at[0], 0)}
+    assert 0 < sum(map(len, behind.values())) < sum(map(len, harness.rows.values()))
+    loop = LearningLoop(base.model(), CONFIG, harness.broker.partitions, version=base.version)
     seen: list[int] = []
     for step in steps:
-        rows = world._fetched(step)
+        rows = harness.fetched(step)
         seen += rows.impression_id.tolist()
         loop.relearn(step, rows)
     expected = [one for rows in behind.values() for one in rows.impression_id.tolist()]
     assert sorted(seen) == sorted(expected), "none twice, none skipped"
-    found = newest_snapshot(str(world.root), spec_hash=SPEC.hash)
+    found = newest_snapshot(str(harness.root), spec_hash=SPEC.hash)
     assert found is not None
     assert found[1].version == loop.version > base.version
     assert found[1].weights_sha256() == loop.model.weights_sha256()
-    async with LogReader(world.broker) as log:
+    async with LogReader(harness.broker) as log:
         assert await last_published(log) == loop.version
 
 
-async def taken_base(world: World) -> Snapshot:
+async def taken_base(harness: LearnerHarness) -> Snapshot:
     """The base of the newest line, as it is kept."""
-    stored = [load_snapshot(f"{world.root}/v{version:012d}") for version in versions(str(world.root))]
+    stored = [load_snapshot(f"{harness.root}/v{version:012d}") for version in versions(str(harness.root))]
     return next(one for one in stored if one.created_from == "base" and one.version)
 
 
 async def test_a_learner_goes_over_to_the_base_that_waits(kafka_topics: TestTopics, tmp_path: Path) -> None:
     """It gets the next number; what came since its offsets is learned before anything is published of it."""
-    world, committed = await lived(kafka_topics, tmp_path)
-    old, parts = await world.journal(), len(await values(world.broker, WEIGHTS))
-    waiting = waiting_base(str(world.root))
+    harness, committed = await lived(kafka_topics, tmp_path)
+    old, parts = await harness.journal(), len(await values(harness.broker, WEIGHTS))
+    waiting = waiting_base(str(harness.root))
     assert waiting is not None
-    await world.learn(committed=committed)
-    assert waiting_base(str(world.root)) is None
-    base = await taken_base(world)
+    await harness.learn(committed=committed)
+    assert waiting_base(str(harness.root)) is None
+    base = await taken_base(harness)
     assert base.version == old[-1].version + 1
     assert (base.offsets, base.weights_sha256()) == (waiting.offsets, waiting.weights_sha256())
-    await check_line(world, base, old)
+    await check_line(harness, base, old)
     decoder = msgspec.msgpack.Decoder(DeltaPart | SnapshotNotice)
-    news = [decoder.decode(value) for value in (await values(world.broker, WEIGHTS))[parts:]]
+    news = [decoder.decode(value) for value in (await values(harness.broker, WEIGHTS))[parts:]]
     assert isinstance(news[0], SnapshotNotice), "serving that cannot follow must find the whole line in the store"
     assert next(one.parent for one in news if isinstance(one, DeltaPart)) == base.version
     assert min(one.version for one in news) == news[0].version > base.version
@@ -85,27 +85,27 @@ async def test_a_learner_goes_over_to_the_base_that_waits(kafka_topics: TestTopi
 
 async def test_versions_of_the_new_line_are_made_again(kafka_topics: TestTopics, tmp_path: Path) -> None:
     """From the base, equal to what was published; the base itself is its own beginning; nothing leads over to it."""
-    world, committed = await lived(kafka_topics, tmp_path)
-    last_old = (await world.journal())[-1].version
-    await world.learn(committed=committed)
-    base = await taken_base(world)
-    newest = versions(str(world.root))[0]
-    rebuilt = await rebuild(world.broker, str(world.root), lambda _: SPEC)
+    harness, committed = await lived(kafka_topics, tmp_path)
+    last_old = (await harness.journal())[-1].version
+    await harness.learn(committed=committed)
+    base = await taken_base(harness)
+    newest = versions(str(harness.root))[0]
+    rebuilt = await rebuild(harness.broker, str(harness.root), lambda _: SPEC)
     assert (rebuilt.version, rebuilt.start_version) == (newest, base.version)
     assert rebuilt.sha256 == rebuilt.published_sha256 == rebuilt.snapshot_sha256
     assert rebuilt.equal
-    itself = await rebuild(world.broker, str(world.root), lambda _: SPEC, version=base.version)
+    itself = await rebuild(harness.broker, str(harness.root), lambda _: SPEC, version=base.version)
     assert (itself.start_version, itself.batches, itself.equal) == (base.version, 0, True)
     assert itself.sha256 == base.weights_sha256()
     assert "it is a base, made by training: there is no journal of it" in itself.notes
-    before = await rebuild(world.broker, str(world.root), lambda _: SPEC, version=last_old)
+    before = await rebuild(harness.broker, str(harness.root), lambda _: SPEC, version=last_old)
     assert before.equal
-    older = versions(str(world.root))[-1]
+    older = versions(str(harness.root))[-1]
     assert older < last_old
     with pytest.raises(RelearnError, match=rf"goes on with {base.version + 1}: version {base.version} is a base"):
-        await rebuild(world.broker, str(world.root), lambda _: SPEC, version=newest, start_version=older)
+        await rebuild(harness.broker, str(harness.root), lambda _: SPEC, version=newest, start_version=older)
     with pytest.raises(RebuildError, match=f"no snapshot {base.version}"):
-        await rebuild(world.broker, str(world.root), lambda _: SPEC, version=last_old, start_version=base.version)
+        await rebuild(harness.broker, str(harness.root), lambda _: SPEC, version=last_old, start_version=base.version)
 
 
 DEATHS: dict[str, Moment] = {
@@ -119,22 +119,22 @@ DEATHS: dict[str, Moment] = {
 @pytest.mark.parametrize("moment", DEATHS.values(), ids=DEATHS.keys())
 async def test_killed_on_the_way_to_a_new_base(moment: Moment, kafka_topics: TestTopics, tmp_path: Path) -> None:
     """The next life goes on with the base: no second number for it, no example twice, none left out."""
-    world, committed = await lived(kafka_topics, tmp_path)
-    old = await world.journal()
-    killed, later = await world.learn(moment, committed)
+    harness, committed = await lived(kafka_topics, tmp_path)
+    old = await harness.journal()
+    killed, later = await harness.learn(moment, committed)
     assert killed
-    await world.learn(committed=committed | later)
-    base = await taken_base(world)
+    await harness.learn(committed=committed | later)
+    base = await taken_base(harness)
     assert base.version == old[-1].version + 1
-    await check_line(world, base, old)
+    await check_line(harness, base, old)
 
 
 async def test_killed_between_the_bases_number_and_the_end_of_its_wait(
     kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is a version already and still waits: the next life finds it done."""
-    world, committed = await lived(kafka_topics, tmp_path)
-    old = await world.journal()
+    harness, committed = await lived(kafka_topics, tmp_path)
+    old = await harness.journal()
 
     def dies(root: str) -> None:
         raise KeyboardInterrupt
@@ -142,21 +142,21 @@ async def test_killed_between_the_bases_number_and_the_end_of_its_wait(
     with monkeypatch.context() as patch:
         patch.setattr("learners.snapshots.next_base.forget_waiting_base", dies)
         with pytest.raises(KeyboardInterrupt):
-            await world.learn(committed=committed)
-    assert versions(str(world.root))[0] == old[-1].version + 1
-    assert waiting_base(str(world.root)) is not None
-    await world.learn(committed=committed)
-    assert waiting_base(str(world.root)) is None
-    base = await taken_base(world)
+            await harness.learn(committed=committed)
+    assert versions(str(harness.root))[0] == old[-1].version + 1
+    assert waiting_base(str(harness.root)) is not None
+    await harness.learn(committed=committed)
+    assert waiting_base(str(harness.root)) is None
+    base = await taken_base(harness)
     assert base.version == old[-1].version + 1
-    await check_line(world, base, old)
+    await check_line(harness, base, old)
 
 
 async def test_a_new_base_ends_a_divergence(
     kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The line that went astray stays as it is in the journal; the next one learns and publishes what came since."""
-    world = await World.make(kafka_topics.settings(), tmp_path / "snapshots")
+    harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path / "snapshots")
     seen: list[BatchLoss] = []
 
     def astray(watch: LossWatch, batch: BatchLoss) -> str | None:
@@ -165,15 +165,15 @@ async def test_a_new_base_ends_a_divergence(
 
     with monkeypatch.context() as patch:
         patch.setattr(LossWatch, "update", astray)
-        await world.learn()
-    old = await world.journal()
+        await harness.learn()
+    old = await harness.journal()
     assert len(old) == 10, "it stopped there"
-    await archive(world, tmp_path / "archive", world.records[:ARCHIVED])
-    train(tmp_path / "archive", world.root)
-    await world.learn()
-    base = await taken_base(world)
+    await archive(harness, tmp_path / "archive", harness.records[:ARCHIVED])
+    train(tmp_path / "archive", harness.root)
+    await harness.learn()
+    base = await taken_base(harness)
     assert base.version == 11
-    await check_line(world, base, old)
+    await check_line(harness, base, old)
 
 
 async def test_a_line_that_goes_astray_on_its_way_is_not_published(
@@ -183,24 +183,24 @@ async def test_a_line_that_goes_astray_on_its_way_is_not_published(
 
     Another base is the way out.
     """
-    world, committed = await lived(kafka_topics, tmp_path)
-    old, parts = await world.journal(), len(await values(world.broker, WEIGHTS))
+    harness, committed = await lived(kafka_topics, tmp_path)
+    old, parts = await harness.journal(), len(await values(harness.broker, WEIGHTS))
     with monkeypatch.context() as patch:
-        patch.setattr("tests.stream.learn_world.CONFIG", replace(CONFIG, force_base=True))
+        patch.setattr("tests.stream.learner_harness.CONFIG", replace(CONFIG, force_base=True))
         patch.setattr(LossWatch, "update", lambda watch, batch: "beyond all bounds")
         for _ in range(2):  # a restart finds it so
-            await world.learn(committed=committed)
-    assert len(await world.journal()) == len(old) + 1
+            await harness.learn(committed=committed)
+    assert len(await harness.journal()) == len(old) + 1
     decoder = msgspec.msgpack.Decoder(DeltaPart | SnapshotNotice)
-    news = [decoder.decode(value) for value in (await values(world.broker, WEIGHTS))[parts:]]
+    news = [decoder.decode(value) for value in (await values(harness.broker, WEIGHTS))[parts:]]
     assert {(one.version, one.parent) for one in news if isinstance(one, DeltaPart)} <= {(old[-1].version,) * 2}
     assert not any(isinstance(one, SnapshotNotice) for one in news)
-    astray = await world.journal()
-    train(tmp_path / "archive", world.root)
-    await world.learn(committed=committed)
-    base = await taken_base(world)
+    astray = await harness.journal()
+    train(tmp_path / "archive", harness.root)
+    await harness.learn(committed=committed)
+    base = await taken_base(harness)
     assert base.version == astray[-1].version + 1
-    await check_line(world, base, astray)
+    await check_line(harness, base, astray)
 
 
 async def test_a_base_that_is_worse_is_refused_until_it_is_forced(
@@ -208,42 +208,42 @@ async def test_a_base_that_is_worse_is_refused_until_it_is_forced(
 ) -> None:
     """The log has the figures of both lines; the old one goes on, published as before; the base waits."""
     monkeypatch.setattr("stream.learn.base_gate._LEAST_CLICKS", 10)
-    world, committed = await lived(kafka_topics, tmp_path)
-    old = await world.journal()
-    base = waiting_base(str(world.root))
+    harness, committed = await lived(kafka_topics, tmp_path)
+    old = await harness.journal()
+    base = waiting_base(str(harness.root))
     assert base is not None
     state = dict(base.state)
     state["dense.mlp.click.1.bias"] = state["dense.mlp.click.1.bias"] + np.float32(3)
-    write_base(str(world.root), replace(base, state=state))
-    newest = versions(str(world.root))[0]
+    write_base(str(harness.root), replace(base, state=state))
+    newest = versions(str(harness.root))[0]
     with structlog.testing.capture_logs() as logs:
-        await world.learn(committed=committed)
+        await harness.learn(committed=committed)
     (refused,) = [one for one in logs if one["event"] == "the new base is refused, the old line goes on"]
     assert refused["reason"].startswith("O/E 0.")
     assert refused["base_observed_over_expected"] < 0.9 < refused["serving_observed_over_expected"]
     assert refused["impressions"] > 100
     assert "MILLSTREAM_FORCE_BASE=1" in refused["remedy"]
-    assert waiting_base(str(world.root)) is not None
-    assert versions(str(world.root))[0] == newest
-    assert await world.journal() == old
+    assert waiting_base(str(harness.root)) is not None
+    assert versions(str(harness.root))[0] == newest
+    assert await harness.journal() == old
     with monkeypatch.context() as patch:
-        patch.setattr("tests.stream.learn_world.CONFIG", replace(CONFIG, force_base=True))
-        await world.learn(committed=committed)
-    taken = await taken_base(world)
+        patch.setattr("tests.stream.learner_harness.CONFIG", replace(CONFIG, force_base=True))
+        await harness.learn(committed=committed)
+    taken = await taken_base(harness)
     assert taken.version == old[-1].version + 1
-    await check_line(world, taken, old)
+    await check_line(harness, taken, old)
 
 
 async def test_a_base_beyond_the_log_is_refused_and_the_old_line_goes_on(
     kafka_topics: TestTopics, tmp_path: Path
 ) -> None:
     """It was trained on the archive of another log."""
-    world, committed = await lived(kafka_topics, tmp_path)
-    base = waiting_base(str(world.root))
+    harness, committed = await lived(kafka_topics, tmp_path)
+    base = waiting_base(str(harness.root))
     assert base is not None
-    write_base(str(world.root), replace(base, offsets=dict.fromkeys(base.offsets, 10**6)))
+    write_base(str(harness.root), replace(base, offsets=dict.fromkeys(base.offsets, 10**6)))
     with structlog.testing.capture_logs() as logs:
-        await world.learn(committed=committed)
+        await harness.learn(committed=committed)
     (refused,) = [one for one in logs if one["event"] == "the new base is refused, the old line goes on"]
     assert "ends before offset 1000000" in refused["reason"]
 
@@ -252,37 +252,37 @@ async def test_a_stream_that_begins_with_a_base_goes_on_behind_its_offsets(
     kafka_topics: TestTopics, tmp_path: Path
 ) -> None:
     """Version 1, trained on the head of the log: the learner learns the rest of it, each row once."""
-    world = await World.make(kafka_topics.settings(), tmp_path / "other")
-    await archive(world, tmp_path / "archive", world.records[:ARCHIVED])
+    harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path / "other")
+    await archive(harness, tmp_path / "archive", harness.records[:ARCHIVED])
     base = train(tmp_path / "archive", tmp_path / "snapshots")
     assert base.version == 1
     assert base.offsets
-    world.root = tmp_path / "snapshots"
-    await world.learn()
-    await check_line(world, base, [])
+    harness.root = tmp_path / "snapshots"
+    await harness.learn()
+    await check_line(harness, base, [])
 
 
 async def test_a_base_of_another_log_is_refused(kafka_topics: TestTopics, tmp_path: Path) -> None:
     """One that reaches beyond the log's end, and one in the place of the snapshot that the journal began from."""
-    world, _ = await lived(kafka_topics, tmp_path)
-    base = waiting_base(str(world.root))
+    harness, _ = await lived(kafka_topics, tmp_path)
+    base = waiting_base(str(harness.root))
     assert base is not None
-    world.root = tmp_path / "beyond"
-    write_snapshot(str(world.root), replace(base, offsets=dict.fromkeys(base.offsets, 10**6)))
+    harness.root = tmp_path / "beyond"
+    write_snapshot(str(harness.root), replace(base, offsets=dict.fromkeys(base.offsets, 10**6)))
     with pytest.raises(LogEndsEarlierError, match="ends before offset 1000000"):
-        await world.learn()
-    world.root = tmp_path / "instead"
-    write_snapshot(str(world.root), replace(base, version=0))
+        await harness.learn()
+    harness.root = tmp_path / "instead"
+    write_snapshot(str(harness.root), replace(base, version=0))
     with pytest.raises(RelearnError, match="the journal is of a stream that started from another snapshot"):
-        await world.learn()
+        await harness.learn()
 
 
 async def test_records_come_by_the_time_at_which_they_were_written(kafka_topics: TestTopics, tmp_path: Path) -> None:
     """Of all partitions, from their starts on, each record once; however few are read at once."""
-    world = await World.make(kafka_topics.settings(), tmp_path)
-    starts = {partition: min(3, partition) for partition in range(world.broker.partitions)}
-    async with LogReader(world.broker) as log:
+    harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path)
+    starts = {partition: min(3, partition) for partition in range(harness.broker.partitions)}
+    async with LogReader(harness.broker) as log:
         found = [(one.timestamp, one.partition, one.offset) async for one in as_they_came(log, starts)]
     assert found == sorted(found)
-    expected = [(one.partition, one.offset) for one in world.records if one.offset >= starts[one.partition]]
+    expected = [(one.partition, one.offset) for one in harness.records if one.offset >= starts[one.partition]]
     assert sorted((partition, offset) for _, partition, offset in found) == sorted(expected)

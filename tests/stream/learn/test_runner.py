@@ -36,8 +36,8 @@ from stream.records.examples_codec import decode_examples
 from stream.records.topics import DEADLETTER, EXAMPLES, JOURNAL
 from stream.records.wire import DeadLetter, JournalRecord
 from tests.brokers import TestTopics
-from tests.stream.learn_world import World
-from tests.stream.rig import SPEC, START_MS, base_snapshot, example_rows, values
+from tests.stream.learner_harness import LearnerHarness
+from tests.stream.pipeline import SPEC, START_MS, base_snapshot, example_rows, values
 
 
 async def test_a_snapshot_that_cannot_be_written_stops_the_learner(
@@ -77,14 +77,14 @@ async def test_a_snapshot_is_of_the_moment_at_which_it_began(
 ) -> None:
     """Copied a few rows at a time while batches are learned, it holds the weights of its version and no later ones."""
     monkeypatch.setattr("stream.learn.snapshots._COPY_BYTES", 2_000)
-    world = await World.make(kafka_topics.settings(), tmp_path)
-    await world.learn(in_step=False)
+    harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path)
+    await harness.learn(in_step=False)
     taken = [version for version in versions(str(tmp_path)) if version]
     assert len(taken) >= 2, "one on the way, one at the end"
     for version in taken:
-        rebuilt = await rebuild(world.broker, str(tmp_path), lambda _: SPEC, version=version, start_version=0)
+        rebuilt = await rebuild(harness.broker, str(tmp_path), lambda _: SPEC, version=version, start_version=0)
         assert rebuilt.sha256 == rebuilt.snapshot_sha256 == rebuilt.published_sha256
-    await world.check()
+    await harness.check()
 
 
 async def test_what_cannot_be_learned_is_put_aside_and_counted(kafka_topics: TestTopics, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
 from stream.records.validity import faults, learnable, sampled, term_weight
-from tests.stream.rig import example_rows
+from tests.stream.pipeline import example_rows
 
 KIND = np.array([EXPOSURE, EXPOSURE, CLICK, CONVERSION], np.uint8)
 

@@ -51,7 +51,7 @@ from stream.records.wire import CalibrationRecord, DeadLetter, DeltaPart, Journa
 from stream.sessions.fold import SessionKeys, SessionStates
 from stream.sessions.store import RedisSessionStore
 from tests.brokers import TestTopics
-from tests.stream.rig import (
+from tests.stream.pipeline import (
     SMALL,
     SPEC,
     START_MS,

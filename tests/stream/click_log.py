@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from learners.examples.kinds import CLICK, EXPOSURE
 from stream.records.examples import ExampleRows, concat
-from tests.stream.rig import START_MS, example_rows
+from tests.stream.pipeline import START_MS, example_rows
 
 Record = tuple[int, int, ExampleRows, int]  # partition, offset, rows, watermark
 

@@ -1,4 +1,4 @@
-"""The world that is played."""
+"""The users that are simulated."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections import Counter
 from typing import Any
 
 from tests.chaos.cluster import JOIN
-from tests.chaos.world import TICK_MS, TOPICS, Event, World
-from tests.stream.rig import START_MS
+from tests.chaos.simulated_users import TICK_MS, TOPICS, Event, SimulatedUsers
+from tests.stream.pipeline import START_MS
 
 _COPIES_MS = 6 * TICK_MS
 
 
 def play(seed: int, ticks: int) -> tuple[list[list[Event]], list[dict[str, Any]]]:
     """The events of each tick until nothing is left to come, and all requests; impressions are numbered."""
-    world = World(seed, JOIN, START_MS)
+    users = SimulatedUsers(seed, JOIN, START_MS)
     events: list[list[Event]] = []
     requests: list[dict[str, Any]] = []
-    while len(events) < ticks or world.next_ms is not None:
+    while len(events) < ticks or users.next_ms is not None:
         if len(events) < ticks:
-            for request in world.requests():
+            for request in users.requests():
                 requests.append(request)
                 first = 3 * len(requests)
-                world.show(request["ts_ms"], request["user"]["user_id"], [first, first + 1, first + 2])
-        events.append(world.due(world.now_ms + TICK_MS))
+                users.show(request["ts_ms"], request["user"]["user_id"], [first, first + 1, first + 2])
+        events.append(users.due(users.now_ms + TICK_MS))
     return events, requests
 
 

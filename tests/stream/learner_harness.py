@@ -28,7 +28,7 @@ from stream.records.examples import ExampleRows, concat
 from stream.records.topics import EXAMPLES, JOURNAL, WEIGHTS
 from stream.records.wire import DeltaPart, JournalRecord, SnapshotNotice
 from stream.servers.settings import StreamSettings
-from tests.stream.rig import SMALL, SPEC, START_MS, base_snapshot, example_rows, values
+from tests.stream.pipeline import SMALL, SPEC, START_MS, base_snapshot, example_rows, values
 
 CONFIG = LearningConfig(learn_batch_rows=16, learn_interval_s=30.0, publish_interval_s=5.0, snapshot_interval_s=60.0)
 FORGETFUL = dataclasses.replace(SMALL, admit_after=2, expire_after_s=64.0)  # so that time and sightings matter
@@ -77,7 +77,7 @@ class MortalWriter:
 
 
 @dataclass
-class World:
+class LearnerHarness:
     """A base snapshot, a log of examples in the topic, and learners that come and go."""
 
     broker: Broker
@@ -86,14 +86,14 @@ class World:
     rows: dict[tuple[int, int], ExampleRows]  # by partition and offset
 
     @classmethod
-    async def make(cls, settings: StreamSettings, root: Path, count: int = 60) -> World:
+    async def make(cls, settings: StreamSettings, root: Path, count: int = 60) -> LearnerHarness:
         """``count`` records of up to 24 displays, every third of them clicked a second later.
 
         Each brings its partition 4 s further; time passes at the end.
         """
         base_snapshot(root, config=FORGETFUL, watermark_ms=START_MS)
         broker = await find_broker(settings)
-        world = cls(broker, root, [], {})
+        harness = cls(broker, root, [], {})
         rng = np.random.default_rng(5)
         parts = [(int(rng.integers(broker.partitions)), int(rng.integers(0, 25))) for _ in range(count)]
         parts += [(partition, 0) for partition in range(broker.partitions)]
@@ -109,10 +109,10 @@ class World:
                     ts_ms=np.full(rows, START_MS + 4_000 * at - 2_000),
                     logit=np.full(rows, np.log(0.5), np.float32),  # served with what is true, one third
                 )
-                await world._put(writer, partition, with_clicks(shown), mark)
-        return world
+                await harness._write(writer, partition, with_clicks(shown), mark)
+        return harness
 
-    async def _put(self, writer: LogWriter, partition: int, rows: ExampleRows, watermark_ms: int) -> None:
+    async def _write(self, writer: LogWriter, partition: int, rows: ExampleRows, watermark_ms: int) -> None:
         value = rows.to_record(SPEC.hash, watermark_ms).encode()
         (offset,) = await writer.write([Outgoing(EXAMPLES, value, partition=partition)])
         self.rows[partition, offset] = rows
@@ -155,7 +155,7 @@ class World:
         """The base model after the journal's batches, in one life, each fetched the slow and obvious way."""
         loop = self.fresh_loop()
         for journal in await self.journal():
-            loop.relearn(journal, self._fetched(journal))
+            loop.relearn(journal, self.fetched(journal))
         return loop
 
     def fresh_loop(self) -> LearningLoop:
@@ -163,7 +163,8 @@ class World:
         base = base_snapshot(self.root / "apart", config=FORGETFUL)
         return LearningLoop(base.model(), CONFIG, self.broker.partitions)
 
-    def _fetched(self, journal: JournalRecord) -> ExampleRows:
+    def fetched(self, journal: JournalRecord) -> ExampleRows:
+        """The rows of a step that is in the journal."""
         parts = [ExampleRows.empty(SPEC.id_columns, SPEC.dense_inputs)]
         for r in journal.ranges:
             for offset in range(r.from_offset, r.to_offset + 1):

@@ -41,7 +41,7 @@ class Event(NamedTuple):
     value: float = 0.0
 
 
-class World:
+class SimulatedUsers:
     """Time goes in ticks; ask `requests` of one, tell `show` what was served, then take what is `due`.
 
     Parameters
