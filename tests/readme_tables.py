@@ -17,6 +17,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic_settings import BaseSettings
 
+from learners.deepfm.config import DeepFMConfig
+from learners.nn.heads import Head
 from serving.__main__ import serve
 from serving.metrics import TABLE as SERVING_METRICS
 from serving.settings import ServingSettings
@@ -78,7 +80,16 @@ def serving_tables() -> dict[str, str]:
     return {"settings": _settings_table(settings), "metrics": _metrics_table(SERVING_METRICS)}
 
 
-TABLES = {"stream/README.md": stream_tables, "serving/README.md": serving_tables}
+def learner_tables() -> dict[str, str]:
+    """The table of learners/README.md."""
+    return {"settings": _settings_table(settings_of_file(DeepFMConfig))}
+
+
+TABLES = {
+    "learners/README.md": learner_tables,
+    "stream/README.md": stream_tables,
+    "serving/README.md": serving_tables,
+}
 
 
 def settings_of(settings: type[BaseSettings]) -> Iterator[Setting]:
@@ -110,6 +121,15 @@ def _worker_default(own: WorkerSettings, name: str, clock: Clock, configs: Itera
     if name == "calibrate_interval_s":
         return _shown(own.calibration_interval_s(clock))
     return _shown(next((getattr(one, name) for one in configs if hasattr(one, name)), getattr(own, name)))
+
+
+def settings_of_file(config: type[Any]) -> Iterator[Setting]:
+    """What a TOML file of a config may set."""
+    hints, meanings = get_type_hints(config, include_extras=True), docs_of(config)
+    for field in fields(config):
+        annotation = hints[field.name]
+        bounds = bounds_of(annotation, getattr(annotation, "__metadata__", ()))
+        yield Setting(field.name, _shown(field.default), bounds, meanings[field.name])
 
 
 def options_of(command: Callable[..., None]) -> Iterator[Setting]:
@@ -148,6 +168,10 @@ def _shown(value: object) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:.15g}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, Head):
+        return f'{{ name = "{value.name}" }}'
     return f"`{value}`" if isinstance(value, str) else str(value)
 
 

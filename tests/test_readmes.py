@@ -10,17 +10,18 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 
 from calibration.config import CalibratorConfig
+from learners.deepfm.config import DeepFMConfig
 from serving.settings import ServingSettings
 from stream.archive.part_buffer import ArchiveConfig
 from stream.join.config import JoinConfig
 from stream.learn.config import LearningConfig
 from stream.servers.settings import StreamSettings
 from stream.worker.settings import WorkerSettings
-from tests.readme_tables import ROOT, TABLES, bounds_of, settings_of, with_tables, worker_settings
+from tests.readme_tables import ROOT, TABLES, bounds_of, settings_of, settings_of_file, with_tables, worker_settings
 
 _FILE = re.compile(r"[\w/.-]*\w\.(?:py|lua|md|toml|yml)\b")
 _NOT_OURS = {"model.toml"}  # a name that the reader chooses
-CONFIGS = (JoinConfig, LearningConfig, CalibratorConfig, ArchiveConfig)
+CONFIGS = (DeepFMConfig, JoinConfig, LearningConfig, CalibratorConfig, ArchiveConfig)
 
 
 @pytest.mark.parametrize("readme", TABLES)
@@ -32,7 +33,12 @@ def test_the_tables_of_a_readme_are_those_of_the_code(readme: str) -> None:
 
 def test_every_setting_has_a_meaning_that_ends_with_a_stop() -> None:
     """No row is empty, none is cut off."""
-    for setting in (*settings_of(StreamSettings), *settings_of(ServingSettings), *worker_settings()):
+    for setting in (
+        *settings_of(StreamSettings),
+        *settings_of(ServingSettings),
+        *worker_settings(),
+        *settings_of_file(DeepFMConfig),
+    ):
         assert setting.meaning.endswith("."), setting
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
 
 from learners.nn.heads import Head, Heads
 
@@ -25,26 +27,46 @@ class DeepFMConfig:
     serving; and where every row is learned once there is nothing to overfit, so dropout only adds noise.
     """
 
-    dim: int = 16
-    hidden: tuple[int, ...] = (64, 32)  # as good as (256, 128) where every row is seen once, at a third of the time
+    dim: Annotated[int, Gt(0)] = 16
+    """Numbers of an id's vector."""
+    hidden: tuple[int, ...] = (64, 32)
+    """Widths of the MLP; as good as (256, 128) where every row is seen once, at a third of the time."""
     heads: tuple[Head, ...] = (Head("click"),)
-    vector_rate: float = 0.005  # row-wise Adagrad; twice as fast a vector follows the day less than a slow one
-    weight_rate: float = 0.05  # a first-order weight must answer to a few impressions; see scaled_weight_rate
-    vector_beta: float = 1e-4  # what the accumulators start from: a tenth of the usual root mean square of a gradient
-    weight_beta: float = 1.0  # a click's gradient: an exposure, of gradient p, must not move an id as far as a click
-    dense_rate: float = 3e-4  # Adam; 1e-3 is as good online
-    full_batch_rows: int = 128  # the dense rate is that of such batches; with fewer rows it falls by their root
-    init_scale: float = 0.01  # of the vectors: an unseen id must hardly move the logit
+    """What is predicted: name, given, hidden, start_p of each; see `learners.nn.heads.Head`."""
+    vector_rate: Annotated[float, Gt(0)] = 0.005
+    """Row-wise Adagrad of the vectors; a vector twice as fast follows the day less than a slow one."""
+    weight_rate: Annotated[float, Gt(0)] = 0.05
+    """Of the first-order weights, which must answer to a few impressions; see `scaled_weight_rate`."""
+    vector_beta: Annotated[float, Gt(0)] = 1e-4
+    """What the vectors' accumulators start from: a tenth of the usual root mean square of a gradient."""
+    weight_beta: Annotated[float, Gt(0)] = 1.0
+    """The weights': a click's gradient. An exposure, of gradient p, must not move an id as far as a click."""
+    dense_rate: Annotated[float, Gt(0)] = 3e-4
+    """Adam of the MLP and the biases; 1e-3 is as good online."""
+    full_batch_rows: Annotated[int, Gt(0)] = 128
+    """The dense rate is that of such batches; with fewer rows it falls by their root."""
+    init_scale: Annotated[float, Gt(0)] = 0.01
+    """Standard deviation of a new vector: an unseen id must hardly move the logit."""
     seed: int = 0
-    admit_after: int = 1  # sightings before an id has a row of its own
-    expire_after_s: float | None = None  # event time unseen after which an id loses its row
-    max_rows: int | None = 20_000_000  # ids, 2 GB at dim 16; the longest unseen go first; None: no bound
-    accumulator_half_life_s: float | None = None  # event time in which a row forgets half of its gradients' size
-    start_from_default: bool = False  # a new id starts where its column's default row stands
-    precision: PrecisionSetting = "fp32"  # of the GEMMs of learning; bf16 pays with AMX and layers of 256 or wider
-    threads: int = 1  # changes no bits
+    """Of the start values."""
+    admit_after: int = 1
+    """Sightings before an id has a row of its own, 1 to 255."""
+    expire_after_s: float | None = None
+    """Event time unseen after which an id loses its row, at least 64; unset: never."""
+    max_rows: int | None = 20_000_000
+    """Ids, 2 GB at dim 16; the longest unseen go first. None, from Python: no bound."""
+    accumulator_half_life_s: float | None = None
+    """Event time in which a row forgets half of its gradients' size; unset: never."""
+    start_from_default: bool = False
+    """A new id starts where its column's default row stands."""
+    precision: PrecisionSetting = "fp32"
+    """Of the GEMMs of learning; bf16 pays with AMX and layers of 256 or wider."""
+    threads: Annotated[int, Gt(0)] = 1
+    """Changes no bits."""
     batch_norm: bool = False
-    dropout: float = 0.0  # the share of each hidden layer's outputs left out while learning
+    """Batch norm of the hidden layers; for base models."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of each hidden layer's outputs that is left out while learning; for base models."""
 
     def __post_init__(self) -> None:
         rates = ("vector_rate", "weight_rate", "vector_beta", "weight_beta", "dense_rate", "init_scale")
