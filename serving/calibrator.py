@@ -48,9 +48,9 @@ class HotCalibrator:
             )
         self.plan = plan or SlicePlan()
         self.map = SliceMap(self.plan)
-        self.conversion_map = SliceMap(self.plan)  # of P(conversion | click)
+        self.conversion_map = SliceMap(self.plan)  # for P(conversion | click)
         self._refit_interval_ms = refit_interval_s * 1000.0
-        self.line = 0  # of the model that is served; 0: unknown, every state fits
+        self.line = 0  # the served model's; 0: unknown, every state fits
         self._brought: HeadCalibration | None = None
         self._records: dict[int, CalibrationRecord] = {}
         self._states: dict[int, HeadStates] = {}

@@ -12,7 +12,7 @@ from serving.metrics import ServingMetrics
 
 ALL: Final = "all"
 """The slice of all traffic."""
-MOST_VALUES: Final = 12  # of a slice on /metrics and the page: those with the most exposures
+MAX_SLICE_VALUES: Final = 12  # on /metrics and the page: those with the most exposures
 WINDOWS: Final[Mapping[int, str]] = {60: "1m", 600: "10m", 3600: "1h", 86_400: "1d"}
 """Spans of display (conversions: click) times that figures are of, in seconds → as the label says it."""
 WINDOWS_OF: Final[Mapping[str, tuple[int, ...]]] = {CLICK_HEAD: (60, 600, 3600), CONVERSION_HEAD: (3600, 86_400)}
@@ -28,7 +28,7 @@ class CohortFigures(NamedTuple):
 
     head: str  # "click", "conversion"
     maturity: Literal["early", "mature"]
-    window_s: int  # of `WINDOWS`
+    window_s: int  # one of `WINDOWS`
     slice: str  # ALL, or "name=value"
     variant: str
     exposures: float  # displays; of conversions: clicks
@@ -69,12 +69,12 @@ def sliced(head: str, maturity: str, window_s: int) -> bool:
 
 
 def shown(figures: Iterable[CohortFigures]) -> list[CohortFigures]:
-    """The figures of all traffic, and the mature ones of each slice's `MOST_VALUES` largest values."""
+    """The figures of all traffic, and the mature ones of each slice's `MAX_SLICE_VALUES` largest values."""
     by_slice: dict[tuple[str, str, int, str, str], list[CohortFigures]] = defaultdict(list)
     for one in figures:
         if one.slice == ALL or sliced(one.head, one.maturity, one.window_s):
             by_slice[one.head, one.maturity, one.window_s, one.variant, one.slice.partition("=")[0]].append(one)
-    largest = (sorted(of, key=lambda one: (-one.exposures, one.slice))[:MOST_VALUES] for of in by_slice.values())
+    largest = (sorted(of, key=lambda one: (-one.exposures, one.slice))[:MAX_SLICE_VALUES] for of in by_slice.values())
     return [one for of in largest for one in of]
 
 

@@ -20,7 +20,7 @@ from stream.servers.circuit_breaker import CircuitBreaker
 from stream.servers.settings import without_password
 from stream.sessions.store import RedisSessionStore, SharedCounterFeed
 
-_LEAST_REFRESH_PAUSE_S = 0.05  # in a fast replay a second of the log is less than a millisecond
+_MIN_REFRESH_PAUSE_S = 0.05  # in a fast replay a second of the log is less than a millisecond
 
 
 class SessionFeatures:
@@ -127,7 +127,7 @@ class SessionFeatures:
             if not self._event_time:
                 await asyncio.sleep(self._refresh_s)
             else:
-                await asyncio.sleep(_LEAST_REFRESH_PAUSE_S)
+                await asyncio.sleep(_MIN_REFRESH_PAUSE_S)
                 while self._newest_ms < refreshed_ms + self._refresh_s * 1000:
                     self._due.clear()
                     await self._due.wait()

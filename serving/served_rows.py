@@ -13,7 +13,7 @@ from serving.ranking import Scored
 from stream.records.partition import partition_of
 from stream.records.wire import ServedRecord
 
-MAX_ROWS = 4096  # of a record, about: some hundred bytes a row keep it far below the topic's limit
+MAX_RECORD_ROWS = 4096  # about: some hundred bytes a row keep it far below the topic's limit
 
 
 def served_records(
@@ -51,12 +51,12 @@ def heartbeat_record(spec: FeatureSpec, watermark_ms: int) -> ServedRecord:
 
 
 def _chunks(requests: NDArray[np.intp], starts: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
-    """Cut requests into runs of MAX_ROWS rows, more only by the rest of a run's last request."""
+    """Cut requests into runs of MAX_RECORD_ROWS rows, more only by the rest of a run's last request."""
     sizes = starts[requests + 1] - starts[requests]
-    if sizes.sum() <= MAX_ROWS:
+    if sizes.sum() <= MAX_RECORD_ROWS:
         yield requests
         return
-    group = (np.cumsum(sizes) - sizes) // MAX_ROWS
+    group = (np.cumsum(sizes) - sizes) // MAX_RECORD_ROWS
     for value in np.unique(group):
         yield requests[group == value]
 

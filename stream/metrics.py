@@ -16,7 +16,7 @@ REASONS = (
     "no_click",  # a conversion without a click
     "late",  # beyond a horizon
     "not_finite",  # NaN or infinity in a row to be learned
-    "diverged",  # of a batch whose gradients were not finite
+    "diverged",  # a batch whose gradients were not finite
 )
 """Why a record or a row goes to the dead-letter topic: a closed set."""
 

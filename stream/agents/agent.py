@@ -19,7 +19,7 @@ from stream.metrics import WorkerMetrics
 
 COMMIT_INTERVAL_S = 0.5
 TICK_INTERVAL_S = 0.1
-_MOST_REST_S = 0.02
+_MAX_REST_S = 0.02
 
 _log = structlog.get_logger(__name__)
 
@@ -60,7 +60,7 @@ class Agent:
         self._busy = asyncio.Lock()  # a step of the runner, or a change of partitions
         self._notice: frozenset[int] | None = None  # partitions that are ours and not restored yet
         self._partitions: frozenset[int] = frozenset()  # restored
-        self._early: list[InputRecord] = []  # of other partitions: they may overtake the notice of the assignment
+        self._early: list[InputRecord] = []  # they came before the notice that their partitions are assigned
         self._committed: dict[TopicPartition, int] = {}
         self._paused: frozenset[TopicPartition] = frozenset()
         self._taking = True
@@ -133,7 +133,7 @@ class Agent:
             if is_assigned:
                 self._settled.set()
             if not inbox.is_full:  # a step costs its share whatever it holds: as much time to gather as to work
-                await asyncio.sleep(min(time.monotonic() - began, _MOST_REST_S))
+                await asyncio.sleep(min(time.monotonic() - began, _MAX_REST_S))
 
     async def _take_over(self) -> bool:
         """Restore what was assigned, then work off what came of it before; whether there was anything assigned."""

@@ -16,7 +16,7 @@ from stream.kafka.aiokafka_internals import unread_records
 from stream.kafka.broker import Broker
 from stream.kafka.input_record import InputRecord, TopicPartition
 
-_MOST_RECORDS = 2_000  # at once: what a step may hold beyond the inbox's bound
+_MAX_FETCH_RECORDS = 2_000  # what a step may hold beyond the inbox's bound
 _POLL_MS = 200
 _MAX_POLL_MS = 24 * 3_600_000  # a full inbox is no reason to leave the group: the heartbeat shows that we live
 
@@ -98,7 +98,7 @@ class AiokafkaSource:
 
     async def _read(self, listener: Listener) -> None:
         while True:
-            fetched = await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=_MOST_RECORDS)
+            fetched = await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=_MAX_FETCH_RECORDS)
             for tp, records in fetched.items():
                 topic = self._broker.table_name(tp.topic)
                 await listener.arrived([InputRecord.of(topic, one) for one in records])

@@ -30,8 +30,8 @@ from stream.kafka.broker import Broker
 from stream.kafka.input_record import InputRecord, TopicPartition
 
 _FETCHES_AHEAD = 1
-_MOST_RECORDS = 2_000  # of a fetch
-_COMMIT_INTERVAL_S = 0.5  # of Faust's own commits, of which there are none
+_MAX_FETCH_RECORDS = 2_000
+_FAUST_COMMIT_INTERVAL_S = 0.5  # Faust has nothing to commit
 _REQUEST_TIMEOUT_S = 30.0
 
 
@@ -213,10 +213,10 @@ def _faust_app(group: str, broker: Broker, assignor: type[Any], data_dir: str) -
         worker_redirect_stdouts=False,
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=4 << 20,
-        broker_max_poll_records=_MOST_RECORDS,
+        broker_max_poll_records=_MAX_FETCH_RECORDS,
         broker_session_timeout=broker.session_timeout_s,
         broker_heartbeat_interval=broker.session_timeout_s / 4,
-        broker_commit_interval=_COMMIT_INTERVAL_S,
+        broker_commit_interval=_FAUST_COMMIT_INTERVAL_S,
         broker_request_timeout=max(_REQUEST_TIMEOUT_S, broker.session_timeout_s),  # Faust refuses a shorter one
     )
     app.kafka, app.partition_assignor = broker, assignor

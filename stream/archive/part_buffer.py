@@ -14,7 +14,7 @@ from learners.examples.archive_parts import LogStretch
 from stream.records.examples import ExampleRows, concat
 from stream.records.validity import faults
 
-_LAST_MS = 253_402_300_799_999  # of the year 9999, beyond which there are no dates
+_LAST_DATE_MS = 253_402_300_799_999  # the end of the year 9999, after which there are no dates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Part:
     @property
     def day(self) -> date:
         """The UTC day of its first event."""
-        known_ms = min(max(int(self.rows.known_ms.min()), 0), _LAST_MS)
+        known_ms = min(max(int(self.rows.known_ms.min()), 0), _LAST_DATE_MS)
         return datetime.fromtimestamp(known_ms / 1000, UTC).date()
 
 

@@ -14,7 +14,7 @@ from learners.examples.kinds import CLICK, CONVERSION
 from stream.records.examples import ExampleRows, concat
 from stream.records.wire import ExamplesRecord
 
-TIME_BYTES = 8  # of a conversion's time behind its packed click, little-endian ms
+CONVERSION_TIME_BYTES = 8  # behind its packed click, little-endian ms
 
 
 class StoredClicks(NamedTuple):
@@ -40,7 +40,7 @@ def packed(rows: ExampleRows) -> list[bytes]:
 
 def packed_times(ts_ms: NDArray[np.int64]) -> list[bytes]:
     """Each time as bytes."""
-    return _cut(ts_ms.astype("<i8").tobytes(), TIME_BYTES)
+    return _cut(ts_ms.astype("<i8").tobytes(), CONVERSION_TIME_BYTES)
 
 
 def unpacked(values: Sequence[bytes], n_fields: int, n_dense: int) -> StoredClicks:
@@ -50,7 +50,7 @@ def unpacked(values: Sequence[bytes], n_fields: int, n_dense: int) -> StoredClic
     """
     dtype = _row_dtype(n_fields, n_dense)
     size = dtype.itemsize
-    fitting = [value for value in values if len(value) >= size and (len(value) - size) % TIME_BYTES == 0]
+    fitting = [value for value in values if len(value) >= size and (len(value) - size) % CONVERSION_TIME_BYTES == 0]
     data = np.frombuffer(b"".join(value[:size] for value in fitting), dtype)
     rows = ExampleRows(**{name: np.ascontiguousarray(data[name]) for name in dtype.names or ()})
     return StoredClicks(rows, [np.frombuffer(value, "<i8", offset=size) for value in fitting])

@@ -29,7 +29,7 @@ class Backpressure:
         self._most_rows = most_rows
         self._tp = TopicPartition(broker.topic(JOURNAL), 0)
         self._consumer: AIOKafkaConsumer | None = None
-        self._written: defaultdict[int, deque[tuple[int, int]]] = defaultdict(deque)  # by partition: offset, rows
+        self._unlearned: defaultdict[int, deque[tuple[int, int]]] = defaultdict(deque)  # partition → (offset, rows)
         self._learning = False
         self.unlearned_rows = 0
 
@@ -41,7 +41,7 @@ class Backpressure:
     def wrote(self, partition: int, offset: int, rows: int) -> None:
         """Note a record of examples."""
         if rows and self._learning and self._most_rows:
-            self._written[partition].append((offset, rows))
+            self._unlearned[partition].append((offset, rows))
             self.unlearned_rows += rows
 
     async def refresh(self) -> None:
@@ -56,7 +56,7 @@ class Backpressure:
     async def stop(self) -> None:
         """Disconnect and count anew from the next refresh on."""
         consumer, self._consumer = self._consumer, None
-        self._written.clear()
+        self._unlearned.clear()
         self.unlearned_rows = 0
         if consumer is not None:
             await consumer.stop()
@@ -68,6 +68,6 @@ class Backpressure:
         return consumer
 
     def _learned(self, partition: int, before_offset: int) -> None:
-        written = self._written[partition]
+        written = self._unlearned[partition]
         while written and written[0][0] < before_offset:
             self.unlearned_rows -= written.popleft()[1]

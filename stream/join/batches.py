@@ -23,7 +23,7 @@ from stream.records.events import (
     is_json,
     json_events,
 )
-from stream.records.limits import FIRST_NO_JSON, MOST_JSON_BYTES, check_ahead
+from stream.records.limits import FIRST_NO_JSON, MAX_JSON_BYTES, check_ahead
 from stream.records.served import ServedRows, SpecWidths, decode_served, served_until
 from stream.records.wire import SCORES
 
@@ -159,7 +159,7 @@ def _joined(parts: Sequence[EventRows] | Sequence[ServedRows], names: Sequence[s
 def _may_be_event(record: InputRecord) -> bool:
     """Whether to try and decode it together with others: not, where that is bound to fail."""
     value = record.value
-    if not value or len(value) > MOST_JSON_BYTES or b'"watermark_ms"' in value:
+    if not value or len(value) > MAX_JSON_BYTES or b'"watermark_ms"' in value:
         return False
     return value[0] < FIRST_NO_JSON if record.content_type is None else record.content_type == "application/json"
 

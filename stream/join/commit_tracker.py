@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from stream.join.state.kernels import Open
 
 _FIRST_RECORDS = 256
-_NUMBERS = 1 << 32  # of records; they wrap round
+_RECORD_NUMBERS = 1 << 32  # they wrap round
 
 
 class CommitTracker:
@@ -21,7 +21,7 @@ class CommitTracker:
     def __init__(self) -> None:
         self._base = 0  # number of the oldest record kept
         self._count = 0  # records kept
-        self._finished = 0  # of them, before the first that was not finished when it was asked for
+        self._finished_before = 0  # how many are before the first unfinished one, as last looked for
         self._open = np.zeros(_FIRST_RECORDS, np.int32)
         self._offsets = np.zeros(_FIRST_RECORDS, np.int64)
         self._pinned: int | None = None
@@ -57,7 +57,7 @@ class CommitTracker:
         first = self._base + self._count
         self._count += count
         self.next_offset = int(offsets[-1]) + 1
-        numbers = (first + np.arange(count)) % _NUMBERS
+        numbers = (first + np.arange(count)) % _RECORD_NUMBERS
         return np.repeat(numbers.astype(np.uint32), rows)
 
     def finish(self, records: NDArray[np.uint32]) -> None:
@@ -86,7 +86,7 @@ class CommitTracker:
 
     def _first_open(self) -> int:
         """The index of the first record with unfinished rows; the number of records kept when there is none."""
-        at = self._finished
+        at = self._finished_before
         while at < self._count:
             found = np.flatnonzero(self._open[at : min(at + _FIRST_RECORDS, self._count)])
             if len(found):
@@ -96,13 +96,13 @@ class CommitTracker:
 
     def _let_go(self, count: int) -> None:
         """Forget the first records, which are finished; move the rest to the front once that is the smaller part."""
-        self._finished = count
+        self._finished_before = count
         if count and 2 * count >= self._count:
             kept = self._count - count
             for array in (self._open, self._offsets):
                 array[:kept] = array[count : self._count].copy()
-            self._base = (self._base + count) % _NUMBERS
-            self._count, self._finished = kept, 0
+            self._base = (self._base + count) % _RECORD_NUMBERS
+            self._count, self._finished_before = kept, 0
 
     def _make_room(self, count: int) -> None:
         while self._count + count > len(self._open):

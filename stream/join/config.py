@@ -16,7 +16,7 @@ _POSITIVE = (
     "max_ahead_s",
 )
 _NOT_NEGATIVE = ("allowed_lateness_s", "display_lead_s")
-LEAST_MEMORY_BYTES = 16 << 20  # an empty join of some partitions, and a few thousand rows
+MIN_MEMORY_BYTES = 16 << 20  # an empty join of some partitions, and a few thousand rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class JoinConfig:
     """An input that is silent for so long no longer holds the others back. Longer than a broker's rebalance."""
     max_ahead_s: Annotated[float, Gt(0)] = 3600.0
     """An event dated later than its record by more than this is put aside: its clock was wrong."""
-    join_memory_bytes: Annotated[int, Ge(LEAST_MEMORY_BYTES)] = 1 << 30
+    join_memory_bytes: Annotated[int, Ge(MIN_MEMORY_BYTES)] = 1 << 30
     """What the join of a worker may hold: three million pending rows of 40 columns, or thirty million exposed ones."""
 
     def __post_init__(self) -> None:
@@ -55,9 +55,9 @@ class JoinConfig:
                     f"{name}={getattr(self, name)} must not be negative: exposures would wait for events that are "
                     f"later than they. Set {_setting(name)}."
                 )
-        if self.join_memory_bytes < LEAST_MEMORY_BYTES:
+        if self.join_memory_bytes < MIN_MEMORY_BYTES:
             raise ValueError(
-                f"join_memory_bytes={self.join_memory_bytes} must be at least {LEAST_MEMORY_BYTES}: rows would be "
+                f"join_memory_bytes={self.join_memory_bytes} must be at least {MIN_MEMORY_BYTES}: rows would be "
                 f"forgotten before their clicks can come. Set {_setting('join_memory_bytes')}."
             )
 

@@ -48,7 +48,7 @@ from stream.records.examples import ExampleRows, concat
 from stream.records.served import ServedRows
 from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS, SERVED
 
-_EARLY_SHARE = 1 / 16  # of the pending rows, each time that time is moved forward
+_EARLY_PENDING_SHARE = 1 / 16  # each time that time is moved forward
 
 
 class JoinCore:
@@ -77,8 +77,8 @@ class JoinCore:
         self._events = JoinEvents(config, self._inputs, self._state, self._counts, salt)
         self._converted: list[ExampleRows] = []
         self._examples_end = 0  # the offset of the next examples record
-        self._last_exposures = 0  # of the last output
-        self._emitted_watermark_ms = 0  # of earlier lives
+        self._last_output_exposures = 0
+        self._earlier_watermark_ms = 0  # what an earlier process reached
 
     # ------------------------------------------------------------------------------------------------ what it holds
 
@@ -115,7 +115,7 @@ class JoinCore:
     @property
     def watermark_ms(self) -> int:
         """How far time has come by the last poll, 0 before the first that knew."""
-        return max(self._inputs.reached_ms, self._emitted_watermark_ms)
+        return max(self._inputs.reached_ms, self._earlier_watermark_ms)
 
     def ahead(self, by_ms: int = 0) -> frozenset[str]:
         """Inputs ahead of the slowest by more than ``by_ms``: reading on in them only makes rows wait."""
@@ -129,7 +129,7 @@ class JoinCore:
         self._inputs.start_at(offsets)
         if resume.forgotten_ms:
             self._state.forgotten_ms = resume.forgotten_ms
-        self._emitted_watermark_ms = resume.watermark_ms
+        self._earlier_watermark_ms = resume.watermark_ms
         self._examples_end = resume.examples
         self._state.note_record(0, resume.examples)
 
@@ -140,7 +140,7 @@ class JoinCore:
         the output's watermark does not fall behind it.
         """
         self._refuse_late()
-        self._emitted_watermark_ms = max(self._emitted_watermark_ms, watermark_ms)
+        self._earlier_watermark_ms = max(self._earlier_watermark_ms, watermark_ms)
         self._state.restore(examples, offset)
         self._examples_end = offset + 1
 
@@ -228,7 +228,7 @@ class JoinCore:
             watermark_ms=self.watermark_ms,
             offsets=self._inputs.to_commit(),
             resume=Resume(
-                examples=self._state.first_record(self._examples_end, self._last_exposures),
+                examples=self._state.first_record(self._examples_end, self._last_output_exposures),
                 forgotten_ms=max(self._state.forgotten_ms, 0),
                 watermark_ms=self.watermark_ms,
             ),
@@ -236,9 +236,9 @@ class JoinCore:
 
     def stored(self, offsets: Sequence[int], first_rows: Sequence[int]) -> None:
         """Tell where the last output's examples lie: the offset of each record, and the row that it begins with."""
-        first_number = self._state.next_number - self._last_exposures
+        first_number = self._state.next_number - self._last_output_exposures
         for offset, row in zip(offsets, first_rows, strict=True):
-            if row < self._last_exposures:
+            if row < self._last_output_exposures:
                 self._state.note_record(first_number + row, offset)
         if offsets:
             self._examples_end = offsets[-1] + 1
@@ -249,7 +249,7 @@ class JoinCore:
         forgotten = self._state.shed(self.watermark_ms, wanted)
         self._counts["forgotten_rows"] += forgotten
         if forgotten < wanted and self._state.pending:
-            due_ms, rows = self._state.nth_due_ms(_EARLY_SHARE, self._lead_ms)
+            due_ms, rows = self._state.nth_due_ms(_EARLY_PENDING_SHARE, self._lead_ms)
             self._counts["early_rows"] += rows
             self._inputs.advance_to(due_ms + 1)
 
@@ -259,7 +259,7 @@ class JoinCore:
         Behind them is room for the late clicks, if there are exposures: how many rows that is comes second.
         """
         new, converted = self._events.clicks, self._converted
-        self._converted, self._last_exposures = [], 0
+        self._converted, self._last_output_exposures = [], 0
         clicked, late = new.rows, new.late
         spare = len(clicked) + sum(map(len, converted)) + late
         served, displayed = self._inputs.unfinished(SERVED), self._inputs.unfinished(IMPRESSIONS)
@@ -267,7 +267,7 @@ class JoinCore:
         if exposed is None:
             return (concat(converted) if converted else None), 0
         rows, of_clicked = exposed
-        end = self._last_exposures = len(rows) - spare
+        end = self._last_output_exposures = len(rows) - spare
         clicks = new.take(rows, of_clicked)
         self._counts["exposures"] += end
         self._counts["clicks"] += len(clicks)

@@ -17,7 +17,7 @@ class MemoryJoin:
     def __init__(self, core: JoinCore, n_fields: int, n_dense: int) -> None:
         self.core = core
         self.clicks = MemoryClickStore(n_fields, n_dense)
-        self.examples: dict[int, ExampleRows] = {}  # by offset; only those whose clicks still count
+        self.examples: dict[int, ExampleRows] = {}  # offset → rows; only those whose clicks still count
         self.next_offset = 0
 
     def poll(self, now_ms: int | None = None) -> JoinOutput:

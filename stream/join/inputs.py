@@ -16,7 +16,7 @@ from stream.join.watermarks import Watermarks
 from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS, INPUTS, SERVED
 
 _WATERMARK_INPUTS = (SERVED, IMPRESSIONS, CLICKS)  # inputs that hold the watermark back
-_SAMPLE = 15  # of a step's events, for how far they have come together
+_SAMPLE_EVENTS = 15  # of a step: their median says how far they have come
 
 
 class Arrived(NamedTuple):
@@ -124,5 +124,5 @@ class JoinInputs:
 
 def _typical_ms(ts_ms: NDArray[np.int64]) -> int:
     """The median of some of the times."""
-    some = np.sort(ts_ms[:: max(1, len(ts_ms) // _SAMPLE)])
+    some = np.sort(ts_ms[:: max(1, len(ts_ms) // _SAMPLE_EVENTS)])
     return int(some[len(some) // 2])

@@ -9,9 +9,9 @@ from stream.join.core import JoinCore
 from stream.kafka.input_record import TopicPartition
 from stream.metrics import WorkerMetrics
 
-CACHE_SHARE = 1 / 4  # of the memory, beside what the cores hold: exposures whose clicks come soon
-_PAUSE_SHARE = 1 / 2  # of the memory, from which on inputs that are at all ahead wait
-_LEAST_PAUSED_LEAD_MS = 60_000  # live: an input so far ahead waits whatever the memory
+CACHE_MEMORY_SHARE = 1 / 4  # beside what the cores take: exposures whose clicks come soon
+_PAUSE_MEMORY_SHARE = 1 / 2  # above it inputs that are at all ahead wait
+_MIN_PAUSED_LEAD_MS = 60_000  # live: an input so far ahead waits whatever the memory
 
 
 class MemoryBound:
@@ -29,7 +29,7 @@ class MemoryBound:
     def __init__(self, config: JoinConfig, metrics: WorkerMetrics, *, live: bool) -> None:
         lead_ms = config.ms("allowed_lateness_s") + config.ms("display_lead_s")
         self._most = config.join_memory_bytes
-        self._far_ms = max(_LEAST_PAUSED_LEAD_MS, 2 * config.ms("idle_timeout_s"), 2 * lead_ms) if live else None
+        self._far_ms = max(_MIN_PAUSED_LEAD_MS, 2 * config.ms("idle_timeout_s"), 2 * lead_ms) if live else None
         self._metrics = metrics
         metrics.gauge("join_memory_limit_bytes").set(self._most)
 
@@ -41,7 +41,7 @@ class MemoryBound:
             for partition, core in cores.items():
                 core.shed_memory((total - self._most) * taken[partition] // total)
         self._metrics.gauge("join_memory_bytes").set(total)
-        by_ms = 0 if total > self._most * _PAUSE_SHARE else self._far_ms
+        by_ms = 0 if total > self._most * _PAUSE_MEMORY_SHARE else self._far_ms
         if by_ms is None:
             return frozenset()
         return frozenset((topic, partition) for partition, core in cores.items() for topic in core.ahead(by_ms))

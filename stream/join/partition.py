@@ -37,11 +37,11 @@ class JoinedPartition:
     clicks: ClickFold
     writer: LogWriter
     examples_end: int = 0  # the offset of the next examples record
-    watermark_ms: int = 0  # of the newest one
+    watermark_ms: int = 0  # the newest examples record's
     offsets: dict[str, int] = field(default_factory=dict)  # committed, by input
     unread: dict[str, int] = field(default_factory=dict)  # inputs of which nothing came yet: where they begin
     rejects: list[Reject] = field(default_factory=list)  # to be written with the next step
-    written_at: float = 0.0  # of the clock that runs evenly: the last step that was written
+    written_at: float = 0.0  # monotonic, s: when the last step was written
 
     @classmethod
     async def open(

@@ -26,7 +26,7 @@ from stream.join.config import JoinConfig
 from stream.join.core import JoinCore
 from stream.join.examples_cache import ExamplesLookup
 from stream.join.late import with_late_clicks
-from stream.join.memory_bound import CACHE_SHARE, MemoryBound
+from stream.join.memory_bound import CACHE_MEMORY_SHARE, MemoryBound
 from stream.join.output import JoinOutput
 from stream.join.partition import JoinedPartition
 from stream.join.rejects import Reject
@@ -35,16 +35,16 @@ from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogReader
 from stream.kafka.log_writer import Commits, Outgoing
 from stream.metrics import JOIN_COUNTS, WorkerMetrics
-from stream.records.example_records import parts
 from stream.records.examples import ExampleRows
+from stream.records.examples_codec import split_rows
 from stream.records.topics import CLICKS, DEADLETTER, EXAMPLES, IMPRESSIONS, INPUTS, SERVED
 from stream.records.wire import DeadLetter
 
-HEARTBEAT_MS = 500  # of event time: how far a watermark that brings no rows must move to be worth a record
+HEARTBEAT_EVENT_MS = 500  # how far a watermark that brings no rows must move to be worth a record
 COMMIT_INTERVAL_S = 1.0  # between two commits of a partition in which nothing else is written
-_MEASURE_INTERVAL_S = 0.05  # in which some ten MB can come
-_MOST_WAITING_RECORDS = 20_000  # in the inbox: of one event each, a step takes some thousand
-_AT_ONCE = 4_000
+_MEASURE_INTERVAL_S = 0.05  # some ten MB can come meanwhile
+_MAX_INBOX_RECORDS = 20_000  # one event each: a step takes some thousand
+_MAX_STEP_RECORDS = 4_000
 _KINDS = {EXPOSURE: "exposure", CLICK: "click", CONVERSION: "conversion"}
 
 
@@ -73,7 +73,7 @@ class JoinRunner:
         most_unlearned_rows: int = 0,
         ready: Awaitable[None] | None = None,
     ) -> None:
-        self.inbox = Inbox(max_items=_MOST_WAITING_RECORDS, at_once=_AT_ONCE)
+        self.inbox = Inbox(max_items=_MAX_INBOX_RECORDS, at_once=_MAX_STEP_RECORDS)
         self._broker = broker
         self._group = broker.group("join")
         self._clicks = clicks
@@ -83,7 +83,7 @@ class JoinRunner:
         self._now_ms = now_ms
         self._salt = salt
         self._ready = ready
-        self._lookup = ExamplesLookup(broker, spec, int(config.join_memory_bytes * CACHE_SHARE))
+        self._lookup = ExamplesLookup(broker, spec, int(config.join_memory_bytes * CACHE_MEMORY_SHARE))
         self._memory = MemoryBound(config, metrics, live=now_ms is not None)
         self._backpressure = Backpressure(broker, most_unlearned_rows)
         self._partitions: dict[int, JoinedPartition] = {}
@@ -233,11 +233,11 @@ class JoinRunner:
         """The examples as records, and the row that each begins with; the last one carries the new watermark."""
         rows, watermark_ms = output.examples, max(output.watermark_ms, joined.watermark_ms)
         if rows is None:
-            step_ms = 1 if self._now_ms is None else HEARTBEAT_MS  # a replay waits for the very watermark
+            step_ms = 1 if self._now_ms is None else HEARTBEAT_EVENT_MS  # a replay waits for the very watermark
             if watermark_ms < joined.watermark_ms + step_ms:
                 return [], []
             rows = ExampleRows.empty(self._spec.id_columns, self._spec.dense_inputs)
-        *before, last = parts(rows)
+        *before, last = split_rows(rows)
         marked = [*((part, joined.watermark_ms) for part in before), (last, watermark_ms)]
         joined.watermark_ms = watermark_ms
         records = [part.rows.to_record(self._spec.hash, mark).encode() for part, mark in marked]

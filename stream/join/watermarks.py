@@ -9,7 +9,7 @@ from dataclasses import dataclass
 @dataclass(slots=True)
 class _Input:
     watermark_ms: int | None = None
-    typical_ms: int = 0  # of the newest events; one that a wrong clock dated does not move it far
+    typical_ms: int = 0  # the newest events' median; one that a wrong clock dated does not move it far
     active_ms: int | None = None  # wall clock of the last poll after which it had said something
     spoke: bool = False
 

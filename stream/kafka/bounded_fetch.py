@@ -15,7 +15,7 @@ import structlog
 
 from stream.kafka.aiokafka_internals import record_in_place_of, replace_decoders, wrap_batches
 from stream.kafka.inflate import (
-    MOST_INFLATED_BYTES,
+    MAX_INFLATED_BYTES,
     InflateError,
     inflate_gzip,
     inflate_lz4,
@@ -70,7 +70,7 @@ class _Batches:
     def has_next(self) -> bool:
         if self._inflated_before is None:
             self._inflated_before = _Meter.inflated_bytes
-        elif _Meter.inflated_bytes - self._inflated_before >= MOST_INFLATED_BYTES:
+        elif _Meter.inflated_bytes - self._inflated_before >= MAX_INFLATED_BYTES:
             return False
         return bool(self._batches.has_next())
 

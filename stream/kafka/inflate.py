@@ -10,25 +10,25 @@ from collections.abc import Callable, Iterator
 import cramjam
 import numpy as np
 
-MOST_INFLATED_BYTES = 64 << 20  # 8 times the greatest record in the table of topics
-_XERIAL_HEADER = b"\x82SNAPPY\0" + struct.pack("!ii", 1, 1)  # of Java clients: blocks follow, each with its length
+MAX_INFLATED_BYTES = 64 << 20  # 8 times the greatest record in the table of topics
+_JAVA_SNAPPY_HEADER = b"\x82SNAPPY\0" + struct.pack("!ii", 1, 1)  # blocks follow, each with its length
 
 
 class InflateError(ValueError):
     """A compressed batch is broken or inflates beyond the bound."""
 
     def __init__(self, codec: str, size: int, why: object) -> None:
-        super().__init__(f"{size} bytes of {codec} do not inflate to at most {MOST_INFLATED_BYTES} bytes ({why})")
+        super().__init__(f"{size} bytes of {codec} do not inflate to at most {MAX_INFLATED_BYTES} bytes ({why})")
 
 
 def inflate_gzip(payload: bytes) -> bytes:
     """Return what was compressed. Raises InflateError."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(payload)) as stream:
-            inflated = stream.read(MOST_INFLATED_BYTES + 1)
+            inflated = stream.read(MAX_INFLATED_BYTES + 1)
     except (OSError, EOFError, ValueError) as error:
         raise InflateError("gzip", len(payload), error) from error
-    if len(inflated) > MOST_INFLATED_BYTES:
+    if len(inflated) > MAX_INFLATED_BYTES:
         raise InflateError("gzip", len(payload), "there is more")
     return inflated
 
@@ -36,9 +36,9 @@ def inflate_gzip(payload: bytes) -> bytes:
 def inflate_snappy(payload: bytes) -> bytes:
     """Return what was compressed, in one raw block or in the frames of Java clients. Raises InflateError."""
     try:
-        blocks = list(_xerial_blocks(payload)) if payload.startswith(_XERIAL_HEADER) else [payload]
+        blocks = list(_xerial_blocks(payload)) if payload.startswith(_JAVA_SNAPPY_HEADER) else [payload]
         total = sum(cramjam.snappy.decompress_raw_len(block) for block in blocks)  # as their headers promise
-        if total > MOST_INFLATED_BYTES:
+        if total > MAX_INFLATED_BYTES:
             raise InflateError("snappy", len(payload), f"its headers promise {total}")
         return b"".join(bytes(cramjam.snappy.decompress_raw(block)) for block in blocks)
     except (cramjam.DecompressionError, struct.error) as error:
@@ -46,7 +46,7 @@ def inflate_snappy(payload: bytes) -> bytes:
 
 
 def _xerial_blocks(payload: bytes) -> Iterator[bytes]:
-    at = len(_XERIAL_HEADER)
+    at = len(_JAVA_SNAPPY_HEADER)
     while at < len(payload):
         (size,) = struct.unpack_from("!I", payload, at)
         yield payload[at + 4 : at + 4 + size]
@@ -64,7 +64,7 @@ def inflate_zstd(payload: bytes) -> bytes:
 
 
 def _into_bounded(codec: str, decompress_into: Callable[..., int], payload: bytes) -> bytes:
-    room = np.empty(MOST_INFLATED_BYTES, np.uint8)  # costs memory only where it is written to
+    room = np.empty(MAX_INFLATED_BYTES, np.uint8)  # costs memory only where it is written to
     try:
         return room[: decompress_into(payload, room)].tobytes()
     except cramjam.DecompressionError as error:

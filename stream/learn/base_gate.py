@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from learners.examples.kinds import CLICK, EXPOSURE
 from learners.metrics.quality import Quality, entropy, losses, quality
 
-_MOST_ROWS = 2_000_000  # of the tail that are kept: 50 MB
-_LEAST_CLICKS = 100  # below, and with fewer impressions that were not clicked, nothing can be said
-_TOLERATED = 0.03, 0.005, 0.005  # in log O/E, normalised entropy and AUC: that much worse is no reason
+_MAX_TAIL_ROWS = 2_000_000  # 50 MB
+_MIN_CLICKS = 100  # below, and with fewer impressions that were not clicked, nothing can be said
+_TOLERANCES = 0.03, 0.005, 0.005  # log O/E, normalised entropy, AUC: that much worse is no reason
 
 
 class Scored(NamedTuple):
@@ -37,7 +37,7 @@ class Scored(NamedTuple):
 class Tail:
     """The newest rows of a tail, in bounded memory."""
 
-    def __init__(self, most_rows: int = _MOST_ROWS) -> None:
+    def __init__(self, most_rows: int = _MAX_TAIL_ROWS) -> None:
         self._parts: deque[Scored] = deque()
         self._rows, self._most_rows = 0, most_rows
 
@@ -84,7 +84,7 @@ def verdict(rows: Scored | None, mature_until_ms: int) -> Verdict | None:
     newest = mature[np.argsort(rows.ts_ms[mature], kind="stable")][len(mature) // 2 :]
     clicked = np.isin(rows.impression_id[newest], rows.impression_id[rows.kind == CLICK])
     clicks = int(clicked.sum())
-    if min(clicks, len(clicked) - clicks) < _LEAST_CLICKS:
+    if min(clicks, len(clicked) - clicks) < _MIN_CLICKS:
         return None
     old, new = rows.served[newest], rows.logit[newest]
     serving, base = quality(old, clicked), quality(new, clicked)
@@ -93,7 +93,7 @@ def verdict(rows: Scored | None, mature_until_ms: int) -> Verdict | None:
 
 def _worse(serving: Quality, base: Quality, excess: NDArray[np.float64], clicks: int) -> Iterable[str]:
     """Each figure that is worse by more than is tolerated and than its noise, two standard errors, explains."""
-    level, ne, auc = _TOLERATED
+    level, ne, auc = _TOLERANCES
     old, new = (abs(math.log(of.observed_over_expected)) for of in (serving, base))
     if not new <= old + max(level, 2 / math.sqrt(clicks)):
         yield f"O/E {base.observed_over_expected:.3f} where the serving line has {serving.observed_over_expected:.3f}"

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from stream.records.wire import ConversionDelays
 
-_LEAST_EXPOSURE_RATE = 1e-4
+_MIN_EXPOSURE_RATE = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class LearningConfig:
     """Of the logarithm of these delays: 36 % come within an hour, 89 % within a day; shops measure about that."""
     most_delayed_clicks: Annotated[int, Ge(1)] = 200_000
     """Clicks that wait for their conversion, 98 MB of 40 ids and 36 numbers; beyond it those due next pay early."""
-    exposure_rate: Annotated[float, Ge(_LEAST_EXPOSURE_RATE), Le(1)] = 1.0
+    exposure_rate: Annotated[float, Ge(_MIN_EXPOSURE_RATE), Le(1)] = 1.0
     """Share of the exposures that are learned, each weighing 1 / rate, if a learner cannot keep up; clicks all are."""
 
     def __post_init__(self) -> None:
@@ -69,9 +69,9 @@ class LearningConfig:
                 f"silence_probability={self.silence_probability} must lie in [0, 0.01): chance alone would stop the "
                 "learning again and again. Set MILLSTREAM_SILENCE_PROBABILITY (1e-6; 0 learns them as none)."
             )
-        if not _LEAST_EXPOSURE_RATE <= self.exposure_rate <= 1:
+        if not _MIN_EXPOSURE_RATE <= self.exposure_rate <= 1:
             raise ValueError(
-                f"exposure_rate={self.exposure_rate} must lie in [{_LEAST_EXPOSURE_RATE:g}, 1]: it is the share of the "
+                f"exposure_rate={self.exposure_rate} must lie in [{_MIN_EXPOSURE_RATE:g}, 1]: it is the share of the "
                 "exposures that are learned, and each then weighs 1 / rate, so that a few would throw the model about. "
                 "Set MILLSTREAM_EXPOSURE_RATE; 1 learns all."
             )

@@ -30,7 +30,7 @@ from stream.records.wire import ConversionDelays
 
 _SEED = 23  # another draw than that of the exposures which are learned
 _REDRAWN_MS = 3_600_000  # ages are drawn anew, as the law has become better known
-_LEAST_ROOM = 1_024
+_MIN_ROOM = 1_024
 _COLUMNS = ("ids", "dense", "impression_id", "clicked_ms", "due_ms")
 
 
@@ -40,7 +40,7 @@ class Step(NamedTuple):
     rows: Rows  # B + paid
     terms: Terms
     paid: int  # clicks whose term is in it
-    early: int  # of them paid before they were due, because too many waited
+    paid_early: int  # before they were due, because too many waited
 
 
 class DelayedTerms:
@@ -165,7 +165,7 @@ class DelayedTerms:
         for name, column in columns.items():
             kept = self._columns.get(name)
             if kept is None or len(kept) < end:
-                room = np.empty((max(2 * end, _LEAST_ROOM), *column.shape[1:]), column.dtype)
+                room = np.empty((max(2 * end, _MIN_ROOM), *column.shape[1:]), column.dtype)
                 if kept is not None:
                     room[: self._rows] = kept[: self._rows]
                 kept = self._columns[name] = room

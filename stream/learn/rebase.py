@@ -42,7 +42,7 @@ from stream.records.examples_codec import decode_examples
 from stream.records.topics import EXAMPLES, JOURNAL
 from stream.records.wire import JournalRecord
 
-_AHEAD_RECORDS = 32  # of each partition: what is read at once and kept in memory
+_READ_AHEAD_RECORDS = 32  # a partition, kept in memory
 _LAST_RECORDS = 64  # among which the last journal record is looked for first
 
 _log = structlog.get_logger(__name__)
@@ -155,7 +155,7 @@ async def as_they_came(log: LogReader, starts: Mapping[int, int]) -> AsyncIterat
         async with aclosing(log.read(EXAMPLES, partition, start)) as records:
             async for record in records:
                 found.append(record)
-                if len(found) == _AHEAD_RECORDS:
+                if len(found) == _READ_AHEAD_RECORDS:
                     break
         left[partition] = len(found)
         for record in found:

@@ -26,12 +26,12 @@ class Rebuilt:
     """A version made again, and the other ways to it."""
 
     version: int
-    start_version: int  # of the snapshot it was made from
+    start_version: int  # the snapshot it was made from
     batches: int
     rows: int
-    seconds: float  # of reading and learning
-    sha256: str  # of the weights made again
-    published_sha256: str | None  # of the weights that serving holds at this version
+    seconds: float  # reading and learning
+    sha256: str  # the weights made again
+    published_sha256: str | None  # the weights that serving has at this version
     deltas: int  # applied for that
     snapshot_sha256: str | None  # what the manifest says, when this version has a snapshot
     notes: list[str]  # why one of them is missing

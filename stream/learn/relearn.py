@@ -15,7 +15,7 @@ from stream.records.examples_codec import SpecShape, decode_examples
 from stream.records.topics import EXAMPLES, JOURNAL
 from stream.records.wire import JournalRecord, OffsetRange
 
-_AT_ONCE_ROWS = 65_536  # of the batches whose examples are fetched together: a fetch costs more than a batch
+_FETCHED_ROWS = 65_536  # a fetch costs more than a batch
 
 
 class RelearnError(RuntimeError):
@@ -82,7 +82,7 @@ async def _batches(
     waiting: list[JournalRecord] = []
     for journal in await _journal_after(log, version, last_version):
         waiting.append(journal)
-        if sum(one.rows for one in waiting) >= _AT_ONCE_ROWS:
+        if sum(one.rows for one in waiting) >= _FETCHED_ROWS:
             for batch in await _fetched(log, waiting, spec):
                 yield batch
             waiting = []

@@ -53,7 +53,7 @@ class LearnSnapshots:
     """
 
     def __init__(self, root: str, on_written: Callable[[LoopState, Written], Awaitable[None]]) -> None:
-        self.version = -1  # of the newest one, begun or loaded
+        self.version = -1  # the newest one, begun or loaded
         self.calibration: bytes | None = None  # that the line brought
         self._root = root
         self._on_written = on_written

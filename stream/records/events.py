@@ -36,7 +36,7 @@ from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 from stream.records.wire import EventsRecord
 
 _U64_MAX = 2**64 - 1
-EVENT_COLUMNS = ("impression_id", "ts_ms", "user_key", "position", "value")  # of `EventRows`
+EVENT_COLUMNS = ("impression_id", "ts_ms", "user_key", "position", "value")  # fields of `EventRows`
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _JSON_TYPES = {"application/json"}
 _COLUMNAR_TYPES = {"application/msgpack", "application/x-msgpack", "application/vnd.msgpack"}

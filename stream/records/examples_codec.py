@@ -1,14 +1,20 @@
-"""Records of the examples topic: decoded and checked against the feature spec."""
+"""Records of the examples topic: rows split so that none is larger than the topic takes, decoded, checked."""
 
 from __future__ import annotations
 
-from typing import NoReturn, Protocol
+from collections.abc import Iterator
+from math import prod
+from typing import NamedTuple, NoReturn, Protocol
 
 import msgspec
 
 from stream.records.columns import RecordError
 from stream.records.examples import ExampleRows
+from stream.records.limits import MAX_RECORD_BYTES
 from stream.records.wire import ExamplesRecord
+
+SPLIT_ROWS = 8_192  # what one call of the session store should fold
+_SPLIT_BYTES = MAX_RECORD_BYTES // 2
 
 _decoder = msgspec.msgpack.Decoder(ExamplesRecord)
 
@@ -76,3 +82,21 @@ def _is_settled(value: bytes) -> bool:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
     return isinstance(raw, dict) and raw.get("record") == "examples" and "label" in raw
+
+
+class Part(NamedTuple):
+    """What goes into one record, and the first of all rows that does."""
+
+    rows: ExampleRows
+    first_row: int
+
+
+def split_rows(rows: ExampleRows) -> Iterator[Part]:
+    """Split a step's rows, in their order; at least one part."""
+    most = max(1, min(SPLIT_ROWS, _SPLIT_BYTES // _row_bytes(rows)))
+    for first in range(0, max(len(rows), 1), most):
+        yield Part(rows.take(slice(first, first + most)), first)
+
+
+def _row_bytes(rows: ExampleRows) -> int:
+    return sum(column.dtype.itemsize * prod(column.shape[1:]) for column in rows.columns().values())

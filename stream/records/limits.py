@@ -22,9 +22,9 @@ EARLIEST_MS = 946_684_800_000  # 2000-01-01: anything earlier is seconds, or a c
 LATEST_MS = 4_102_444_800_000  # 2100-01-01: anything later is microseconds
 Why: TypeAlias = Callable[[Mapping[str, Any], int, int], tuple[str, str]]  # row, rows, index: reason and detail
 _WHY_LATEST = "the record's own time and what clocks may differ (MILLSTREAM_MAX_AHEAD_S)"
-MOST_RECORD_BYTES = 8 << 20  # the greatest limit in the table of topics: no producer of ours writes more
-MOST_JSON_BYTES = 64 << 10  # one event has some hundred bytes
-MOST_ROWS = 65_536  # of one record; the smallest row of any input fills the topic's limit before
+MAX_RECORD_BYTES = 8 << 20  # the greatest limit in the table of topics: no producer of ours writes more
+MAX_JSON_BYTES = 64 << 10  # one event has some hundred bytes
+MAX_RECORD_ROWS = 65_536  # the smallest row of any input fills the topic's limit before
 UNREADABLE = b"\xc1"
 """Begins the value of a record that stands for a batch which could not be unpacked; the reason follows as text.
 
@@ -112,7 +112,7 @@ def check_size(value: bytes) -> None:
     if value[:1] == UNREADABLE:
         raise RecordError("malformed", value[1:].decode(errors="replace") or "0xC1 begins neither msgpack nor JSON")
     json = value[:1] != b"" and value[0] < FIRST_NO_JSON
-    most, remedy = (MOST_JSON_BYTES, "one event") if json else (MOST_RECORD_BYTES, f"at most {MOST_ROWS} rows")
+    most, remedy = (MAX_JSON_BYTES, "one event") if json else (MAX_RECORD_BYTES, f"at most {MAX_RECORD_ROWS} rows")
     if len(value) > most:
         raise RecordError(
             "malformed",
@@ -129,7 +129,8 @@ def check_rows(rows: int) -> None:
     RecordError
         ``schema``.
     """
-    if rows > MOST_ROWS:
+    if rows > MAX_RECORD_ROWS:
         raise RecordError(
-            "schema", f"the record has {rows} rows, larger than the {MOST_ROWS} that it may have. Send them in parts."
+            "schema",
+            f"the record has {rows} rows, larger than the {MAX_RECORD_ROWS} that it may have. Send them in parts.",
         )

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 _SEED = np.uint32(0x9747B28C)
 _M = np.uint32(0x5BD1E995)
-_MAX_DIGITS = 20  # of a u64
+_U64_DIGITS = 20
 
 
 def key_bytes(user_key: int) -> bytes:
@@ -35,8 +35,8 @@ def partition_of(user_keys: NDArray[np.uint64], partitions: int) -> NDArray[np.i
             f"partitions={partitions} must be at least 1: no record could be stored. Set MILLSTREAM_PARTITIONS."
         )
     keys = np.ascontiguousarray(user_keys, dtype=np.uint64)
-    digits = keys.astype(f"S{_MAX_DIGITS}")
-    text = digits.view(np.uint8).reshape(len(keys), _MAX_DIGITS)
+    digits = keys.astype(f"S{_U64_DIGITS}")
+    text = digits.view(np.uint8).reshape(len(keys), _U64_DIGITS)
     length = np.char.str_len(digits).astype(np.int64)
     hashed = _murmur2(text, length)
     return ((hashed & np.uint32(0x7FFFFFFF)) % np.uint32(partitions)).astype(np.int32)

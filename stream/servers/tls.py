@@ -14,7 +14,7 @@ class TlsFiles(NamedTuple):
 
     variable: str  # KAFKA_SSL
     cafile: Path | None  # None: the system's certificate authorities
-    certfile: Path | None  # of the client, with its chain; None: it shows none
+    certfile: Path | None  # the client's certificate with its chain; None: it shows none
     keyfile: Path | None  # None: it lies in the certificate's file
     password: SecretStr | None = None  # of the key
 

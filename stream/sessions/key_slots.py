@@ -19,7 +19,7 @@ class KeySlots:
     """
 
     def __init__(self) -> None:
-        self._index = np.zeros(_FIRST_CAPACITY, np.int64)  # slots by hash, 0: free
+        self._index = np.zeros(_FIRST_CAPACITY, np.int64)  # hash → slot, 0: free
         self._keys = np.zeros(_FIRST_CAPACITY, np.uint64)  # by slot
         self._count = 0
 

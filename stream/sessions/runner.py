@@ -36,8 +36,8 @@ from stream.servers.circuit_breaker import CircuitBreaker
 from stream.sessions.fold import SessionFold, SessionStates
 from stream.sessions.store import RedisSessionStore
 
-MOST_ROWS_A_STEP = 8_192  # some 9,000 states, and Redis answers nobody else for 50 ms
-READ_AT_ONCE_S = 0.5  # from the log, so that a stop or a change of partitions need not wait until it ends
+MAX_STEP_ROWS = 8_192  # some 9,000 states, and Redis answers nobody else for 50 ms
+READ_SLICE_S = 0.5  # a reading of the log, so that a stop or a change of partitions need not wait until it ends
 
 _log = structlog.get_logger(__name__)
 
@@ -56,7 +56,7 @@ class _Partition:
     number: int
     fence: int | None = None  # where the store stands; None: it was not asked yet
     behind: bool = True  # the log holds records from the fence on that the inbox does not bring
-    watermark_ms: int = 0  # of the newest record that was folded
+    watermark_ms: int = 0  # the newest folded record's
 
 
 @dataclass(slots=True)
@@ -181,9 +181,9 @@ class SessionRunner:
                     partition.watermark_ms = decoded[1] if decoded else 0
                     continue
                 step.add(record.offset, self._decoded(partition.number, record))
-                deadline = min(deadline, time.monotonic() + READ_AT_ONCE_S)
+                deadline = min(deadline, time.monotonic() + READ_SLICE_S)
                 late = time.monotonic() > deadline
-                if late or step.rows >= MOST_ROWS_A_STEP:
+                if late or step.rows >= MAX_STEP_ROWS:
                     if not await self._apply(partition, step) or late:
                         return False
                     step = _Step(step.end)
@@ -202,7 +202,7 @@ class SessionRunner:
             if record.offset < step.end:
                 continue
             step.add(record.offset, self._decoded(partition.number, record))
-            if step.rows >= MOST_ROWS_A_STEP:
+            if step.rows >= MAX_STEP_ROWS:
                 if not await self._apply(partition, step):
                     return
                 step = _Step(step.end)
@@ -227,7 +227,7 @@ class SessionRunner:
             return True
         stands = await self._ask(lambda: self._store.step(self._fold, partition.number, fence, step.end, step.records))
         if stands != step.end:
-            partition.behind = True  # of the log, or of where the store stands now
+            partition.behind = True  # behind the log, or behind where the store stands now
             return False
         self._note_fence(partition, stands)
         partition.watermark_ms = max(partition.watermark_ms, step.watermark_ms)

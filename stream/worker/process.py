@@ -107,15 +107,15 @@ class _Prepared:
 async def _stop(running: _Prepared, *, abandon: bool) -> bool:
     """Work off and store what was taken, then leave; whether all groups were left in time."""
     running.health.ready = False
-    for agent in running.agents:  # in the order of the stream: a later one may still see what an earlier one wrote last
+    for agent in running.agents:  # the order of the stream: a later one may still see what an earlier one wrote last
         await (agent.abandon() if abandon else agent.finish())
     leaving = [asyncio.create_task(agent.leave()) for agent in running.agents]
-    left, held_up = await asyncio.wait(leaving, timeout=_LEAVE_LIMIT_S)
+    left, late = await asyncio.wait(leaving, timeout=_LEAVE_LIMIT_S)
     for task in left:
         task.result()
-    if held_up:  # by a rebalance that waits for a silent member
+    if late:  # a rebalance waits for a silent member
         _log.warning("not every group could be left in time; they will find out", limit_s=_LEAVE_LIMIT_S)
-    return not held_up
+    return not late
 
 
 async def _unless(stop: asyncio.Event, work: Awaitable[_T]) -> _T | None:

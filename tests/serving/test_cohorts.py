@@ -7,7 +7,7 @@ import math
 import orjson
 from prometheus_client import generate_latest
 
-from serving.cohorts import ALL, MOST_VALUES, WINDOWS, CohortFigures, points, publish, shown
+from serving.cohorts import ALL, MAX_SLICE_VALUES, WINDOWS, CohortFigures, points, publish, shown
 from serving.metrics import TABLE, ServingMetrics
 
 
@@ -54,9 +54,9 @@ def test_a_slice_that_is_gone_is_no_longer_exposed() -> None:
 
 def test_only_the_largest_values_of_a_slice_are_shown() -> None:
     """However many the data holds, the label set stays bounded; all traffic is always there, each slice has its own."""
-    of_place = [figures(f"place={i}", exposures=float(i)) for i in range(3 * MOST_VALUES)]
+    of_place = [figures(f"place={i}", exposures=float(i)) for i in range(3 * MAX_SLICE_VALUES)]
     found = shown([*of_place, figures("age=0", exposures=0.5), figures()])
-    expected = {f"place={i}" for i in range(2 * MOST_VALUES, 3 * MOST_VALUES)} | {"age=0", ALL}
+    expected = {f"place={i}" for i in range(2 * MAX_SLICE_VALUES, 3 * MAX_SLICE_VALUES)} | {"age=0", ALL}
     assert {one.slice for one in found} == expected
     assert len(found) == len(expected)
 

@@ -113,7 +113,7 @@ def test_served_records_hold_every_row_once_on_its_users_partition(
     """Decoded by the join's own reader, the records give back ids, dense inputs and scores of every row."""
     found = scored(users_ads)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serving.served_rows.MAX_ROWS", most_rows)
+        patch.setattr("serving.served_rows.MAX_RECORD_ROWS", most_rows)
         records = list(served_records(found, SMALL, partitions, watermark_ms=NOW_MS))
     rows = found.encoded.rows()
     at = {impression: i for i, impression in enumerate(found.impression_id.tolist())}

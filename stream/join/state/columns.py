@@ -100,8 +100,8 @@ class PendingRows:
     def __init__(self) -> None:
         self._blocks: list[_Block | None] = []
         self._free: list[int] = []  # a heap: low numbers first, so that those at the end can be given up
-        self._open: int | None = None  # the block that is being filled
-        self._used = 0  # of its rows
+        self._open_block: int | None = None  # the block that is being filled
+        self._open_rows = 0  # rows of it that are filled
         self._bytes = 0
 
     @property
@@ -124,7 +124,7 @@ class PendingRows:
     def next_indices(self, count: int) -> NDArray[np.int64]:
         """The indices of the next ``count`` rows; `put` takes the first of them."""
         indices, missing = [], count
-        block, used = self._open, self._used
+        block, used = self._open_block, self._open_rows
         free = iter([*sorted(self._free), *range(len(self._blocks), len(self._blocks) + count // BLOCK + 1)])
         while missing:
             if block is None or used == BLOCK:
@@ -139,15 +139,15 @@ class PendingRows:
         """Take up the rows ``which`` at the next indices."""
         at = 0
         while at < len(which):
-            if self._open is None or self._used == BLOCK:
+            if self._open_block is None or self._open_rows == BLOCK:
                 self._begin_block(rows)
-            block = self._blocks[self._open or 0]
+            block = self._blocks[self._open_block or 0]
             assert block is not None
-            part = which[at : at + BLOCK - self._used]
+            part = which[at : at + BLOCK - self._open_rows]
             before = block.bytes
-            block.put(rows, part, self._used)
+            block.put(rows, part, self._open_rows)
             self._bytes += block.bytes - before
-            self._used += len(part)
+            self._open_rows += len(part)
             at += len(part)
 
     def columns(self, indices: NDArray[np.int64], spare: int = 0) -> dict[str, NDArray[Any]]:
@@ -172,14 +172,14 @@ class PendingRows:
             block = self._blocks[number]
             if live[number] or block is None:
                 continue
-            if number == self._open and not (self._free and self._free[0] < number):
-                self._used, block.request_count = 0, 0  # it is filled again from its start
+            if number == self._open_block and not (self._free and self._free[0] < number):
+                self._open_rows, block.request_count = 0, 0  # it is filled again from its start
             else:
                 self._blocks[number] = None
                 self._bytes -= block.bytes
                 heapq.heappush(self._free, number)
-                if number == self._open:
-                    self._open = None
+                if number == self._open_block:
+                    self._open_block = None
 
     def trim(self) -> None:
         """Give up the numbers of empty blocks at the end, once they are most of all."""
@@ -192,12 +192,12 @@ class PendingRows:
         block = _Block(like)
         self._bytes += block.bytes
         if self._free:
-            self._open = heapq.heappop(self._free)
-            self._blocks[self._open] = block
+            self._open_block = heapq.heappop(self._free)
+            self._blocks[self._open_block] = block
         else:
-            self._open = len(self._blocks)
+            self._open_block = len(self._blocks)
             self._blocks.append(block)
-        self._used = 0
+        self._open_rows = 0
 
 
 def _rows_like(column: NDArray[Any], rows: int) -> NDArray[Any]:

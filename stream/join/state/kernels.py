@@ -37,7 +37,7 @@ EXPOSED = 1 << 31
 _LOW = np.uint64(0xFFFFFFFF)
 _32, _33 = np.uint64(32), np.uint64(33)
 _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)  # MurmurHash3 fmix64
-_AHEAD = 12  # keys whose index slots are on their way
+_PREFETCHED_KEYS = 12
 NEVER = np.int64(1 << 62)
 
 
@@ -153,8 +153,8 @@ def look_up(rows: Rows, keys: NDArray[np.uint64], salt: np.uint64) -> NDArray[np
     """The references of keys, −1 for unknown ones, (B,)."""
     found = np.empty(len(keys), np.int64)
     for i in range(len(keys)):
-        if i + _AHEAD < len(keys):
-            prefetch(rows.slots, np.int64(_hashed(keys[i + _AHEAD], salt)) & (len(rows.slots) - 1))
+        if i + _PREFETCHED_KEYS < len(keys):
+            prefetch(rows.slots, np.int64(_hashed(keys[i + _PREFETCHED_KEYS], salt)) & (len(rows.slots) - 1))
         found[i], _ = _find(rows.slots, rows.keys, rows.exposed_keys, keys[i], _hashed(keys[i], salt))
     return found
 
@@ -175,8 +175,8 @@ def add_served(
     fresh = np.empty(len(keys), np.bool_)
     used = 0
     for i in range(len(keys)):
-        if i + _AHEAD < len(keys):
-            prefetch(index, np.int64(_hashed(keys[i + _AHEAD], salt)) & (len(index) - 1))
+        if i + _PREFETCHED_KEYS < len(keys):
+            prefetch(index, np.int64(_hashed(keys[i + _PREFETCHED_KEYS], salt)) & (len(index) - 1))
         hashed = _hashed(keys[i], salt)
         reference, slot = _find(index, row_keys, exposed_keys, keys[i], hashed)
         fresh[i] = reference < 0
@@ -211,8 +211,8 @@ def apply_impressions(
     """Display rows. What became of each event and the reference that it named (−1: none), (B,) each."""
     outcome, reference = np.empty(len(keys), np.uint8), np.empty(len(keys), np.int64)
     for i in range(len(keys)):
-        if i + _AHEAD < len(keys):
-            prefetch(rows.slots, np.int64(_hashed(keys[i + _AHEAD], rules.salt)) & (len(rows.slots) - 1))
+        if i + _PREFETCHED_KEYS < len(keys):
+            prefetch(rows.slots, np.int64(_hashed(keys[i + _PREFETCHED_KEYS], rules.salt)) & (len(rows.slots) - 1))
         found, _ = _find(rows.slots, rows.keys, rows.exposed_keys, keys[i], _hashed(keys[i], rules.salt))
         reference[i] = found
         if found < 0:
@@ -244,8 +244,8 @@ def apply_clicks(
     """Click displayed rows. What became of each click and the reference that it named, (B,) each."""
     outcome, reference = np.empty(len(keys), np.uint8), np.empty(len(keys), np.int64)
     for i in range(len(keys)):
-        if i + _AHEAD < len(keys):
-            prefetch(rows.slots, np.int64(_hashed(keys[i + _AHEAD], rules.salt)) & (len(rows.slots) - 1))
+        if i + _PREFETCHED_KEYS < len(keys):
+            prefetch(rows.slots, np.int64(_hashed(keys[i + _PREFETCHED_KEYS], rules.salt)) & (len(rows.slots) - 1))
         found, _ = _find(rows.slots, rows.keys, rows.exposed_keys, keys[i], _hashed(keys[i], rules.salt))
         reference[i] = found
         if found < 0 or (found < EXPOSED and rows.states[found] == SERVED):
@@ -318,8 +318,8 @@ def expose(rows: Rows, rules: Rules, served: Open, impressions: Open, indices: N
     number = rows.counters[TAIL]
     for i in range(len(indices)):
         row = indices[i]
-        if i + _AHEAD < len(indices):
-            ahead = _hashed(rows.keys[indices[i + _AHEAD]], rules.salt)
+        if i + _PREFETCHED_KEYS < len(indices):
+            ahead = _hashed(rows.keys[indices[i + _PREFETCHED_KEYS]], rules.salt)
             prefetch(index, np.int64(ahead) & (len(index) - 1))
         key = rows.keys[row]
         _, slot = _find(index, rows.keys, rows.exposed_keys, key, _hashed(key, rules.salt))

@@ -12,7 +12,7 @@ from stream.join.state.kernels import HEAD, NEVER, TAIL, Rows
 
 _BY_INDEX = ("keys", "times", "states", "served", "displayed")  # columns of `Rows`
 _BY_NUMBER = ("exposed_keys", "exposed_times", "exposed_clicked")
-FIRST_SLOTS = FIRST_EXPOSED = 1024  # of the index, of the ring; powers of two, as all their sizes
+FIRST_SLOTS = FIRST_EXPOSED = 1024  # powers of two, as all sizes of the index and the ring
 FULL_AT = 0.75  # load of the index
 
 

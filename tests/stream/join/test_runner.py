@@ -21,9 +21,8 @@ from stream.kafka.broker import Broker, find_broker
 from stream.kafka.input_record import InputRecord
 from stream.kafka.log_writer import FencedError, Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
-from stream.records.example_records import MOST_ROWS
 from stream.records.examples import ExampleRows, concat
-from stream.records.examples_codec import SettledLogError, decode_examples
+from stream.records.examples_codec import SPLIT_ROWS, SettledLogError, decode_examples
 from stream.records.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS, JOURNAL, SERVED
 from stream.records.wire import JournalRecord, OffsetRange
 from tests import brokers
@@ -413,7 +412,7 @@ async def test_live_inputs_far_ahead_of_the_clicks_wait_whatever_the_memory(join
 
 async def test_a_large_step_is_written_in_parts_that_late_clicks_find_again(joiner: Joiner) -> None:
     """More exposures at once than a record may hold; this life and a later one find those of each part."""
-    count = 2 * MOST_ROWS + 10
+    count = 2 * SPLIT_ROWS + 10
     shown = serve([1] * count, [START_MS] * count, joiner.broker.partitions, first_id=1_000)
     (partition,) = shown.record
     everything = [*range(count)]
@@ -422,11 +421,11 @@ async def test_a_large_step_is_written_in_parts_that_late_clicks_find_again(join
     await joiner.runner.work([*displayed])
     await joiner.runner.work(joiner.time(partition, START_MS + 120_000))
     assert await joiner.outcomes() == exposures(shown)
-    at_hand = [0, MOST_ROWS - 1, MOST_ROWS]
+    at_hand = [0, SPLIT_ROWS - 1, SPLIT_ROWS]
     await joiner.runner.work([joiner.clicks(shown, at_hand, partition)])
     await joiner.runner.on_revoked()
     joiner.again()
-    from_the_log = [1, MOST_ROWS + 1, 2 * MOST_ROWS, count - 1]
+    from_the_log = [1, SPLIT_ROWS + 1, 2 * SPLIT_ROWS, count - 1]
     await joiner.runner.on_assigned(frozenset([partition]))
     await joiner.runner.work([joiner.clicks(shown, from_the_log, partition)])
     clicked = [*at_hand, *from_the_log]
@@ -434,4 +433,4 @@ async def test_a_large_step_is_written_in_parts_that_late_clicks_find_again(join
     rows = await joiner.examples()
     assert (rows.logit[count:] == rows.logit[clicked]).all()
     sizes = [decode_examples(v, SPEC)[0] for v in await values(joiner.broker, EXAMPLES, joiner.broker.partitions)]
-    assert max(map(len, sizes)) == MOST_ROWS
+    assert max(map(len, sizes)) == SPLIT_ROWS

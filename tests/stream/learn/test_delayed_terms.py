@@ -81,7 +81,7 @@ def test_beyond_the_bound_those_due_next_pay_early() -> None:
     delayed = DelayedTerms(DELAYS, most_rows=300)
     rows = clicks(400)
     step = delayed.step(rows, terms_of(rows), HEADS, START_MS, most_paid=50)
-    assert (step.paid, step.early, len(delayed)) == (100, 100, 300)
+    assert (step.paid, step.paid_early, len(delayed)) == (100, 100, 300)
     other = DelayedTerms(DELAYS, most_rows=10_000)
     other.step(rows, terms_of(rows), HEADS, START_MS, most_paid=50)
     first = other.step(NONE, terms_of(NONE), HEADS, START_MS, paid=100)

@@ -6,12 +6,12 @@ import pytest
 
 from stream.records.columns import RecordError
 from stream.records.events import decode_events
-from stream.records.limits import MOST_JSON_BYTES, MOST_RECORD_BYTES, MOST_ROWS, check_rows, check_size, unreadable
+from stream.records.limits import MAX_JSON_BYTES, MAX_RECORD_BYTES, MAX_RECORD_ROWS, check_rows, check_size, unreadable
 from stream.records.topics import CLICKS
 
 
 @pytest.mark.parametrize(
-    "value", [b"", b"{}", b"{".ljust(MOST_JSON_BYTES), b"\x80", b"\x86".ljust(MOST_RECORD_BYTES)], ids=len
+    "value", [b"", b"{}", b"{".ljust(MAX_JSON_BYTES), b"\x80", b"\x86".ljust(MAX_RECORD_BYTES)], ids=len
 )
 def test_up_to_the_bound_nothing_is_refused(value: bytes) -> None:
     """An empty record is the decoder's to name; the greatest record of the table fits."""
@@ -21,10 +21,10 @@ def test_up_to_the_bound_nothing_is_refused(value: bytes) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (b"{".ljust(MOST_JSON_BYTES + 1), rf"65537 bytes, larger than the {MOST_JSON_BYTES} that JSON.*one event"),
+        (b"{".ljust(MAX_JSON_BYTES + 1), rf"65537 bytes, larger than the {MAX_JSON_BYTES} that JSON.*one event"),
         (
-            b"\x86".ljust(MOST_RECORD_BYTES + 1),
-            rf"the {MOST_RECORD_BYTES} that a batch .*at most 65536 rows",
+            b"\x86".ljust(MAX_RECORD_BYTES + 1),
+            rf"the {MAX_RECORD_BYTES} that a batch .*at most 65536 rows",
         ),
     ],
     ids=["JSON", "batch"],
@@ -38,9 +38,9 @@ def test_beyond_the_bound_the_error_says_both_sizes(value: bytes, said: str) -> 
 
 def test_rows_are_bounded() -> None:
     """A record may hold the bound and no more."""
-    check_rows(MOST_ROWS)
-    with pytest.raises(RecordError, match=rf"{MOST_ROWS + 1} rows, larger than the {MOST_ROWS}") as caught:
-        check_rows(MOST_ROWS + 1)
+    check_rows(MAX_RECORD_ROWS)
+    with pytest.raises(RecordError, match=rf"{MAX_RECORD_ROWS + 1} rows, larger than the {MAX_RECORD_ROWS}") as caught:
+        check_rows(MAX_RECORD_ROWS + 1)
     assert caught.value.reason == "schema"
 
 
