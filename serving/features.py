@@ -74,9 +74,9 @@ class SessionFeatures:
         )
 
     async def start(self) -> None:
-        """Load the shared counters once, then keep them abreast in the background."""
+        """Load the shared counters once, then keep them up to date in the background."""
         await self._refresh()
-        self._task = begin(self._keep_abreast(), "refresh shared counters")
+        self._task = begin(self._keep_up_to_date(), "refresh shared counters")
 
     async def stop(self) -> None:
         """Stop refreshing and disconnect."""
@@ -121,7 +121,7 @@ class SessionFeatures:
         ad[:, own_ad] = np.zeros((), COUNTER)
         return SessionView(np.zeros(len(ids.user_key), USER), request, ad)
 
-    async def _keep_abreast(self) -> None:
+    async def _keep_up_to_date(self) -> None:
         refreshed_ms = self._newest_ms
         while True:
             if not self._event_time:

@@ -73,7 +73,7 @@ TABLE = (
 
 
 class ServingMetrics(MetricRegistry):
-    """The metrics of the table, in a registry of their own; those that every call raises are at hand."""
+    """The metrics of the table, in a registry of their own; those that every call increments are attributes."""
 
     def __init__(self) -> None:
         super().__init__(CollectorRegistry(), TABLE)

@@ -101,7 +101,7 @@ class ServingServer:
         limits = Limits(max_ads=settings.max_ads, max_requests=settings.max_requests)
         parser = RequestParser(limits, wall_ms if self._wall else None, lambda: int(impressions.take(1)[0]))
         self.service = ScoringService(parser, self.ranker, self.features, self.served_log, metrics, wall_ms)
-        self.figures: list[CohortFigures] = []  # made anew every second
+        self.figures: list[CohortFigures] = []  # made again every second
         self._stopping = False
         self._background: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()

@@ -44,7 +44,7 @@ TABLE = (
     Metric("millstream_input_records_total", "counter", "Records read, by topic", {"topic": _TOPICS}),
     Metric("millstream_input_rows_total", "counter", "Rows that the join took in, by topic",
            {"topic": _TOPICS[:4]}),
-    Metric("millstream_dead_letters_total", "counter", "Records and rows put aside, by topic and reason",
+    Metric("millstream_dead_letters_total", "counter", "Records and rows rejected, by topic and reason",
            {"topic": _TOPICS, "reason": REASONS}),
     Metric("millstream_inbox_records", "gauge", "Records that wait for an agent's core", {"agent": _AGENTS}),
     Metric("millstream_step_seconds", "histogram", "Time an agent takes for what it took from its inbox at once",

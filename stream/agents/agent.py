@@ -107,7 +107,7 @@ class Agent:
         self._runner.inbox.wake()
 
     async def revoked(self) -> None:
-        """All partitions are let go, once the step under way is stored."""
+        """All partitions are revoked, once the step under way is stored."""
         if not self._taking:
             return
         try:

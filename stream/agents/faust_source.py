@@ -1,7 +1,7 @@
 """A source on Faust: an app with one agent, which only hands on what it reads.
 
 Faust gives group membership, rebalancing, flow control and supervision of its own parts. Its price is by the event, so
-an event here is a fetch: all records that the consumer had at hand go through the agent's channel as one.
+an event here is a fetch: all records that the consumer had fetched go through the agent's channel as one.
 Acknowledgement is ours: nothing is tracked (a low water that lags by a click window would keep all of it in memory) or
 committed by Faust, and an agent that failed cannot acknowledge what it did not do.
 """
@@ -132,7 +132,7 @@ class FaustSource:
         self._listener.assigned(frozenset(tp.partition for tp in assigned))
 
     async def _revoked(self, sender: Any, revoked: set[TP], **_: Any) -> None:
-        """Faust delivers kept partitions again from their commit, so that all of them are let go."""
+        """Faust delivers kept partitions again from their commit, so that all of them are revoked."""
         assert self._listener is not None
         if revoked:
             await self._listener.revoked()

@@ -36,7 +36,7 @@ class Runner(Protocol):
         ...
 
     async def on_revoked(self) -> None:
-        """Store what is done, then forget all partitions: they are assigned anew, here or elsewhere."""
+        """Store what is done, then forget all partitions: they are assigned again, here or elsewhere."""
         ...
 
     def offsets_to_commit(self) -> Mapping[TopicPartition, int]:

@@ -22,7 +22,7 @@ class Listener(Protocol):
         ...
 
     async def revoked(self) -> None:
-        """All partitions are to be let go; they are assigned anew, here or elsewhere, once this returns."""
+        """All partitions are to be given up; they are assigned again, here or elsewhere, once this returns."""
         ...
 
 

@@ -76,7 +76,7 @@ class PartBuffer:
         self.next_offset = max(self.next_offset, offset)
 
     def add(self, rows: ExampleRows, offset: int, watermark_ms: int) -> list[Part]:
-        """Take a record; the parts that are complete. Rows that no model can learn are the learner's to put aside."""
+        """Take a record; the parts that are complete. Rows that no model can learn are the learner's to reject."""
         interval = int(watermark_ms // (self._config.archive_interval_s * 1000))
         done = self.take() if self._interval is not None and interval > self._interval else []
         self._interval = interval if self._interval is None else max(interval, self._interval)

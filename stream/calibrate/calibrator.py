@@ -22,7 +22,7 @@ class PartitionCalibrator:
     The click head's exposures are displays, the conversion head's are clicks, at the time of the click; its events are
     their first conversions. Rows that a model without a conversion head served are none of its exposures.
     A map is fitted to what it is applied to. Versions of one line share it, each row under the version that scored it.
-    When the first row of a newer line comes, the maps' evidence begins anew; what the old line still has to say counts
+    When the first row of a newer line comes, the maps' evidence starts again; what the old line still has to say counts
     for the delays and the instruments only.
 
     Parameters

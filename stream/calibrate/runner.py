@@ -130,14 +130,14 @@ class CalibrateRunner:
         try:
             return PartitionCalibrator(partition, self._config, self._publish_interval_s, record, plan=plan)
         except ValueError as error:
-            _log.warning("calibration state dropped, evidence begins anew", partition=partition, reason=str(error))
+            _log.warning("calibration state dropped, evidence starts again", partition=partition, reason=str(error))
         fresh = PartitionCalibrator(partition, self._config, self._publish_interval_s, plan=plan)
         if record is not None:
             fresh.next_offset, fresh.version = record.next_offset, record.version
         return fresh
 
     async def _take(self, calibrator: PartitionCalibrator, record: InputRecord) -> None:
-        """The group may have committed what the state lacks, as when its topic was made anew."""
+        """The group may have committed what the state lacks, as when its topic was created again."""
         async for missed in self._gaps.before(calibrator.partition, calibrator.next_offset, record.offset):
             self._count(calibrator, missed.offset, missed.value)
         self._count(calibrator, record.offset, record.value)

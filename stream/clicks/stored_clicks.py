@@ -46,7 +46,7 @@ def packed_times(ts_ms: NDArray[np.int64]) -> list[bytes]:
 def unpacked(values: Sequence[bytes], n_fields: int, n_dense: int) -> StoredClicks:
     """The clicks again: each a packed row, and the packed times of its conversions behind it.
 
-    Values of another layout are left out: whoever wrote them had other columns.
+    Values of another layout are left out: their writer had other columns.
     """
     dtype = _row_dtype(n_fields, n_dense)
     size = dtype.itemsize

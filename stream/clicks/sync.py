@@ -1,4 +1,4 @@
-"""Keeps one partition's clicks in the store abreast of the examples topic, also after the store was away."""
+"""Keeps one partition's clicks in the store up to date with the examples topic, also after the store was away."""
 
 from __future__ import annotations
 

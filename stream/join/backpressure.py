@@ -54,7 +54,7 @@ class Backpressure:
                 self._learned(learned.partition, learned.to_offset)
 
     async def stop(self) -> None:
-        """Disconnect and count anew from the next refresh on."""
+        """Disconnect and count again from the next refresh on."""
         consumer, self._consumer = self._consumer, None
         self._unlearned.clear()
         self.unlearned_rows = 0

@@ -73,7 +73,7 @@ class CommitTracker:
         self._pinned = offset
 
     def to_commit(self) -> int | None:
-        """The first offset to read again, None before any record. Finished records before it are let go."""
+        """The first offset to read again, None before any record. Finished records before it are dropped."""
         if self.next_offset is None:
             return None
         first = self._first_open()

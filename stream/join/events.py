@@ -81,7 +81,7 @@ class JoinEvents:
     def pass_time(self, watermark_ms: int) -> None:
         """Reject what has waited for long enough."""
         for which, events in self.waiting.take_due(watermark_ms):
-            self.rejects.waited_in_vain(_EVENTS[which], events)
+            self.rejects.never_joined(_EVENTS[which], events)
 
     def convert(self, clicks: StoredClicks) -> tuple[ExampleRows | None, bool]:
         """Answer the conversions that asked for clicks: their examples, and whether others were rejected."""

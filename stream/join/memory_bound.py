@@ -23,7 +23,7 @@ class MemoryBound:
 
     Parameters
     ----------
-    live : whether there is a wall clock. A replay's inputs may be far apart, and are bounded by whoever plays it.
+    live : whether there is a wall clock. A replay's inputs may be far apart, and are bounded by its player.
     """
 
     def __init__(self, config: JoinConfig, metrics: WorkerMetrics, *, live: bool) -> None:

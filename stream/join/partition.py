@@ -121,7 +121,7 @@ class JoinedPartition:
         return max(oldest, wanted)
 
     async def close(self) -> None:
-        """Let go of it; everything is in the log."""
+        """Close its writer; everything is in the log."""
         await self.writer.close()
 
 

@@ -70,7 +70,7 @@ class Rejects:
             "been joined before"
         )
 
-    def waited_in_vain(self, topic: str, events: Events) -> None:
+    def never_joined(self, topic: str, events: Events) -> None:
         """Reject events whose row did not come."""
         self.add(topic, events, map(self._missing, self._state.look_up(events.impression_id).tolist()))
 

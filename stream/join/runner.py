@@ -91,7 +91,7 @@ class JoinRunner:
         metrics.gauge("join_unlearned_limit_rows").set(most_unlearned_rows)
 
     async def on_assigned(self, partitions: frozenset[int]) -> None:
-        """Take over what is ours now; let go of what is not."""
+        """Take over what is ours now; close what is not."""
         if self._ready is not None:
             await self._ready
             self._ready = None

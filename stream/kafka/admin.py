@@ -111,7 +111,7 @@ def _refuse_other_partition_counts(existing: Mapping[str, int], table: Sequence[
         found = ", ".join(f"{t.name} has {existing[t.name]} partitions, the table says {t.partitions}" for t in wrong)
         raise TopicMismatchError(
             f"{found}: rows of one user would be spread over workers that do not share them. Set MILLSTREAM_PARTITIONS "
-            "to the number the topics have, or delete and create them anew (their records are lost)."
+            "to the number the topics have, or delete and create them again (their records are lost)."
         )
 
 

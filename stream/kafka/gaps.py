@@ -17,9 +17,7 @@ from prometheus_client import Counter
 from stream.kafka.broker import Broker
 from stream.kafka.log_reader import LogReader
 
-CHECK_INTERVAL_S = (
-    1.0  # where the log has transactions, every record comes after a leap, and asking the broker takes 20 ms
-)
+CHECK_INTERVAL_S = 1.0  # after transactions every record comes after a leap, and asking the broker takes 20 ms
 
 _log = structlog.get_logger(__name__)
 

@@ -86,7 +86,7 @@ class LogReader:
 
 def _ends_earlier(topic: str, partition: int, start: int) -> LogEndsEarlierError:
     return LogEndsEarlierError(
-        f"{topic}[{partition}] ends before offset {start}, up to which its records were read once: the topic was made "
-        "anew, or this is another broker. Start with the snapshots and the Redis of this broker, or with an empty "
-        "Redis and a base for a new log (python -m learners base --new-log)."
+        f"{topic}[{partition}] ends before offset {start}, up to which its records were read once: the topic was "
+        "created again, or this is another broker. Start with the snapshots and the Redis of this broker, or with an "
+        "empty Redis and a base for a new log (python -m learners base --new-log)."
     )

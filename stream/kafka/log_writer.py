@@ -1,7 +1,7 @@
 """How what belongs together reaches the log: records and the offsets that they were made of, all of them or none.
 
 On Apache Kafka every owner (of a partition of the join, of the model) has a transactional producer under its name. Who
-opens it fences whoever had it before: a worker that was paused, cut off or just slow can no longer write, and what it
+opens it fences its former owner: a worker that was paused, cut off or just slow can no longer write, and what it
 had begun is rolled back. The embedded broker has no transactions: there records are written one by one, offsets are
 committed later, and a restart finds in the topics what was written.
 """
@@ -55,7 +55,7 @@ class LogWriter(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of the ownership."""
+        """Give up the ownership."""
         ...
 
 
@@ -92,7 +92,7 @@ class TransactionalWriter:
         self._producer = broker.producer(transactional_id=owner, transaction_timeout_ms=TRANSACTION_TIMEOUT_MS)
 
     async def start(self) -> None:
-        """Fence whoever wrote before; what it had not committed is rolled back."""
+        """Fence the former writer; what it had not committed is rolled back."""
         await self._producer.start()
 
     async def write(self, records: Sequence[Outgoing], commits: Commits | None = None) -> list[int]:

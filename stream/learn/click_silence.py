@@ -153,7 +153,7 @@ class ClickSilence:
         return self.silences[-1], missing
 
     def forget(self) -> None:
-        """Let go of silences beyond those that are remembered; call it while no rows wait to be learned."""
+        """Drop silences beyond those that are remembered; call it while no rows wait to be learned."""
         self.silences = self.silences[-_MOST_SILENCES:]
 
     def state(self) -> SilenceState:

@@ -29,7 +29,7 @@ from stream.records.examples import ExampleRows
 from stream.records.wire import ConversionDelays
 
 _SEED = 23  # another draw than that of the exposures which are learned
-_REDRAWN_MS = 3_600_000  # ages are drawn anew, as the law has become better known
+_REDRAWN_MS = 3_600_000  # ages are drawn again, as the law has become better known
 _MIN_ROOM = 1_024
 _COLUMNS = ("ids", "dense", "impression_id", "clicked_ms", "due_ms")
 

@@ -112,7 +112,7 @@ async def _tried(
     async for record in as_they_came(log, starts):
         try:
             rows, watermark_ms = decode_examples(record.value, spec)
-        except RecordError:  # put aside when it is learned
+        except RecordError:  # rejected when it is learned
             continue
         for outcome in [*loop.step(rows, record.partition, record.offset, watermark_ms)]:
             if isinstance(outcome, Learned):

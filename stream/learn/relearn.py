@@ -150,7 +150,7 @@ async def _fetched(
         async for record in log.read(EXAMPLES, partition, first, stop=end):
             try:
                 records[partition][record.offset], _ = decode_examples(record.value, spec)
-            except RecordError:  # put aside when it was learned, too
+            except RecordError:  # rejected when it was learned, too
                 continue
     return [(journal, _rows_of(journal.ranges, records, spec)) for journal in journals]
 
@@ -168,7 +168,7 @@ def _rows_of(ranges: Sequence[OffsetRange], records: dict[int, dict[int, Example
 
 
 async def _unlike(log: LogReader, journal: JournalRecord, error: ValueError) -> RelearnError:
-    """Why the rows are not those of the journal: mostly because the log has let go of them."""
+    """Why the rows are not those of the journal: mostly because the log has deleted them."""
     for learned in journal.ranges:
         oldest = await log.oldest(EXAMPLES, learned.partition)
         if learned.from_offset < oldest:

@@ -33,7 +33,7 @@ class LearnReports:
         self._skips_logged = False
 
     def records(self, loop: LearningLoop, outcomes: Sequence[LearnOutcome]) -> list[Outgoing]:
-        """What was learned for the journal, before anything of it is published; rejected rows to be put aside."""
+        """What was learned for the journal, before anything of it is published; rejected rows for the dead letters."""
         records: list[Outgoing] = []
         for outcome in outcomes:
             match outcome:

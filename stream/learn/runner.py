@@ -141,7 +141,7 @@ class LearnRunner:
         await self._snapshots.written()
 
     async def close(self) -> None:
-        """Let go of the model, without another record or snapshot."""
+        """Release the model, without another record or snapshot."""
         await self._snapshots.written()
         writer, self._writer = self._writer, None
         if writer is not None:
@@ -241,7 +241,7 @@ class LearnRunner:
         for partition, position in loop.positions().items():
             stop = position.offset + (position.row > 0)
             async for record in log.read(EXAMPLES, partition, max(0, stop - _LAST_RECORDS), stop=stop):
-                with suppress(RecordError):  # put aside when it was taken
+                with suppress(RecordError):  # rejected when it was taken
                     loop.hear(partition, decode_examples(record.value, self._spec)[1])
 
     # ---------------------------------------------------------------------------------------------------- step

@@ -71,7 +71,7 @@ def refuse_settled(topic: str, partition: int, offset: int) -> NoReturn:
     """Raise SettledLogError for the record of that kind at ``offset``."""
     raise SettledLogError(
         f"{topic}[{partition}] {offset} is {SETTLED_DETAIL}. Stop the workers, train a base from the archive, then "
-        f"delete the topic (python -m stream topics --create makes it anew) or set another MILLSTREAM_TOPIC_PREFIX."
+        f"delete the topic (python -m stream topics --create makes it again) or set another MILLSTREAM_TOPIC_PREFIX."
     )
 
 

@@ -28,7 +28,7 @@ MAX_RECORD_ROWS = 65_536  # the smallest row of any input fills the topic's limi
 UNREADABLE = b"\xc1"
 """Begins the value of a record that stands for a batch which could not be unpacked; the reason follows as text.
 
-No msgpack and no JSON begins so: whoever decodes such a record refuses it.
+No msgpack and no JSON begins so: every decoder of such a record refuses it.
 """
 FIRST_NO_JSON = 0x80  # a msgpack map begins there or above, JSON below
 

@@ -1,4 +1,4 @@
-"""Which example rows a model learns, and why the others are put aside."""
+"""Which example rows a model learns, and why the others are rejected."""
 
 from __future__ import annotations
 

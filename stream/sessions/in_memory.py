@@ -53,12 +53,12 @@ class SessionExport(NamedTuple):
                 states = SessionStates(keys, file["users"], file["counters"])
         except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(
-                f"{path} is not a whole session export ({error}): no state can be read from it. Write it anew."
+                f"{path} is not a whole session export ({error}): no state can be read from it. Write it again."
             ) from error
         if (states.users.dtype, states.counters.dtype) != (USER, COUNTER):
             raise ValueError(
                 f"{path} holds states of another release, laid out as {states.users.dtype} and "
-                f"{states.counters.dtype}: they would be read as other numbers. Export them anew."
+                f"{states.counters.dtype}: they would be read as other numbers. Export them again."
             )
         if found != spec.hash:
             raise ValueError(
@@ -116,7 +116,7 @@ class SharedCounters:
         return len(self._parts)
 
     def put(self, partition: int, keys: NDArray[np.uint64], states: NDArray[Any]) -> None:
-        """Replace one partition's states of keys, and sum anew."""
+        """Replace one partition's states of keys, and sum again."""
         if not len(keys):
             return
         slots = self._parts.admit(keys)

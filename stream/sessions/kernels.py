@@ -80,7 +80,7 @@ def fold_counters(counters: NDArray[Any], own: NDArray[np.bool_], events: EventC
 
 @kernel
 def _meet(user: Any, now: int, ttl_ms: int) -> None:
-    """Start a user anew who was away for longer than the expiry, and note that it was seen."""
+    """Reset a user who was away for longer than the expiry, and note that it was seen."""
     if now - user.seen_ms > ttl_ms:
         user.seen_ms = 0
         user.display_ms = 0

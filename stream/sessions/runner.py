@@ -97,7 +97,7 @@ class SessionRunner:
         _compile(self._fold)
 
     async def on_assigned(self, partitions: frozenset[int]) -> None:
-        """Fold what the log holds of these partitions; let go of all others."""
+        """Fold what the log holds of these partitions; forget all others."""
         for number in self._partitions.keys() - partitions:
             del self._partitions[number]
         self._offsets_to_commit.clear()
@@ -209,7 +209,7 @@ class SessionRunner:
         await self._apply(partition, step)
 
     def _decoded(self, partition: int, record: _Record) -> tuple[ExampleRows, int] | None:
-        """Rows and watermark; None for a record of another feature spec, or none at all, which the learner puts aside.
+        """Rows and watermark; None for a record of another feature spec, or none at all, which the learner rejects.
 
         Raises SettledLogError for a log of labelled examples: it has no displays to fold.
         """

@@ -229,7 +229,7 @@ class _Wanted(NamedTuple):
 
 
 class SharedCounterFeed:
-    """Keeps `SharedCounters` abreast of the store: call `refresh` every ``feature_refresh_s``."""
+    """Keeps `SharedCounters` up to date with the store: call `refresh` every ``feature_refresh_s``."""
 
     def __init__(self, store: RedisSessionStore) -> None:
         self.counters = SharedCounters(store.spec, store.partitions)

@@ -1,4 +1,4 @@
-"""The worker's small HTTP server: `/metrics` for Prometheus, `/healthz` for whoever waits for it or watches it."""
+"""The worker's small HTTP server: `/metrics` for Prometheus, `/healthz` for scripts and monitoring."""
 
 from __future__ import annotations
 

@@ -443,7 +443,7 @@ async def test_a_promise_waits_for_rows_that_are_sent_again_and_is_not_forgotten
 async def test_a_broker_that_stumbles_while_a_gap_is_filled_does_not_end_the_following(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next record shows the gap again, and the snapshot's place is looked up anew."""
+    """The next record shows the gap again, and the snapshot's place is looked up again."""
     running = await start()
     monkeypatch.setattr("serving.followers.RETRY_PAUSE_S", 0.01)
     works, calls = running.server.weights.position, []

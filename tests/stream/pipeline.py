@@ -287,7 +287,7 @@ async def until(found: Callable[[], Any], what: str, patience_s: float = 40.0) -
     deadline = asyncio.get_running_loop().time() + patience_s
     while not (answer := await found()):
         if asyncio.get_running_loop().time() > deadline:
-            raise AssertionError(f"waited {patience_s} s in vain until {what}")
+            raise AssertionError(f"waited {patience_s} s without success until {what}")
         await asyncio.sleep(0.05)
     return answer
 

@@ -9,7 +9,7 @@ from tests.brokers import TestTopics
 
 
 async def retained_from(topics: TestTopics, topic: str, offset: int, partition: int = 0) -> None:
-    """Let go of all records before an offset; -1: of all that there are."""
+    """Delete all records before an offset; -1: of all that there are."""
     client = AIOKafkaAdminClient(bootstrap_servers=topics.broker.bootstrap)
     await client.start()
     try:

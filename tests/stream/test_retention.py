@@ -247,7 +247,7 @@ async def test_what_the_calibrator_lacks_for_ever_is_counted(kafka_topics: TestT
 
 
 async def test_what_the_calibrator_lacks_and_the_log_holds_is_counted_in(kafka_topics: TestTopics) -> None:
-    """The group had committed more than the state holds, as when its topic was made anew."""
+    """The group had committed more than the state holds, as when its topic was created again."""
     broker, records = await log_of(kafka_topics, 8)
     metrics, runner = await calibrated(broker, [records[5:]])
     assert counted(runner, records)

@@ -110,7 +110,7 @@ class Certificates:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Made anew, good for a day."""
+    """Made for each session, good for a day."""
     folder = tmp_path_factory.mktemp("certificates")
     (folder / "extensions").write_text(f"subjectAltName=IP:{LOOPBACK}\nauthorityKeyIdentifier=keyid\n")
     key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"

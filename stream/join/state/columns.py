@@ -167,7 +167,7 @@ class PendingRows:
         return out
 
     def free(self, live: NDArray[np.int32], indices: NDArray[np.int64]) -> None:
-        """Let go of the blocks of these indices in which no row is left; ``live`` counts them by block."""
+        """Free the blocks of these indices in which no row is left; ``live`` counts them by block."""
         for number in np.unique(indices // BLOCK).tolist():
             block = self._blocks[number]
             if live[number] or block is None:

@@ -32,7 +32,7 @@ SLIPPED_BACK = [
     for at, (rows, mark) in enumerate(
         [(1, 0), (0, 100_000), (1, 0), (0, 200_000), (4, 0), (6, 0), (1, 0), (0, 100_000)]
     )
-]  # a watermark that is behind one before it: another worker's, or that of a worker begun anew
+]  # a watermark that is behind one before it: another worker's, or that of a worker started again
 
 
 @given(records)
@@ -71,7 +71,7 @@ def test_a_part_ends_when_it_is_full_or_its_interval_is_over() -> None:
 
 
 def test_rows_that_cannot_be_learned_are_left_out() -> None:
-    """A NaN and a kind of 3 are the learner's to put aside; the ordinals of the others stay."""
+    """A NaN and a kind of 3 are the learner's to reject; the ordinals of the others stay."""
     rows = example_rows(5, seed=1, kind=np.array([EXPOSURE, CLICK, 3, CONVERSION, EXPOSURE], np.uint8))
     rows.dense[0, 0] = np.nan
     (part,) = cut([(rows, 0)])

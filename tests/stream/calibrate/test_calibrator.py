@@ -102,7 +102,7 @@ def test_restarted_from_its_record_it_goes_on_bit_equal(cut: int) -> None:
 
 
 def test_rows_of_another_line_are_no_evidence_for_the_map() -> None:
-    """From the first row of a new line on its map begins anew; delays and instruments go on with all rows."""
+    """From the first row of a new line on its map starts again; delays and instruments go on with all rows."""
     records = [example_rows(200, seed=at, model_version=np.full(200, 5)) for at in range(2)]
     version = np.where(np.arange(200) % 2, 7, 12).astype(np.int64)
     kind = np.where(np.arange(200) % 5 == 3, CLICK, EXPOSURE).astype(np.uint8)  # the earliest is an exposure

@@ -384,7 +384,7 @@ def test_examples_handed_over_too_late_are_refused(join: Joined) -> None:
 
 
 def test_at_the_bound_exposed_rows_beyond_the_display_horizon_are_forgotten_first(join: Joined) -> None:
-    """Their clicks wait in vain; a repeated display of them is late, whatever it waits for."""
+    """Their clicks are never joined; a repeated display of them is late, whatever it waits for."""
     join.served(served((1, 0), (2, 0), (3, 12), (4, 30)), 0)
     join.impressions(events((1, 1), (2, 2), (3, 13)), 0)
     join.advance(14)

@@ -71,7 +71,7 @@ def test_clicks_of_young_displays_are_not_missing_yet() -> None:
     assert not displays(watch(), 2_000, 0.01, 0.2)
 
 
-def test_one_click_begins_the_count_anew() -> None:
+def test_one_click_resets_the_count() -> None:
     """Twice thirteen missing clicks with one between."""
     found = watch()
     assert not displays(found, 1_300, 0.01, 600.0)

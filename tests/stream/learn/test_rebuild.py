@@ -153,7 +153,7 @@ async def copy(harness: LearnerHarness, settings: StreamSettings, journal_from: 
 
 
 class _Trimmed:
-    """A log that has let go of what came before an offset."""
+    """A log that has deleted what came before an offset."""
 
     def __init__(self, log: LogReader, oldest: int) -> None:
         self._log, self._oldest = log, oldest

@@ -105,11 +105,11 @@ class World:
         await runner.on_assigned(frozenset(range(PARTITIONS)))
         return runner
 
-    async def abreast(self, runner: SessionRunner) -> None:
+    async def caught_up(self, runner: SessionRunner) -> None:
         """Let its time pass until it needs the log no longer."""
         deadline = time.monotonic() + PATIENCE_S
         while runner.inbox.paused:
-            assert time.monotonic() < deadline, f"the states are not abreast of the log after {PATIENCE_S} s"
+            assert time.monotonic() < deadline, f"the states have not caught up with the log after {PATIENCE_S} s"
             await asyncio.sleep(0.05)
             await runner.tick()
 
@@ -172,7 +172,7 @@ async def test_steps_are_cut_by_their_rows(world: World, monkeypatch: pytest.Mon
     monkeypatch.setattr(session_runner, "READ_SLICE_S", 0.0)
     runner = await world.assigned()
     assert len(runner.inbox.paused) == PARTITIONS, "it reads on in its own time, and nothing comes meanwhile"
-    await world.abreast(runner)
+    await world.caught_up(runner)
     await world.check()
     assert world.counted("session_steps_total") > world.rows / 20
     more = await world.write(30)
@@ -278,7 +278,7 @@ async def test_a_store_that_went_back_is_folded_again_from_the_log(world: World,
     for name, value in older.items():
         await world.redis.restore(name, 0, value)
     await runner.work([*more[10:]])
-    await world.abreast(runner)
+    await world.caught_up(runner)
     await world.check()
 
 
@@ -294,7 +294,7 @@ async def test_two_workers_on_one_partition_leave_the_fold_of_the_log(world: Wor
         else:
             await owner.work([*items])
     for runner in (zombie, owner):
-        await world.abreast(runner)
+        await world.caught_up(runner)
     await world.check()
     assert world.counted("session_rewinds_total", reason="ahead") > 0
     assert world.counted("session_rewinds_total", reason="behind") == 0
@@ -394,7 +394,7 @@ async def test_a_redis_that_was_away_gets_what_it_missed(world: World, own_redis
     assert world.counted("session_store_failures_total") > 0
     async with EmbeddedRedis(port=int(server.url.split(":")[2].split("/")[0])) as again:
         assert again.url == server.url
-        await world.abreast(runner)
+        await world.caught_up(runner)
         await world.check(client)
         assert world.counted("session_rewinds_total", reason="behind") == PARTITIONS
 
@@ -422,5 +422,5 @@ async def test_a_redis_that_hangs_holds_up_neither_a_stop_nor_a_cancellation(
     finally:
         os.kill(server.pid, signal.SIGCONT)
     runner = await world.assigned(client)
-    await world.abreast(runner)
+    await world.caught_up(runner)
     await world.check(client)

@@ -396,7 +396,7 @@ async def test_an_archive_of_another_log_is_refused_by_a_worker_with_a_log_of_it
 
 
 async def test_a_stop_during_the_start_ends_it(kafka_topics: TestTopics, redis_url: str, tmp_path: Path) -> None:
-    """Whoever rolls a release out again does not wait for what is not wanted any more."""
+    """A deployment that rolls a release out again does not wait for what is not wanted any more."""
     base_snapshot(tmp_path / "snapshots")
     where = (environment(kafka_topics, redis_url), tmp_path / "snapshots", tmp_path / "log")
     async with starting_worker(*where) as starting:
