@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from serving.calibrator import HotCalibrator
 from serving.metrics import ServingMetrics
-from serving.model import HotModel, Offered
+from serving.model import HotModel, OfferResult
 from serving.snapshots import LoadedModel, NoSnapshotError
 from serving.tasks import begin, end
 from stream.kafka.admin import BrokerUnreachableError
@@ -22,7 +22,7 @@ from stream.kafka.broker import Broker
 from stream.records.deltas import DeltaSpecError
 from stream.records.topics import CALIBRATION, WEIGHTS
 from stream.records.wire import CalibrationRecord, DeltaPart, SnapshotNotice
-from stream.servers.logs import SeldomError
+from stream.servers.logs import RateLimitedLog
 
 log = structlog.get_logger()
 
@@ -52,7 +52,7 @@ class TopicFollower:
         self._broker = broker
         self._tp = TopicPartition(self.topic, 0)
         self._task: asyncio.Task[None] | None = None
-        self.report = SeldomError(topic=self.topic)
+        self.report = RateLimitedLog(topic=self.topic)
 
     async def start(self) -> None:
         """Connect and begin to follow. Raises BrokerUnreachableError."""
@@ -167,17 +167,17 @@ class WeightsFollower(TopicFollower):
         for record in records:
             try:
                 message = _weights_decoder.decode(record.value or b"")
-                outcome = self._hot.offer(message) if isinstance(message, DeltaPart) else Offered.SKIPPED
+                outcome = self._hot.offer(message) if isinstance(message, DeltaPart) else OfferResult.SKIPPED
             except msgspec.MsgspecError as error:
                 self.reject(record, "malformed", str(error))
                 continue
             except DeltaSpecError as error:
                 self.reject(record, "spec", str(error))
                 continue
-            if outcome is Offered.GAP:
+            if outcome is OfferResult.GAP:
                 await self._recover(record)
                 return
-            if outcome is Offered.SWAPPED:
+            if outcome is OfferResult.SWAPPED:
                 self.rejection = None
                 self.metrics.swaps.inc()
             self._on_swap()

@@ -56,7 +56,7 @@ def conversion_head(heads: Sequence[Head]) -> int | None:
     )
 
 
-class Offered(Enum):
+class OfferResult(Enum):
     """What became of a part."""
 
     SWAPPED = "swapped"  # it completed a version, which is live now
@@ -102,25 +102,25 @@ class HotModel:
         self._take(model, version, watermark_ms)
         self.swaps += 1
 
-    def offer(self, part: DeltaPart) -> Offered:
+    def offer(self, part: DeltaPart) -> OfferResult:
         """Take one part of a delta, in the order of the topic.
 
         Raises DeltaSpecError for weights of another feature spec; the model stays as it is.
         """
         self._assembler.check_spec(part)
         if self.lost and part.version > self.version:
-            return Offered.GAP
+            return OfferResult.GAP
         try:
             delta = self._assembler.add(part)
             if delta is None:
-                return Offered.PARTIAL if part.version > self.version else self._held_already(part)
+                return OfferResult.PARTIAL if part.version > self.version else self._held_already(part)
             if delta.is_heartbeat:
                 return self._heard(delta)
             self.model.apply(delta)
         except DeltaError:
             return self._lose()
         self._swapped(delta, part.checksum)
-        return Offered.SWAPPED
+        return OfferResult.SWAPPED
 
     @property
     def predicts_conversions(self) -> bool:
@@ -133,22 +133,22 @@ class HotModel:
         click = np.ascontiguousarray(logits[:, 0])
         return Logits(click, None if self._conversion is None else np.ascontiguousarray(logits[:, self._conversion]))
 
-    def _held_already(self, part: DeltaPart) -> Offered:
+    def _held_already(self, part: DeltaPart) -> OfferResult:
         is_heartbeat = part.version == part.parent
         if is_heartbeat or part.version <= self.snapshot_version or self._checksums.get(part.version) == part.checksum:
-            return Offered.SKIPPED
+            return OfferResult.SKIPPED
         return self._lose()  # the learner started again from an older snapshot and learned otherwise
 
-    def _heard(self, heartbeat: Delta) -> Offered:
+    def _heard(self, heartbeat: Delta) -> OfferResult:
         if self.lost:
-            return Offered.SKIPPED
+            return OfferResult.SKIPPED
         self.watermark_ms = max(self.watermark_ms, heartbeat.watermark_ms)
-        return Offered.HEARTBEAT
+        return OfferResult.HEARTBEAT
 
-    def _lose(self) -> Offered:
+    def _lose(self) -> OfferResult:
         self.gaps += not self.lost
         self.lost = True
-        return Offered.GAP
+        return OfferResult.GAP
 
     def _swapped(self, delta: Delta, checksum: int) -> None:
         self.version = delta.version

@@ -15,7 +15,7 @@ from serving.tasks import begin, end
 from stream.kafka.admin import BrokerUnreachableError
 from stream.kafka.broker import Broker
 from stream.records.topics import SERVED
-from stream.servers.logs import SeldomError
+from stream.servers.logs import RateLimitedLog
 
 log = structlog.get_logger()
 
@@ -56,7 +56,7 @@ class ServedLog:
         self._producer: AIOKafkaProducer | None = None
         self._task: asyncio.Task[None] | None = None
         self._failing_since: float | None = None
-        self._report = SeldomError(topic=self._topic)
+        self._report = RateLimitedLog(topic=self._topic)
 
     async def start(self) -> None:
         """Connect. Raises BrokerUnreachableError."""

@@ -114,7 +114,7 @@ class Agent:
             async with self._busy:
                 self._runner.inbox.clear()
                 self._early.clear()
-                self._lag.let_go()
+                self._lag.reset()
                 self._notice, self._partitions = None, frozenset()
                 await self._leave_partitions()
         except Exception as error:  # noqa: BLE001 - the library would swallow it; it must end the process

@@ -92,7 +92,7 @@ class AiokafkaSource:
         self._consumer.resume(*map(self._to_broker, (self._paused - partitions) & ours))
         self._paused = partitions
 
-    def let_go(self) -> None:
+    def forget_paused(self) -> None:
         """Whatever is assigned next is not paused."""
         self._paused = frozenset()
 
@@ -120,5 +120,5 @@ class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
             await self._listener.revoked()
 
     def on_partitions_assigned(self, assigned: Iterable[BrokerPartition]) -> None:
-        self._source.let_go()
+        self._source.forget_paused()
         self._listener.assigned(frozenset(tp.partition for tp in assigned))

@@ -36,7 +36,7 @@ class Lag:
         self._waiting.subtract(Counter(partitions))
         self._reached_ms.update(zip(partitions, (record.produced_ms for record in records), strict=True))
 
-    def let_go(self) -> None:
+    def reset(self) -> None:
         """Nothing waits any more: the partitions are assigned again."""
         self._waiting.clear()
         self._reached_ms.clear()

@@ -36,7 +36,7 @@ class ArchiveConfig:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class ArchivePart:
     """The N learnable examples of a stretch of one partition."""
 
     stretch: LogStretch
@@ -75,7 +75,7 @@ class PartBuffer:
         """Nothing before ``offset`` is to come any more."""
         self.next_offset = max(self.next_offset, offset)
 
-    def add(self, rows: ExampleRows, offset: int, watermark_ms: int) -> list[Part]:
+    def add(self, rows: ExampleRows, offset: int, watermark_ms: int) -> list[ArchivePart]:
         """Take a record; the parts that are complete. Rows that no model can learn are the learner's to reject."""
         interval = int(watermark_ms // (self._config.archive_interval_s * 1000))
         done = self.take() if self._interval is not None and interval > self._interval else []
@@ -90,11 +90,11 @@ class PartBuffer:
         self.next_offset = offset + 1
         return done + (self.take() if len(self) >= self._config.archive_rows else [])
 
-    def take(self) -> list[Part]:
+    def take(self) -> list[ArchivePart]:
         """All that waits as one part, from where the last one ended; none without a row."""
         if not self._rows:
             return []
-        part = Part(
+        part = ArchivePart(
             LogStretch(self.partition, self.first_offset, self.next_offset),
             concat(self._rows),
             np.repeat(np.array(self._offset, np.int64), [len(ordinal) for ordinal in self._ordinal]),

@@ -14,7 +14,7 @@ import structlog
 
 from learners.features.spec import FeatureSpec
 from stream.agents.inbox import Inbox
-from stream.archive.part_buffer import ArchiveConfig, Part, PartBuffer
+from stream.archive.part_buffer import ArchiveConfig, ArchivePart, PartBuffer
 from stream.archive.store import ArchiveStore
 from stream.kafka.broker import Broker
 from stream.kafka.gaps import LogGaps
@@ -99,7 +99,7 @@ class ArchiveRunner:
         await self._write(buffer.add(rows, offset, watermark_ms))
         self._note(buffer)
 
-    async def _write(self, parts: Sequence[Part]) -> None:
+    async def _write(self, parts: Sequence[ArchivePart]) -> None:
         for part in parts:
             await asyncio.to_thread(self._store.write, part, self._spec)
             self._metrics.counter("archived_rows_total").inc(len(part.rows))

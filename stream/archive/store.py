@@ -10,7 +10,7 @@ import fsspec  # type: ignore[import-untyped]  # it ships no types
 
 from learners.examples.archive_parts import LogStretch, archived_up_to
 from learners.examples.archive_writer import NamedSpec, write_part
-from stream.archive.part_buffer import Part
+from stream.archive.part_buffer import ArchivePart
 
 
 class ArchiveStore(Protocol):
@@ -20,7 +20,7 @@ class ArchiveStore(Protocol):
         """Partition → the first offset that no part holds."""
         ...
 
-    def write(self, part: Part, spec: NamedSpec) -> None:
+    def write(self, part: ArchivePart, spec: NamedSpec) -> None:
         """Write one part; when this returns, it stays."""
         ...
 
@@ -42,7 +42,7 @@ class DirectoryArchive:
         """By the names of the part files."""
         return archived_up_to(self.root)
 
-    def write(self, part: Part, spec: NamedSpec) -> None:
+    def write(self, part: ArchivePart, spec: NamedSpec) -> None:
         """Write it in place."""
         _write(self.root, part, spec)
 
@@ -63,7 +63,7 @@ class UrlArchive:
                 found[stretch.partition] = max(found.get(stretch.partition, 0), stretch.next_offset)
         return found
 
-    def write(self, part: Part, spec: NamedSpec) -> None:
+    def write(self, part: ArchivePart, spec: NamedSpec) -> None:
         """Make, send, move."""
         with tempfile.TemporaryDirectory(prefix="millstream-archive-") as folder:
             made = _write(Path(folder), part, spec)
@@ -73,5 +73,5 @@ class UrlArchive:
             self._files.mv(f"{target}.unfinished", target)
 
 
-def _write(folder: Path, part: Part, spec: NamedSpec) -> Path:
+def _write(folder: Path, part: ArchivePart, spec: NamedSpec) -> Path:
     return write_part(folder, part.day, part.stretch, part.rows, spec, offset=part.offset, ordinal=part.ordinal)

@@ -24,7 +24,7 @@ _ROWS_A_CALL = 5_000
 _log = structlog.get_logger(__name__)
 
 
-class ClickFold:
+class ClickSync:
     """The store holds all clicks before its fence. Where the fence is not what we left, it is brought up from the log.
 
     A store that is away costs nothing but time: its clicks are in the log, and conversions wait until it is back.
@@ -46,12 +46,12 @@ class ClickFold:
         if self._fence is None:
             return
         try:
-            stands = await self._store.put(self._partition, self._fence, end, examples)
+            current = await self._store.put(self._partition, self._fence, end, examples)
         except (RedisError, OSError) as error:
             self._failed(error)
             return
         self._breaker.record_success()
-        self._fence = end if stands == end else None
+        self._fence = end if current == end else None
 
     async def catch_up(self, end: int) -> bool:
         """Bring the store up to offset ``end`` of the examples, if it is not there; False while it does not answer."""
@@ -100,8 +100,8 @@ class ClickFold:
 
     async def _put(self, examples: ExampleRows, end: int) -> None:
         if self._fence is not None:
-            stands = await self._store.put(self._partition, self._fence, end, examples)
-            self._fence = end if stands == end else None
+            current = await self._store.put(self._partition, self._fence, end, examples)
+            self._fence = end if current == end else None
 
     def _failed(self, error: Exception) -> None:
         self._fence = None

@@ -78,7 +78,7 @@ class CommitTracker:
             return None
         first = self._first_open()
         offset = self.next_offset if first == self._count else int(self._offsets[first])
-        self._let_go(first)
+        self._drop(first)
         return offset if self._pinned is None else min(offset, self._pinned)
 
     def _at(self, records: NDArray[np.uint32]) -> NDArray[np.int64]:
@@ -94,7 +94,7 @@ class CommitTracker:
             at = min(at + _FIRST_RECORDS, self._count)
         return at
 
-    def _let_go(self, count: int) -> None:
+    def _drop(self, count: int) -> None:
         """Forget the first records, which are finished; move the rest to the front once that is the smaller part."""
         self._finished_before = count
         if count and 2 * count >= self._count:

@@ -1,4 +1,4 @@
-"""Conversions of clicks, which a store outside of the join keeps: who asks for which, and what that yields."""
+"""Conversions of clicks, which a store outside of the join keeps: which wait for which, and what that yields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stream.records.examples import ExampleRows
 
 
 class Answer(NamedTuple):
-    """What became of conversions that had asked: each is in one of the four.
+    """What became of conversions that waited for their click: each is in one of the four.
 
     unknown : their click is not known (yet) · repeated : an equal event was joined before · late : beyond the horizon,
     with ``details`` of each · the others are ``examples``, of the records ``converted``.
@@ -29,31 +29,31 @@ class Answer(NamedTuple):
 
 
 class Conversions:
-    """Conversions that ask for their click; each time at which it converts counts once, up to a horizon after it."""
+    """Conversions that wait for their click; each time at which it converts counts once, up to a horizon after it."""
 
     def __init__(self, horizon_ms: int) -> None:
         self._horizon_ms = horizon_ms
-        self._asking: list[Events] = []
+        self._waiting: list[Events] = []
 
     def __len__(self) -> int:
-        return sum(map(len, self._asking))
+        return sum(map(len, self._waiting))
 
-    def ask(self, events: Events) -> None:
-        """Ask when the next answer comes."""
-        self._asking.append(events)
+    def enqueue(self, events: Events) -> None:
+        """Answer them with the next answer."""
+        self._waiting.append(events)
 
     def wanted(self) -> NDArray[np.uint64]:
-        """The impression ids asked for, each once."""
-        return np.unique(Events.joined(self._asking).impression_id) if self._asking else np.zeros(0, np.uint64)
+        """The impression ids that they wait for, each once."""
+        return np.unique(Events.joined(self._waiting).impression_id) if self._waiting else np.zeros(0, np.uint64)
 
     def answer(self, clicks: StoredClicks, first_record: np.uint32) -> Answer | None:
-        """Answer all that ask, in the order of their records, whose numbers count from ``first_record`` and wrap.
+        """Answer all that wait, in the order of their records, whose numbers count from ``first_record`` and wrap.
 
         ``clicks`` holds what was stored up to now, the conversions of the last answer too.
         """
-        if not self._asking:
+        if not self._waiting:
             return None
-        events, self._asking = Events.joined(self._asking), []
+        events, self._waiting = Events.joined(self._waiting), []
         events = events.take(np.argsort(events.record - first_record, kind="stable"))
         rows = _rows_of(clicks.examples.impression_id, events.impression_id)
         known, of = events.take(rows >= 0), rows[rows >= 0]

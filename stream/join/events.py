@@ -45,7 +45,7 @@ class JoinEvents:
     def apply(self, topic: str, events: Events) -> None:
         """Apply events of one input, then those that had waited for them."""
         if topic == CONVERSIONS:
-            self.conversions.ask(events)
+            self.conversions.enqueue(events)
             return
         apply = self._state.display if topic == IMPRESSIONS else self._state.click
         outcomes, references = apply(events, self._inputs.unfinished(topic))

@@ -15,7 +15,7 @@ from stream.records.topics import EXAMPLES
 _NEAR_RECORDS = 8  # between two wanted ones: to read them costs less than to ask again
 
 
-class ExamplesLookup:
+class ExamplesCache:
     """The rows of single records of the examples topic.
 
     Parameters

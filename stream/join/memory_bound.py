@@ -33,7 +33,7 @@ class MemoryBound:
         self._metrics = metrics
         metrics.gauge("join_memory_limit_bytes").set(self._most)
 
-    def keep(self, cores: Mapping[int, JoinCore]) -> frozenset[TopicPartition]:
+    def enforce(self, cores: Mapping[int, JoinCore]) -> frozenset[TopicPartition]:
         """Let the cores, by their partitions, shed what is over the bound; return the inputs that are to wait."""
         taken = {partition: core.bytes for partition, core in cores.items()}
         total = sum(taken.values())

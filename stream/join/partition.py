@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from learners.features.spec import FeatureSpec
-from stream.clicks.sync import ClickFold
+from stream.clicks.sync import ClickSync
 from stream.join.core import JoinCore
 from stream.join.output import Resume
 from stream.join.rejects import Reject
@@ -34,7 +34,7 @@ class JoinedPartition:
 
     partition: int
     core: JoinCore
-    clicks: ClickFold
+    clicks: ClickSync
     writer: LogWriter
     examples_end: int = 0  # the offset of the next examples record
     watermark_ms: int = 0  # the newest examples record's
@@ -50,7 +50,7 @@ class JoinedPartition:
         group: str,
         spec: FeatureSpec,
         core: JoinCore,
-        clicks: ClickFold,
+        clicks: ClickSync,
         metrics: WorkerMetrics,
     ) -> Self:
         """Take a partition over: fence its former owner, then rebuild what the log holds of it.

@@ -19,12 +19,12 @@ from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.features.spec import FeatureSpec
 from stream.agents.inbox import Inbox
 from stream.clicks.store import RedisClickStore
-from stream.clicks.sync import ClickFold
+from stream.clicks.sync import ClickSync
 from stream.join.backpressure import Backpressure
 from stream.join.batches import events_batch, served_batch
 from stream.join.config import JoinConfig
 from stream.join.core import JoinCore
-from stream.join.examples_cache import ExamplesLookup
+from stream.join.examples_cache import ExamplesCache
 from stream.join.late import with_late_clicks
 from stream.join.memory_bound import CACHE_MEMORY_SHARE, MemoryBound
 from stream.join.output import JoinOutput
@@ -83,7 +83,7 @@ class JoinRunner:
         self._now_ms = now_ms
         self._salt = salt
         self._ready = ready
-        self._lookup = ExamplesLookup(broker, spec, int(config.join_memory_bytes * CACHE_MEMORY_SHARE))
+        self._examples_cache = ExamplesCache(broker, spec, int(config.join_memory_bytes * CACHE_MEMORY_SHARE))
         self._memory = MemoryBound(config, metrics, live=now_ms is not None)
         self._backpressure = Backpressure(broker, most_unlearned_rows)
         self._partitions: dict[int, JoinedPartition] = {}
@@ -131,7 +131,7 @@ class JoinRunner:
 
     async def _take_over(self, partition: int) -> None:
         core = JoinCore(self._config, partition, self._salt)
-        clicks = ClickFold(self._clicks, self._broker, self._spec, partition, self._metrics)
+        clicks = ClickSync(self._clicks, self._broker, self._spec, partition, self._metrics)
         opened = JoinedPartition.open(self._broker, self._group, self._spec, core, clicks, self._metrics)
         self._partitions[partition] = await opened
 
@@ -190,7 +190,7 @@ class JoinRunner:
         while True:
             output = core.poll(now_ms)
             if output.late is not None:
-                records = await self._lookup.find(joined.partition, output.late.wanted())
+                records = await self._examples_cache.find(joined.partition, output.late.wanted())
                 output = with_late_clicks(output, records, joined.partition)
             await self._store(joined, output)
             self._count(output)
@@ -225,7 +225,7 @@ class JoinRunner:
         if (rows := output.examples) is not None:
             for offset, first, end in zip(offsets, first_rows, [*first_rows[1:], len(rows)], strict=True):
                 if first < end:
-                    self._lookup.remember(joined.partition, offset, rows.take(slice(first, end)))
+                    self._examples_cache.remember(joined.partition, offset, rows.take(slice(first, end)))
                     self._backpressure.wrote(joined.partition, offset, end - first)
             await joined.clicks.take(rows, joined.examples_end)
 
@@ -254,7 +254,7 @@ class JoinRunner:
     def _bound_memory(self) -> None:
         """Keep the memory bound; say which inputs are to wait: those far ahead, or all, with a slow learner."""
         cores = {partition: joined.core for partition, joined in self._partitions.items()}
-        paused = self._memory.keep(cores)
+        paused = self._memory.enforce(cores)
         if self._backpressure.is_behind:
             paused = frozenset((topic, partition) for topic in INPUTS for partition in cores)
         self.inbox.paused = paused

@@ -113,7 +113,7 @@ def record_in_place_of(batch: Any, value: bytes) -> Any:
 # -------------------------------------------------------------------------------------------------------------- sending
 
 
-class _Once(SendProduceReqHandler):  # type: ignore[misc]
+class _NeverRepeated(SendProduceReqHandler):  # type: ignore[misc]
     """A produce request that is sent again only when the broker cannot have stored it."""
 
     def _can_retry(self, error: BaseException, batch: Any) -> bool:
@@ -126,7 +126,7 @@ def never_retry(producer: AIOKafkaProducer) -> None:
     sender = producer._sender
 
     async def send(node_id: int, batches: Mapping[Any, Any]) -> None:
-        await _Once(sender, batches).do(node_id)
+        await _NeverRepeated(sender, batches).do(node_id)
         sender._in_flight.remove(node_id)
         for tp in batches:
             sender._muted_partitions.remove(tp)

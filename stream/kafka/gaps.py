@@ -1,9 +1,9 @@
 """Offsets that a reader was not given: records to be fetched, records that are lost, or nothing at all.
 
-Offsets leap where nothing is missing, too: the end of a transaction takes one, and so does each record of a transaction
-that was rolled back. Records are missing in two cases only. Before the first one of an assignment, since the group's
-commit can be ahead of what its reader holds: a folder that is new, a snapshot that is older. And where retention
-deleted them before they were read, which the partition's oldest offset tells.
+Offsets have gaps where nothing is missing, too: the end of a transaction takes one, and so does each record of a
+transaction that was rolled back. Records are missing in two cases only. Before the first one of an assignment, since
+the group's commit can be ahead of what its reader holds: a folder that is new, a snapshot that is older. And where
+retention deleted them before they were read, which the partition's oldest offset shows.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from prometheus_client import Counter
 from stream.kafka.broker import Broker
 from stream.kafka.log_reader import LogReader
 
-CHECK_INTERVAL_S = 1.0  # after transactions every record comes after a leap, and asking the broker takes 20 ms
+CHECK_INTERVAL_S = 1.0  # after transactions every record comes after a gap, and asking the broker takes 20 ms
 
 _log = structlog.get_logger(__name__)
 
 
-class _Leap(NamedTuple):
+class _OffsetGap(NamedTuple):
     partition: int
     start: int
     stop: int
@@ -62,7 +62,7 @@ class LogGaps:
         self._lost = lost
         self._what = what
         self._unread: set[int] = set()  # partitions of which nothing came since they were assigned
-        self._leaps: list[_Leap] = []  # not yet compared with the oldest offset
+        self._gaps: list[_OffsetGap] = []  # not yet compared with the oldest offset
         self._reported: dict[int, int] = {}  # up to where losses of a partition were reported
         self._checked_s = -CHECK_INTERVAL_S
 
@@ -72,7 +72,7 @@ class LogGaps:
 
     def begins(self, partition: int, next_offset: int, oldest: int) -> None:
         """The reader reads the log itself, from ``next_offset`` on, of which ``oldest`` is the oldest offset."""
-        self._report([_Leap(partition, next_offset, oldest)], oldest)
+        self._report([_OffsetGap(partition, next_offset, oldest)], oldest)
 
     async def before(self, partition: int, next_offset: int, offset: int) -> AsyncGenerator[Any, None]:
         """The records from ``next_offset``, which the reader holds up to, that it must take before ``offset``."""
@@ -80,28 +80,28 @@ class LogGaps:
         self._unread.discard(partition)
         if offset <= next_offset:
             return
-        leap = _Leap(partition, next_offset, offset)
+        gap = _OffsetGap(partition, next_offset, offset)
         if not first:
-            self._leaps.append(leap)
+            self._gaps.append(gap)
             return
         async with LogReader(self._broker) as log:
-            self._report([leap], await log.oldest(self._topic, partition))
+            self._report([gap], await log.oldest(self._topic, partition))
             async for record in log.read(self._topic, partition, next_offset, stop=offset):
                 yield record
 
     async def check(self, now_s: float) -> None:
-        """Report leaps over records that retention deleted; call it after each step, with a clock that only rises."""
-        if not self._leaps or now_s - self._checked_s < CHECK_INTERVAL_S:
+        """Report gaps of records that retention deleted; call it after each step, with a clock that only rises."""
+        if not self._gaps or now_s - self._checked_s < CHECK_INTERVAL_S:
             return
         self._checked_s = now_s
-        leaps, self._leaps = self._leaps, []
+        gaps, self._gaps = self._gaps, []
         async with LogReader(self._broker) as log:
-            for partition in sorted({leap.partition for leap in leaps}):
+            for partition in sorted({gap.partition for gap in gaps}):
                 oldest = await log.oldest(self._topic, partition)
-                self._report([leap for leap in leaps if leap.partition == partition], oldest)
+                self._report([gap for gap in gaps if gap.partition == partition], oldest)
 
-    def _report(self, leaps: Iterable[_Leap], oldest: int) -> None:
-        for partition, first, stop in leaps:
+    def _report(self, gaps: Iterable[_OffsetGap], oldest: int) -> None:
+        for partition, first, stop in gaps:
             start, end = max(first, self._reported.get(partition, 0)), min(oldest, stop)
             if end > start:
                 self._reported[partition] = end

@@ -113,9 +113,9 @@ class DelayedTerms:
         exposure, event = (column.reshape(len(rows), len(heads)).copy() for column in terms)
         exposure[:, head] = 0.0
         event[:, head] *= self._first(rows)
-        owed = np.zeros((paid, len(heads)), np.float32)
-        owed[:, head] = 1.0
-        exposure, event = np.concatenate([exposure, owed]), np.concatenate([event, np.zeros_like(owed)])
+        due_terms = np.zeros((paid, len(heads)), np.float32)
+        due_terms[:, head] = 1.0
+        exposure, event = np.concatenate([exposure, due_terms]), np.concatenate([event, np.zeros_like(due_terms)])
         if len(heads) == 1:
             exposure, event = exposure[:, 0], event[:, 0]
         learned = Rows(np.concatenate([rows.ids, payers.ids]), np.concatenate([rows.dense, payers.dense]))

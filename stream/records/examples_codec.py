@@ -84,18 +84,18 @@ def _is_settled(value: bytes) -> bool:
     return isinstance(raw, dict) and raw.get("record") == "examples" and "label" in raw
 
 
-class Part(NamedTuple):
+class ExamplesPart(NamedTuple):
     """What goes into one record, and the first of all rows that does."""
 
     rows: ExampleRows
     first_row: int
 
 
-def split_rows(rows: ExampleRows) -> Iterator[Part]:
+def split_rows(rows: ExampleRows) -> Iterator[ExamplesPart]:
     """Split a step's rows, in their order; at least one part."""
     most = max(1, min(SPLIT_ROWS, _SPLIT_BYTES // _row_bytes(rows)))
     for first in range(0, max(len(rows), 1), most):
-        yield Part(rows.take(slice(first, first + most)), first)
+        yield ExamplesPart(rows.take(slice(first, first + most)), first)
 
 
 def _row_bytes(rows: ExampleRows) -> int:

@@ -6,7 +6,7 @@ import time
 
 import structlog
 
-from stream.servers.logs import SeldomError
+from stream.servers.logs import RateLimitedLog
 
 RETRY_AFTER_S = 0.5
 
@@ -34,7 +34,7 @@ class CircuitBreaker:
         self._meanwhile = meanwhile
         self._retry_at = 0.0
         self._since: float | None = None
-        self._error = SeldomError(store=store)
+        self._error = RateLimitedLog(store=store)
 
     @property
     def is_open(self) -> bool:
@@ -52,7 +52,7 @@ class CircuitBreaker:
         self._retry_at = now + self._retry_after_s
         if self._since is None:
             self._since = now
-            self._error.again()
+            self._error.reset()
         self._error(
             f"a store does not answer; {self._meanwhile}",
             error=f"{type(error).__name__}: {error}",

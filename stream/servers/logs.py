@@ -27,14 +27,14 @@ def log_to_stderr() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(SeldomRepeated())
+    handler.addFilter(RateLimitFilter())
     line = "%(asctime)s %(levelname)s %(name)s %(message)s"
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format=line)
     logging.getLogger("faust").setLevel(logging.ERROR)  # it warns of what our settings ask for
     logging.getLogger("mode").setLevel(logging.ERROR)
 
 
-class SeldomRepeated(logging.Filter):
+class RateLimitFilter(logging.Filter):
     """Lets a line pass once in ``every_s``, by its logger and its text before values are put in.
 
     The next one that passes says how many did not. aiokafka reports each of thousands of attempts to reach a broker
@@ -60,7 +60,7 @@ class SeldomRepeated(logging.Filter):
         return True
 
 
-class SeldomError:
+class RateLimitedLog:
     """Logs an error at most once in ten seconds, for what may fail with every call.
 
     Parameters
@@ -79,6 +79,6 @@ class SeldomError:
             self._next_s = now_s + _EVERY_S
             self._log.error(event, **details)
 
-    def again(self) -> None:
+    def reset(self) -> None:
         """Let the next one be logged, whenever it comes."""
         self._next_s = 0.0

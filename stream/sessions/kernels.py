@@ -46,7 +46,7 @@ def fold_users(users: NDArray[Any], events: EventColumns, rules: Rules) -> None:
         if events.user[row] == MISSING:
             continue
         user, kind, now = users[events.user[row]], events.kind[row], events.known_ms[row]
-        _meet(user, now, rules.own_ttl_ms)
+        _reset_expired(user, now, rules.own_ttl_ms)
         if kind == EXPOSURE:
             _display(user, now, rules.gap_ms)
             _remember(user, events.ad[row], events.impression[row])
@@ -79,7 +79,7 @@ def fold_counters(counters: NDArray[Any], own: NDArray[np.bool_], events: EventC
 
 
 @kernel
-def _meet(user: Any, now: int, ttl_ms: int) -> None:
+def _reset_expired(user: Any, now: int, ttl_ms: int) -> None:
     """Reset a user who was away for longer than the expiry, and note that it was seen."""
     if now - user.seen_ms > ttl_ms:
         user.seen_ms = 0

@@ -137,12 +137,12 @@ class SessionRunner:
 
     async def _catch_up(self, partition: _Partition, stop: int | None = None) -> None:
         """Fold what the log holds from the fence on, up to ``stop`` or to its end, for a while."""
-        stands = await self._ask(lambda: self._store.fence(partition.number))
-        if stands is None:
+        current = await self._query(lambda: self._store.fence(partition.number))
+        if current is None:
             return
-        if partition.fence is not None and partition.fence != stands:
-            self._count_rewind(partition.number, partition.fence, stands)
-        self._note_fence(partition, stands)
+        if partition.fence is not None and partition.fence != current:
+            self._count_rewind(partition.number, partition.fence, current)
+        self._note_fence(partition, current)
         async with LogReader(self._broker) as log:
             partition.behind = not (
                 await self._pass_over_lost(log, partition) and await self._replay(log, partition, stop)
@@ -225,27 +225,29 @@ class SessionRunner:
         fence = partition.fence or 0
         if step.end == fence:
             return True
-        stands = await self._ask(lambda: self._store.step(self._fold, partition.number, fence, step.end, step.records))
-        if stands != step.end:
+        current = await self._query(
+            lambda: self._store.step(self._fold, partition.number, fence, step.end, step.records)
+        )
+        if current != step.end:
             partition.behind = True  # behind the log, or behind where the store stands now
             return False
-        self._note_fence(partition, stands)
+        self._note_fence(partition, current)
         partition.watermark_ms = max(partition.watermark_ms, step.watermark_ms)
         self._metrics.counter("session_steps_total").inc()
         self._metrics.counter("session_rows_total").inc(step.rows)
         return True
 
-    def _count_rewind(self, partition: int, expected: int, stands: int) -> None:
+    def _count_rewind(self, partition: int, expected: int, current: int) -> None:
         """Report that the states are not those that were left: they are the fold of the log up to where they stand."""
-        where = {"partition": partition, "expected": expected, "stands": stands}
-        if stands < expected:
+        where = {"partition": partition, "expected": expected, "current": current}
+        if current < expected:
             self._metrics.counter("session_rewinds_total", reason="behind").inc()
             _log.warning("the session store went back; what it lost is folded again from the log", **where)
         else:
             self._metrics.counter("session_rewinds_total", reason="ahead").inc()
             _log.info("the session store is ahead: another worker folds, or an answer was lost", **where)
 
-    async def _ask(self, question: Callable[[], Awaitable[int]]) -> int | None:
+    async def _query(self, question: Callable[[], Awaitable[int]]) -> int | None:
         """The store's answer; None while it is away, without waiting for it again at once."""
         if self._breaker.is_open:
             return None

@@ -4,9 +4,9 @@
 -- ARGV: expected fence, new fence, own ttl s, shared ttl s, how many keys are users', how many counters are own,
 --       key prefix of counters, bytes of a user's state, of a counter's, the packed states of users, of counters
 -- Returns the fence that stands afterwards.
-local stands = redis.call('GET', KEYS[1]) or '0'
-if stands ~= ARGV[1] then
-  return stands
+local current = redis.call('GET', KEYS[1]) or '0'
+if current ~= ARGV[1] then
+  return current
 end
 local HEAD = 3  -- keys before the states
 local MOST = 1000  -- values a call: Lua's stack has room for some 8000

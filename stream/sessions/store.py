@@ -81,9 +81,9 @@ class RedisSessionStore:
         return (await self._load(partition, keys))[1]
 
     async def apply(self, partition: int, expected: int, fence: int, states: SessionStates) -> int:
-        """Write changed states and move the fence in one step, if it stands at ``expected``.
+        """Write changed states and move the fence in one step, if it current at ``expected``.
 
-        Returns where the fence stands afterwards; if that is not ``fence``, nothing was written.
+        Returns where the fence current afterwards; if that is not ``fence``, nothing was written.
         """
         names, keys = self._names[partition], states.keys
         own = np.flatnonzero(keys.owners)
@@ -91,24 +91,24 @@ class RedisSessionStore:
         state_keys = names.users(keys.users) + names.counters(keys.counters[order])
         values = (states.users.tobytes(), states.counters.take(order).tobytes())
         head = (expected, fence, *self._ttl_s, len(keys.users), len(own), names.counter)
-        stands = await self._answer(
+        current = await self._answer(
             self._apply(
                 keys=[names.fence, names.sequence, names.changes, *state_keys],
                 args=[*head, USER.itemsize, COUNTER.itemsize, *values],
             )
         )
-        return int(stands)
+        return int(current)
 
     async def step(
         self, fold: SessionFold, partition: int, expected: int, fence: int, records: Sequence[SessionRecord]
     ) -> int:
         """Load, fold and apply some records, which take the fence from ``expected`` to ``fence``.
 
-        Returns where the fence stands afterwards; elsewhere than at ``fence`` means that nothing was written.
+        Returns where the fence current afterwards; elsewhere than at ``fence`` means that nothing was written.
         """
-        stands, states = await self._load(partition, fold.keys(records))
-        if stands != expected:
-            return stands
+        current, states = await self._load(partition, fold.keys(records))
+        if current != expected:
+            return current
         return await self.apply(partition, expected, fence, fold.fold(states, records))
 
     async def read(self, encoder: Encoder, ids: EncodedIds, shared: SharedCounters) -> SessionView:
@@ -208,7 +208,7 @@ class RedisSessionStore:
         return user_states, counter_states
 
 
-class _Part(NamedTuple):
+class _PartitionKeys(NamedTuple):
     """The keys of one partition, each once: rows ``rows[i]`` of what is wanted are of key ``inverse[i]``."""
 
     keys: NDArray[np.uint64]
@@ -222,10 +222,10 @@ class _Wanted(NamedTuple):
     keys: NDArray[np.uint64]  # (N,)
     partitions: NDArray[np.int32]  # (N,)
 
-    def of(self, partition: int) -> _Part:
+    def of(self, partition: int) -> _PartitionKeys:
         rows = np.flatnonzero(self.partitions == partition)
         keys, inverse = np.unique(self.keys[rows], return_inverse=True)
-        return _Part(keys, rows, inverse)
+        return _PartitionKeys(keys, rows, inverse)
 
 
 class SharedCounterFeed:

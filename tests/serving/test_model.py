@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from learners.nn.heads import Head
 from learners.snapshots.snapshot import load_snapshot
 from serving.freshness import Freshness
-from serving.model import HotModel, Offered, conversion_head
+from serving.model import HotModel, OfferResult, conversion_head
 from stream.records.deltas import DeltaSpecError
 from tests.learners.small_spec import SMALL
 from tests.serving.trainer import CONFIG, FIRST_VERSION, NOW_MS, TWO_HEADS, Trainer, request, rows_of
@@ -44,9 +44,9 @@ def test_after_each_version_predictions_are_bit_equal_with_the_trainers(part_byt
         before = hot.predict(ROWS).click
         *first, last = trainer.step(max_part_bytes=size)
         for part in first:
-            assert hot.offer(part) is Offered.PARTIAL
+            assert hot.offer(part) is OfferResult.PARTIAL
         np.testing.assert_array_equal(hot.predict(ROWS).click, before)
-        assert hot.offer(last) is Offered.SWAPPED
+        assert hot.offer(last) is OfferResult.SWAPPED
         np.testing.assert_array_equal(hot.predict(ROWS).click, trainer.model.predict_many(ROWS))
         assert (hot.version, hot.watermark_ms) == (trainer.version, trainer.watermark_ms)
 
@@ -64,10 +64,10 @@ def test_an_id_that_the_learner_forgot_is_gone_from_the_hot_model() -> None:
 
     trainer.model.advance(NOW_MS)
     trainer.model.learn_many(rare, np.ones(1, np.bool_))
-    assert [hot.offer(part) for part in trainer.step()] == [Offered.SWAPPED]
+    assert [hot.offer(part) for part in trainer.step()] == [OfferResult.SWAPPED]
     assert has_row() == [True, True]
     trainer.model.advance(NOW_MS + 2 * 3_600_000)
-    assert [hot.offer(part) for part in trainer.step()] == [Offered.SWAPPED]
+    assert [hot.offer(part) for part in trainer.step()] == [OfferResult.SWAPPED]
     assert has_row() == [False, False]
     np.testing.assert_array_equal(hot.predict(rare).click, trainer.model.predict_many(rare))
     assert hot.model.weights_sha256() == trainer.model.weights_sha256()  # type: ignore[attr-defined]
@@ -78,7 +78,7 @@ def test_a_repeated_version_changes_nothing() -> None:
     trainer, hot = Trainer(), None
     hot = hot_model(trainer)
     (part,) = trainer.step()
-    assert [hot.offer(part), hot.offer(part)] == [Offered.SWAPPED, Offered.SKIPPED]
+    assert [hot.offer(part), hot.offer(part)] == [OfferResult.SWAPPED, OfferResult.SKIPPED]
     assert (hot.swaps, hot.gaps) == (1, 0)
 
 
@@ -88,14 +88,14 @@ def test_after_a_hole_every_delta_is_refused_until_a_snapshot_is_installed(tmp_p
     hot = hot_model(trainer)
     before = hot.predict(ROWS).click
     trainer.step()
-    assert [hot.offer(p) for _ in range(2) for p in trainer.step()] == [Offered.GAP, Offered.GAP]
+    assert [hot.offer(p) for _ in range(2) for p in trainer.step()] == [OfferResult.GAP, OfferResult.GAP]
     np.testing.assert_array_equal(hot.predict(ROWS).click, before)
     assert (hot.version, hot.gaps, hot.lost) == (FIRST_VERSION, 1, True)
 
     snapshot = load_snapshot(trainer.snapshot(tmp_path))
     hot.install(snapshot.model(), version=snapshot.version, watermark_ms=snapshot.watermark_ms)
     (part,) = trainer.step()
-    assert hot.offer(part) is Offered.SWAPPED
+    assert hot.offer(part) is OfferResult.SWAPPED
     np.testing.assert_array_equal(hot.predict(ROWS).click, trainer.model.predict_many(ROWS))
 
 
@@ -107,7 +107,7 @@ def test_a_damaged_delta_is_a_gap() -> None:
     damaged = bytearray(part.payload)
     damaged[-3] ^= 1
     before = hot.predict(ROWS).click
-    assert hot.offer(msgspec.structs.replace(part, payload=bytes(damaged))) is Offered.GAP
+    assert hot.offer(msgspec.structs.replace(part, payload=bytes(damaged))) is OfferResult.GAP
     np.testing.assert_array_equal(hot.predict(ROWS).click, before)
 
 
@@ -117,7 +117,7 @@ def test_a_learner_on_another_line_is_a_gap_even_with_older_version_numbers() ->
     hot = hot_model(trainer)
     for _ in range(3):
         hot.offer(*trainer.step())
-    assert hot.offer(*other.step()) is Offered.GAP
+    assert hot.offer(*other.step()) is OfferResult.GAP
 
 
 def test_heartbeats_move_the_watermark_only() -> None:
@@ -127,17 +127,17 @@ def test_heartbeats_move_the_watermark_only() -> None:
     (part,) = trainer.step()
     hot.offer(part)
 
-    def beat(version: int, watermark_ms: int) -> Offered:
+    def beat(version: int, watermark_ms: int) -> OfferResult:
         return hot.offer(
             msgspec.structs.replace(part, version=version, parent=version, watermark_ms=watermark_ms, payload=b"")
         )
 
-    assert beat(hot.version, NOW_MS + 9_000) is Offered.HEARTBEAT
-    assert beat(hot.version, NOW_MS) is Offered.HEARTBEAT
+    assert beat(hot.version, NOW_MS + 9_000) is OfferResult.HEARTBEAT
+    assert beat(hot.version, NOW_MS) is OfferResult.HEARTBEAT
     assert hot.watermark_ms == NOW_MS + 9_000
-    assert beat(hot.version - 1, NOW_MS + 99_000) is Offered.SKIPPED
+    assert beat(hot.version - 1, NOW_MS + 99_000) is OfferResult.SKIPPED
     assert hot.watermark_ms == NOW_MS + 9_000
-    assert beat(hot.version + 1, NOW_MS + 99_000) is Offered.GAP
+    assert beat(hot.version + 1, NOW_MS + 99_000) is OfferResult.GAP
 
 
 def test_weights_of_another_spec_name_both_hashes() -> None:

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
-from stream.archive.part_buffer import ArchiveConfig, Part, PartBuffer
+from stream.archive.part_buffer import ArchiveConfig, ArchivePart, PartBuffer
 from stream.records.examples import ExampleRows, concat
 from tests.stream.pipeline import SPEC, START_MS, example_rows
 
@@ -19,7 +19,7 @@ records = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 400_000)), max_si
 CONFIG = ArchiveConfig(archive_rows=10, archive_interval_s=100.0)
 
 
-def cut(log: list[Record], start: int = 0) -> list[Part]:
+def cut(log: list[Record], start: int = 0) -> list[ArchivePart]:
     """The parts of a partition's records, the last at the stop."""
     buffer = PartBuffer(3, start, CONFIG)
     parts = [part for at, (rows, mark) in enumerate(log) for part in buffer.add(rows, start + at, mark)]

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from learners.examples.archive import read_examples
 from learners.examples.archive_writer import NamedSpec
 from learners.examples.examples import Examples
-from stream.archive.part_buffer import ArchiveConfig, Part
+from stream.archive.part_buffer import ArchiveConfig, ArchivePart
 from stream.archive.runner import ArchiveRunner
 from stream.archive.store import ArchiveStore, archive_store_of
 from stream.kafka.broker import Broker, find_broker
@@ -119,7 +119,7 @@ class _Dying:
     def up_to(self) -> dict[int, int]:
         return self._store.up_to()
 
-    def write(self, part: Part, spec: NamedSpec) -> None:
+    def write(self, part: ArchivePart, spec: NamedSpec) -> None:
         self._left -= 1
         if self._left or self._after:
             self._store.write(part, spec)

@@ -1,4 +1,4 @@
-"""Leaps in a partition's offsets, distinguished: transactions, records to fetch, records that retention took."""
+"""Gaps in a partition's offsets, distinguished: transactions, records to fetch, records that retention took."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_a_read_of_nothing_but_the_ends_of_transactions_ends(kafka_topics:
 
 
 async def test_the_first_record_of_an_assignment_shows_what_is_to_be_fetched(kafka_topics: TestTopics) -> None:
-    """The group had committed more than the reader holds; of a later leap nothing is read, nor of a record known."""
+    """The group had committed more than the reader holds; of a later gap nothing is read, nor of a record known."""
     async with AIOKafkaProducer(bootstrap_servers=kafka_topics.broker.bootstrap) as producer:
         for number in range(5):
             await producer.send_and_wait(kafka_topics.name(EXAMPLES), b"%d" % number, partition=0)
@@ -99,7 +99,7 @@ async def test_the_first_record_of_an_assignment_shows_what_is_to_be_fetched(kaf
 
 @pytest.mark.usefixtures("apache_kafka")
 async def test_ends_of_transactions_are_no_loss_and_cost_nothing(kafka_topics: TestTopics) -> None:
-    """Every record comes after a leap: the broker is asked about all of them once a second."""
+    """Every record comes after a gap: the broker is asked about all of them once a second."""
     for number in range(3):
         await written(kafka_topics, [b"%d" % number])
     gaps, metrics = watched(await find_broker(kafka_topics.settings()))
@@ -112,7 +112,7 @@ async def test_ends_of_transactions_are_no_loss_and_cost_nothing(kafka_topics: T
     assert time.perf_counter() - began < 3
     await gaps.check(1.0 + CHECK_INTERVAL_S)
     assert lost(metrics) == 0
-    assert gaps._leaps == []
+    assert gaps._gaps == []
 
 
 @pytest.mark.usefixtures("apache_kafka")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.records.examples import ExampleRows, concat
-from stream.records.examples_codec import SPLIT_ROWS, Part, split_rows
+from stream.records.examples_codec import SPLIT_ROWS, ExamplesPart, split_rows
 from stream.records.limits import MAX_RECORD_BYTES
 
 
@@ -39,5 +39,5 @@ def test_no_record_is_too_large(fields: int, dense_inputs: int) -> None:
     assert max(len(_encoded(part)) for part in found) < MAX_RECORD_BYTES - (64 << 10)
 
 
-def _encoded(part: Part) -> bytes:
+def _encoded(part: ExamplesPart) -> bytes:
     return part.rows.to_record("0123456789abcdef", 1).encode()

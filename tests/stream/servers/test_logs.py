@@ -6,13 +6,13 @@ import logging
 
 import pytest
 
-from stream.servers.logs import SeldomRepeated
+from stream.servers.logs import RateLimitFilter
 
 
 def test_a_line_passes_once_in_a_while_and_tells_how_often_it_came(caplog: pytest.LogCaptureFixture) -> None:
     """Whatever its values; other lines, and those of other loggers, pass on their own."""
     now = 100.0
-    caplog.handler.addFilter(SeldomRepeated(every_s=10, now=lambda: now))
+    caplog.handler.addFilter(RateLimitFilter(every_s=10, now=lambda: now))
     for turn in range(30):
         now = 100.0 + turn
         logging.getLogger("one").warning("attempt %d failed", turn)

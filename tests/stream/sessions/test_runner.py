@@ -132,7 +132,7 @@ class World:
         return max((record.offset + 1 for record in self.records if record.partition == partition), default=0)
 
     def counted(self, name: str, **labels: str) -> float:
-        """What a counter stands at."""
+        """What a counter current at."""
         return float(self.metrics.counter(name, **labels)._value.get())
 
 
@@ -191,10 +191,10 @@ class _Dying(RedisSessionStore):
         last = self.left == 0
         if last and not self.after:
             raise CutOffError
-        stands = await super().apply(partition, expected, fence, states)
+        current = await super().apply(partition, expected, fence, states)
         if last:
             raise CutOffError
-        return stands
+        return current
 
 
 async def _life(world: World, runner: SessionRunner, committed: Mapping[TopicPartition, int]) -> None:
