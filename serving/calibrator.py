@@ -142,7 +142,7 @@ class HotCalibrator:
         served = sorted(key for key in self._of_line if self.line == 0 or key[0] in (0, self.line))
         newest = {partition: (line, partition) for line, partition in served}  # a line that is known goes before 0
         newest_states = [self._of_line[newest[partition]] for partition in sorted(newest)]
-        version = sum(of_state for of_state, _ in newest_states)
+        version = sum(state_version for state_version, _ in newest_states)
         brought = [] if self._brought is None else [self._brought]
         self.map = map_of([*brought, *(states.clicks for _, states in newest_states)], version)
         conversions = [states.conversions for _, states in newest_states if states.conversions is not None]

@@ -97,7 +97,7 @@ class RequestParser:
         message = _decode(_score_decoder, body, "a score call")
         if len(message.requests) > self._limits.max_requests:
             raise BadRequestError(
-                f"$.requests holds {len(message.requests)} requests, a call may hold {self._limits.max_requests}: "
+                f"$.requests holds {len(message.requests)} requests, a call may have {self._limits.max_requests}: "
                 "nothing was scored. Send them in several calls."
             )
         if message.watermark_ms is not None and self._now_ms is not None:
@@ -170,9 +170,9 @@ def _u64(value: int | str, at: str) -> int:
 
 def prices_of(ads: Sequence[Mapping[str, Any]], at: str = "$") -> Prices:
     """What each ad pays for a click and a conversion; ``at`` is their path, for the error. Raises BadRequestError."""
-    of_value = [_price(ad, "value", at, index) if "value" in ad else 0.0 for index, ad in enumerate(ads)]
-    of_bid = [_price(ad, "bid", at, i) if "bid" in ad else float("value" not in ad) for i, ad in enumerate(ads)]
-    return Prices(np.array(of_bid), np.array(of_value))
+    values = [_price(ad, "value", at, index) if "value" in ad else 0.0 for index, ad in enumerate(ads)]
+    bids = [_price(ad, "bid", at, i) if "bid" in ad else float("value" not in ad) for i, ad in enumerate(ads)]
+    return Prices(np.array(bids), np.array(values))
 
 
 _PAID_FOR = {"bid": "click", "value": "conversion"}

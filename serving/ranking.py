@@ -67,8 +67,8 @@ class Ranker:
     @property
     def applied_ms(self) -> int:
         """Event time up to which the model, and the map once there is one, have seen every example."""
-        of_map = self.calibrator.watermark_ms
-        return self.model.watermark_ms if of_map is None else min(self.model.watermark_ms, of_map)
+        map_watermark_ms = self.calibrator.watermark_ms
+        return self.model.watermark_ms if map_watermark_ms is None else min(self.model.watermark_ms, map_watermark_ms)
 
     def score(self, ids: EncodedIds, view: SessionView) -> Scored:
         """Score all rows in one batch. Synchronous, so that no swap can come in between: one version scores it all."""
@@ -101,11 +101,11 @@ def expected_value(p: NDArray[np.float32], p_conversion: NDArray[np.float32], pr
     ``value`` is paid for a conversion, whose probability is p x p_conversion (pCTCVR). Where it is 0, ``p_conversion``
     is not looked at: it is NaN for a model without that head.
     """
-    of_click = prices.per_click
+    per_click = prices.per_click
     if prices.per_conversion.any():
         paid = np.where(prices.per_conversion > 0, p_conversion.astype(np.float64), 0.0)
-        of_click = of_click + prices.per_conversion * paid
-    value: NDArray[np.float64] = p.astype(np.float64) * of_click
+        per_click = per_click + prices.per_conversion * paid
+    value: NDArray[np.float64] = p.astype(np.float64) * per_click
     return value
 
 

@@ -1,4 +1,4 @@
-"""The part files of an archive: which stretch of the examples topic each holds."""
+"""The part files of an archive: which range of the examples topic each holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ArchiveError(ValueError):
     """An archive that cannot be written or used."""
 
 
-class LogStretch(NamedTuple):
+class LogRange(NamedTuple):
     """The records of one partition from ``first_offset`` up to, but not including, ``next_offset``."""
 
     partition: int
@@ -28,7 +28,7 @@ class LogStretch(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> Self | None:
-        """The stretch that a part file's name tells; None for any other file."""
+        """The range that a part file's name says; None for any other file."""
         match = _PART.fullmatch(path.name)
         return cls(*(int(number) for number in match.groups())) if match else None
 
@@ -37,6 +37,6 @@ def archived_up_to(folder: Path) -> dict[int, int]:
     """Partition → the first offset that no part file under ``folder`` holds, from which an archiver goes on."""
     found: dict[int, int] = {}
     for path in folder.rglob("*.parquet"):
-        if stretch := LogStretch.of(path):
-            found[stretch.partition] = max(found.get(stretch.partition, 0), stretch.next_offset)
+        if log_range := LogRange.of(path):
+            found[log_range.partition] = max(found.get(log_range.partition, 0), log_range.next_offset)
     return found

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from learners.examples.archive_parts import ArchiveError, LogStretch
+from learners.examples.archive_parts import ArchiveError, LogRange
 from learners.examples.examples import MATRICES, SCALARS
 
 
@@ -63,14 +63,14 @@ class NamedSpec(Protocol):
 def write_part(
     folder: Path,
     day: date,
-    stretch: LogStretch,
+    log_range: LogRange,
     examples: Encoded,
     spec: NamedSpec,
     *,
     offset: NDArray[np.int64],
     ordinal: NDArray[np.int32],
 ) -> Path:
-    """Write all N examples of a stretch as a part file, whole or not at all; returns its path once it is on the disk.
+    """Write all N examples of a range as a part file, whole or not at all; returns its path once it is on the disk.
 
     Parameters
     ----------
@@ -82,16 +82,16 @@ def write_part(
     Raises
     ------
     ArchiveError
-        Columns of different lengths, an offset outside the stretch.
+        Columns of different lengths, an offset outside the range.
     """
-    if len(offset) and not (stretch.first_offset <= int(offset.min()) and int(offset.max()) < stretch.next_offset):
+    if len(offset) and not (log_range.first_offset <= int(offset.min()) and int(offset.max()) < log_range.next_offset):
         raise ArchiveError(
-            f"offsets {int(offset.min())}..{int(offset.max())} must lie in {stretch}: a reader would take the part for "
-            "other records. Cut the part at its offsets."
+            f"offsets {int(offset.min())}..{int(offset.max())} must lie in {log_range}: a reader would take the part "
+            "for other records. Cut the part at its offsets."
         )
-    path = stretch.path(folder, day)
+    path = log_range.path(folder, day)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partition = np.full(len(offset), stretch.partition, np.int32)
+    partition = np.full(len(offset), log_range.partition, np.int32)
     _write(path, examples, spec, {"partition": partition, "offset": offset, "ordinal": ordinal})
     return path
 

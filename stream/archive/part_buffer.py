@@ -10,7 +10,7 @@ import numpy as np
 from annotated_types import Ge, Gt
 from numpy.typing import NDArray
 
-from learners.examples.archive_parts import LogStretch
+from learners.examples.archive_parts import LogRange
 from stream.records.examples import ExampleRows, concat
 from stream.records.validity import faults
 
@@ -37,9 +37,9 @@ class ArchiveConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArchivePart:
-    """The N learnable examples of a stretch of one partition."""
+    """The N learnable examples of a range of one partition."""
 
-    stretch: LogStretch
+    log_range: LogRange
     rows: ExampleRows
     offset: NDArray[np.int64]  # (N,) of the record that each row came in
     ordinal: NDArray[np.int32]  # (N,) index of the row in its record
@@ -95,7 +95,7 @@ class PartBuffer:
         if not self._rows:
             return []
         part = ArchivePart(
-            LogStretch(self.partition, self.first_offset, self.next_offset),
+            LogRange(self.partition, self.first_offset, self.next_offset),
             concat(self._rows),
             np.repeat(np.array(self._offset, np.int64), [len(ordinal) for ordinal in self._ordinal]),
             np.concatenate(self._ordinal),

@@ -104,7 +104,7 @@ class ArchiveRunner:
             await asyncio.to_thread(self._store.write, part, self._spec)
             self._metrics.counter("archived_rows_total").inc(len(part.rows))
             self._metrics.counter("archive_parts_total").inc()
-            _log.info("part archived", stretch=part.stretch, rows=len(part.rows))
+            _log.info("part archived", offsets=part.log_range, rows=len(part.rows))
 
     def _note(self, buffer: PartBuffer) -> None:
         self._offsets_to_commit[EXAMPLES, buffer.partition] = buffer.first_waiting

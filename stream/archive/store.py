@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import fsspec  # type: ignore[import-untyped]  # it ships no types
 
-from learners.examples.archive_parts import LogStretch, archived_up_to
+from learners.examples.archive_parts import LogRange, archived_up_to
 from learners.examples.archive_writer import NamedSpec, write_part
 from stream.archive.part_buffer import ArchivePart
 
@@ -58,9 +58,9 @@ class UrlArchive:
         """By the names of the part files."""
         found: dict[int, int] = {}
         paths = self._files.find(self._path) if self._files.exists(self._path) else []
-        for stretch in (LogStretch.of(Path(path)) for path in paths):
-            if stretch is not None:
-                found[stretch.partition] = max(found.get(stretch.partition, 0), stretch.next_offset)
+        for log_range in (LogRange.of(Path(path)) for path in paths):
+            if log_range is not None:
+                found[log_range.partition] = max(found.get(log_range.partition, 0), log_range.next_offset)
         return found
 
     def write(self, part: ArchivePart, spec: NamedSpec) -> None:
@@ -74,4 +74,4 @@ class UrlArchive:
 
 
 def _write(folder: Path, part: ArchivePart, spec: NamedSpec) -> Path:
-    return write_part(folder, part.day, part.stretch, part.rows, spec, offset=part.offset, ordinal=part.ordinal)
+    return write_part(folder, part.day, part.log_range, part.rows, spec, offset=part.offset, ordinal=part.ordinal)

@@ -85,10 +85,10 @@ class PartitionCalibrator:
             for head in (self.clicks, self.conversions):
                 if head.exposures:  # else there is nothing of another line
                     head.begin_line()
-        of_line = rows.model_version >= self.line
-        self.clicks.expose(self._served(rows, exposed), of_line[exposed])
-        self.clicks.happen(self._served(rows, clicked), rows.delay_ms[clicked], of_line[clicked])
-        self._count_conversions(rows, of_line)
+        on_line = rows.model_version >= self.line
+        self.clicks.expose(self._served(rows, exposed), on_line[exposed])
+        self.clicks.happen(self._served(rows, clicked), rows.delay_ms[clicked], on_line[clicked])
+        self._count_conversions(rows, on_line)
         self.rows += len(exposed) + len(clicked)
         self._changed |= bool(len(exposed) or len(clicked))
         if watermark_ms > self.watermark_ms:
@@ -97,15 +97,15 @@ class PartitionCalibrator:
             if self.conversions.exposures:
                 self.conversions.advance(watermark_ms)
 
-    def _count_conversions(self, rows: ExampleRows, of_line: NDArray[np.bool_]) -> None:
+    def _count_conversions(self, rows: ExampleRows, on_line: NDArray[np.bool_]) -> None:
         finite = np.isfinite(rows.conversion_logit) & np.isfinite(rows.conversion_p)
         clicked = np.flatnonzero(finite & (rows.kind == CLICK))
         converted = np.flatnonzero(finite & (rows.kind == CONVERSION))
         converted = converted[self._first_of_click(rows.impression_id[converted])]
-        self.conversions.expose(self._clicked(rows, clicked, rows.known_ms[clicked]), of_line[clicked])
+        self.conversions.expose(self._clicked(rows, clicked, rows.known_ms[clicked]), on_line[clicked])
         clicked_ms = rows.known_ms[converted] - rows.delay_ms[converted]
         happened = self._clicked(rows, converted, clicked_ms)
-        self.conversions.happen(happened, rows.delay_ms[converted], of_line[converted])
+        self.conversions.happen(happened, rows.delay_ms[converted], on_line[converted])
         self._changed |= bool(len(clicked) or len(converted))
 
     def _first_of_click(self, impressions: NDArray[np.uint64]) -> NDArray[np.bool_]:

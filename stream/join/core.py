@@ -266,9 +266,9 @@ class JoinCore:
         exposed = self._state.expose(until_ms, clicked, served, displayed, spare)
         if exposed is None:
             return (concat(converted) if converted else None), 0
-        rows, of_clicked = exposed
+        rows, clicked_at = exposed
         end = self._last_output_exposures = len(rows) - spare
-        clicks = new.take(rows, of_clicked)
+        clicks = new.take(rows, clicked_at)
         self._counts["exposures"] += end
         self._counts["clicks"] += len(clicks)
         for part in (clicks, *converted):

@@ -45,9 +45,9 @@ class NewClicks:
         """How many clicks there are on rows that were exposed earlier."""
         return sum(len(part.clicks) for part in self._late)
 
-    def take(self, exposures: ExampleRows, of_clicked: NDArray[np.int64]) -> ExampleRows:
-        """The clicks on the pending `rows`, which are ``of_clicked`` among the exposures."""
-        rows = exposures.take(of_clicked)
+    def take(self, exposures: ExampleRows, clicked_at: NDArray[np.int64]) -> ExampleRows:
+        """The clicks on the pending `rows`, which are ``clicked_at`` among the exposures."""
+        rows = exposures.take(clicked_at)
         if not self._clicks:
             return rows
         clicks, self._clicks, self._rows = Events.joined(self._clicks), [], []

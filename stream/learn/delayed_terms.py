@@ -97,7 +97,7 @@ class DelayedTerms:
         Parameters
         ----------
         terms : of the B rows by their kinds, (B, H); for H = 1 (B,).
-        most_paid : clicks paid at once, but for those that find no room: a stretch in which time leaps must not make a
+        most_paid : clicks paid at once, but for those that find no room: a leap of time must not make a
             batch of nothing else.
         paid : exactly so many, as a run before this one did; None decides.
         """

@@ -62,9 +62,9 @@ class LineCalibration:
         self._logits.update(zip(rows.impression_id[shown].tolist(), logit.tolist(), strict=True))
         logits = [self._logits.get(one, self._older.get(one)) for one in rows.impression_id[clicked].tolist()]
         known = np.array([one is not None for one in logits], np.bool_)
-        of_clicks = np.array([one for one in logits if one is not None], np.float32)
+        click_logits = np.array([one for one in logits if one is not None], np.float32)
         self.head.expose(self._at(rows, shown, logit))
-        self.head.happen(self._at(rows, clicked[known], of_clicks), rows.delay_ms[clicked[known]])
+        self.head.happen(self._at(rows, clicked[known], click_logits), rows.delay_ms[clicked[known]])
         if watermark_ms > self._watermark_ms:
             self._watermark_ms = watermark_ms
             self.head.advance(watermark_ms)

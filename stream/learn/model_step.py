@@ -83,15 +83,15 @@ class ModelStep:
                 paid=like.paid_clicks if like else None,
             )
             self.early_clicks += early
-        of_clicks = Terms.of_kinds(rows.kind, (CLICK_HEAD,), weight)
+        click_terms = Terms.of_kinds(rows.kind, (CLICK_HEAD,), weight)
         try:
             self.model.learn_terms(features, self._balanced(terms))
         except DivergenceError as error:
-            return Stepped(logits, of_clicks, exposure_rate, paid, delays, str(error))
-        self._balance.learned(logits, of_clicks)
+            return Stepped(logits, click_terms, exposure_rate, paid, delays, str(error))
+        self._balance.learned(logits, click_terms)
         self._level.know_since(silence.known_since_ms)
-        self.model.shift_level(self._level.step(rows, logits, of_clicks, silence.law, watermark_ms))
-        return Stepped(logits, of_clicks, exposure_rate, paid, delays, "")
+        self.model.shift_level(self._level.step(rows, logits, click_terms, silence.law, watermark_ms))
+        return Stepped(logits, click_terms, exposure_rate, paid, delays, "")
 
     def _balanced(self, terms: Terms) -> Terms:
         """The terms with displays of the click head, the first, by their weight."""

@@ -121,7 +121,7 @@ class PendingExamples:
         return Batch(concat(parts), ranges)
 
     def _extend(self, ranges: list[OffsetRange], partition: int, end: Position) -> None:
-        """Move the partition's cut to ``end`` and add that stretch to the ranges."""
+        """Move the partition's cut to ``end`` and add that range to the ranges."""
         start, self._cut[partition] = self._cut[partition], end
         if ranges and ranges[-1].partition == partition:
             last = ranges.pop()

@@ -158,9 +158,9 @@ async def _fetched(
 def _rows_of(ranges: Sequence[OffsetRange], records: dict[int, dict[int, ExampleRows]], spec: SpecShape) -> ExampleRows:
     parts = [ExampleRows.empty(spec.id_columns, spec.dense_inputs)]
     for learned in ranges:
-        of_partition = records[learned.partition]
+        rows_at = records[learned.partition]
         for offset in range(learned.from_offset, learned.to_offset + (learned.to_row > 0)):
-            if (rows := of_partition.get(offset)) is not None:
+            if (rows := rows_at.get(offset)) is not None:
                 first_row = learned.from_row if offset == learned.from_offset else 0
                 end_row = learned.to_row if offset == learned.to_offset else len(rows)
                 parts.append(rows.take(slice(first_row, end_row)))

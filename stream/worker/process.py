@@ -63,7 +63,7 @@ async def run_worker(options: WorkerOptions, settings: StreamSettings, intervals
         asyncio.get_running_loop().add_signal_handler(number, begin_stop)
 
     def failed(error: BaseException) -> None:
-        _say(error, failures)
+        _log_failure(error, failures)
         failures.append(error)
         begin_stop()
 
@@ -90,7 +90,7 @@ async def run_worker(options: WorkerOptions, settings: StreamSettings, intervals
     return status
 
 
-def _say(error: BaseException, before: Sequence[BaseException]) -> None:
+def _log_failure(error: BaseException, before: Sequence[BaseException]) -> None:
     """Log why the worker stops; a log that is refused once, although every agent that reads it meets it."""
     if not isinstance(error, SettledLogError):
         _log.error("an agent failed; the worker stops without committing", exc_info=error)

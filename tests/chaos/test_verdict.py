@@ -69,10 +69,10 @@ def test_ways_to_one_value_agree_or_do_not() -> None:
     assert not alike("weights", {"one": None, "other": None}).holds
 
 
-def step(version: int, rows: int, *stretch: int) -> JournalRecord:
-    """A step over one stretch of partition 0: from offset, from row, to offset, to row."""
+def step(version: int, rows: int, *offsets: int) -> JournalRecord:
+    """A step over one range of partition 0: from offset, from row, to offset, to row."""
     names = ("from_offset", "from_row", "to_offset", "to_row")
-    ranges = [OffsetRange(partition=0, **dict(zip(names, stretch, strict=True)))]
+    ranges = [OffsetRange(partition=0, **dict(zip(names, offsets, strict=True)))]
     return JournalRecord(version=version, rows=rows, ranges=ranges, watermark_ms=0)
 
 

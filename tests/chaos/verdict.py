@@ -73,11 +73,11 @@ def journalled(learnable: Mapping[int, Sequence[Row]], journal: Sequence[Journal
     steps: dict[int, int] = {}
     for record in journal:
         before = len(rows)
-        for stretch in record.ranges:
-            positions = learnable.get(stretch.partition, ())
-            first = bisect_left(positions, (stretch.from_offset, stretch.from_row))
-            end = bisect_left(positions, (stretch.to_offset, stretch.to_row))
-            rows += [((stretch.partition, *position), None) for position in positions[first:end]]
+        for learned in record.ranges:
+            positions = learnable.get(learned.partition, ())
+            first = bisect_left(positions, (learned.from_offset, learned.from_row))
+            end = bisect_left(positions, (learned.to_offset, learned.to_row))
+            rows += [((learned.partition, *position), None) for position in positions[first:end]]
         steps.setdefault(record.version, len(rows) - before)
     expected = {(partition, *position): None for partition, found in learnable.items() for position in found}
     consecutive = {version: steps.get(version, 0) for version in range(1, max(steps, default=0) + 1)}

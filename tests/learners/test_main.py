@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from learners.__main__ import app
-from learners.examples.archive_parts import LogStretch
+from learners.examples.archive_parts import LogRange
 from learners.examples.archive_writer import write_examples, write_part
 from learners.features.hashing import FieldHasher
 from learners.features.spec import load_spec
@@ -78,9 +78,9 @@ def test_a_folder_of_parts_trains_the_same_base(archive: Path, trained: dict[str
     day = np.datetime64("2023-11-14").astype(object)
     for first, stop in [(300, 700), (0, 400)]:
         cut = {name: column[first:stop] for name, column in vars(made).items()}
-        stretch, ordinal = LogStretch(0, first, stop), np.zeros(stop - first, np.int32)
+        log_range, ordinal = LogRange(0, first, stop), np.zeros(stop - first, np.int32)
         sent = type(made)(**cut)
-        write_part(tmp_path / "a", day, stretch, sent, KUAIRAND, offset=np.arange(first, stop), ordinal=ordinal)
+        write_part(tmp_path / "a", day, log_range, sent, KUAIRAND, offset=np.arange(first, stop), ordinal=ordinal)
     arguments = ["base", "--examples", str(tmp_path / "a"), "--out", str(tmp_path / "b"), "--json"]
     result = run.invoke(app, arguments)
     assert result.exit_code == 0, result.output
@@ -163,7 +163,7 @@ def test_a_base_tells_up_to_where_in_the_log_it_reaches(archive: Path, tmp_path:
     """In an empty store as version 1, in one that is in use as one that waits; never for a new log."""
     made = encoded(700, id_columns=KUAIRAND.id_columns, dense=KUAIRAND.dense_inputs)
     offset, ordinal = np.arange(700) // 7, (np.arange(700) % 7).astype(np.int32)
-    write_part(tmp_path / "a", date(2026, 1, 5), LogStretch(3, 0, 100), made, KUAIRAND, offset=offset, ordinal=ordinal)
+    write_part(tmp_path / "a", date(2026, 1, 5), LogRange(3, 0, 100), made, KUAIRAND, offset=offset, ordinal=ordinal)
     out = tmp_path / "s"
     arguments = ["base", "--examples", str(tmp_path / "a"), "--out", str(out)]
     first = json.loads(run.invoke(app, [*arguments, "--json"]).stdout)

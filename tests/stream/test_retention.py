@@ -117,11 +117,11 @@ async def test_examples_of_the_journal_that_are_gone_are_an_error(kafka_topics: 
     """Of the learner's start and of a rebuild; it names partition, offsets, version and the remedy."""
     harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path)
     newest, last = await killed_after(harness, 45)
-    stretch = next(one for one in (await harness.journal())[newest].ranges if one.to_offset > one.from_offset)
-    await retained_from(kafka_topics, EXAMPLES, stretch.to_offset, stretch.partition)
+    learned = next(one for one in (await harness.journal())[newest].ranges if one.to_offset > one.from_offset)
+    await retained_from(kafka_topics, EXAMPLES, learned.to_offset, learned.partition)
     said = (
-        rf"version \d+ was learned from {EXAMPLES}\[{stretch.partition}\] offsets \d+ to \d+, of which those before "
-        rf"{stretch.to_offset} are no longer in the log.*newer snapshot.*retention\.ms"
+        rf"version \d+ was learned from {EXAMPLES}\[{learned.partition}\] offsets \d+ to \d+, of which those before "
+        rf"{learned.to_offset} are no longer in the log.*newer snapshot.*retention\.ms"
     )
     with pytest.raises(RelearnError, match=said):
         await life(harness, [])

@@ -412,16 +412,16 @@ def times_due(rows: Rows, rules: Rules, lead: int) -> NDArray[np.int64]:
 def gather(
     rows: NDArray[np.int64],
     requests: NDArray[np.uint16],
-    of_request: NDArray[Any],
-    of_ad: NDArray[Any],
+    request_columns: NDArray[Any],
+    ad_columns: NDArray[Any],
     to: NDArray[np.int64],
     out: NDArray[Any],
 ) -> None:
     """Write what belongs to the request and to the ad of each row side by side: ``out[to[i]]``, (., R + A)."""
-    width = of_request.shape[1]
+    width = request_columns.shape[1]
     for i in range(len(rows)):
         target = out[to[i]]
         for column in range(width):
-            target[column] = of_request[requests[i], column]
-        for column in range(of_ad.shape[1]):
-            target[width + column] = of_ad[rows[i], column]
+            target[column] = request_columns[requests[i], column]
+        for column in range(ad_columns.shape[1]):
+            target[width + column] = ad_columns[rows[i], column]

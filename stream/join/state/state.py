@@ -133,10 +133,10 @@ class JoinState:
         indices = indices[np.argsort(self._rows.times[indices], kind="stable")]
         self._make_room(exposed=len(indices))
         kernels.expose(self._rows, self._rules(), served, displayed, indices)
-        exposures, of_clicked = self._examples(indices, spare), self._rows.displayed[clicked].astype(np.int64)
+        exposures, clicked_at = self._examples(indices, spare), self._rows.displayed[clicked].astype(np.int64)
         kernels.release(self._rows, indices)
         self._columns.free(self._rows.live, indices)
-        return exposures, of_clicked
+        return exposures, clicked_at
 
     def _examples(self, indices: NDArray[np.int64], spare: int) -> ExampleRows:
         """The rows at these indices as exposures."""

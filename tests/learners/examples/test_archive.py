@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.examples.archive import log_reach, read_examples
-from learners.examples.archive_parts import ArchiveError, LogStretch, archived_up_to
+from learners.examples.archive_parts import ArchiveError, LogRange, archived_up_to
 from learners.examples.archive_writer import write_examples, write_part
 from learners.examples.examples import SCALARS, Examples
 from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
@@ -33,8 +33,8 @@ def part(folder: Path, partition: int, first: int, stop: int, rows_a_record: int
     ordinal = np.tile(np.arange(rows_a_record, dtype=np.int32), stop - first)
     sent = encoded(len(offset), id_columns=2, dense=1)
     sent.impression_id = (partition * 10_000 + offset * 10 + ordinal).astype(np.uint64)
-    stretch = LogStretch(partition, first, stop)
-    return write_part(folder, DAY, stretch, sent, SPEC, offset=offset, ordinal=ordinal)
+    log_range = LogRange(partition, first, stop)
+    return write_part(folder, DAY, log_range, sent, SPEC, offset=offset, ordinal=ordinal)
 
 
 def impressions(examples: Examples) -> list[int]:
@@ -169,11 +169,11 @@ def test_a_folder_is_read_in_the_order_of_the_log_and_overlapping_parts_count_on
 
 
 def test_part_files_lie_by_day_partition_and_offsets(tmp_path: Path) -> None:
-    """The name tells the stretch, padded so that names sort as offsets do."""
+    """The name says the range, padded so that names sort as offsets do."""
     path = part(tmp_path, 3, 7, 9)
     assert path == tmp_path / "date=2026-01-05" / "p3-00000000000000000007-00000000000000000009.parquet"
-    assert LogStretch.of(path) == LogStretch(3, 7, 9)
-    assert LogStretch.of(tmp_path / "examples.parquet") is None
+    assert LogRange.of(path) == LogRange(3, 7, 9)
+    assert LogRange.of(tmp_path / "examples.parquet") is None
 
 
 def test_an_archive_can_lie_behind_a_url(tmp_path: Path) -> None:
@@ -207,8 +207,8 @@ def test_up_to_a_time_the_reach_divides_the_log(known: list[int], until: int, cu
             made = encoded(stop - first, id_columns=1, dense=1)
             made.known_ms = np.array(known[first:stop], np.int64)
             ordinal = np.zeros(stop - first, np.int32)
-            stretch = LogStretch(2, first, stop)
-            write_part(root, DAY, stretch, made, SPEC, offset=np.arange(first, stop), ordinal=ordinal)
+            log_range = LogRange(2, first, stop)
+            write_part(root, DAY, log_range, made, SPEC, offset=np.arange(first, stop), ordinal=ordinal)
         reach = log_reach(root, until_ms=until)
         expected = next((at for at, when in enumerate(known) if when >= until), len(known))
         assert reach == {2: expected}
@@ -222,7 +222,7 @@ def test_an_archiver_goes_on_where_its_parts_end(tmp_path: Path) -> None:
     assert archived_up_to(tmp_path) == {}
     for partition, first, stop in [(0, 0, 4), (0, 4, 9), (1, 0, 2)]:
         part(tmp_path, partition, first, stop)
-    unfinished = LogStretch(1, 2, 50).path(tmp_path, DAY)
+    unfinished = LogRange(1, 2, 50).path(tmp_path, DAY)
     unfinished.with_name(f".{unfinished.name}.unfinished").write_bytes(b"PAR1")
     assert archived_up_to(tmp_path) == {0: 9, 1: 2}
     assert len(read_examples(tmp_path)) == 22
@@ -246,7 +246,7 @@ def test_a_part_of_other_offsets_than_its_name_is_refused(tmp_path: Path) -> Non
         write_part(
             tmp_path,
             DAY,
-            LogStretch(0, 3, 9),
+            LogRange(0, 3, 9),
             sent,
             SPEC,
             offset=np.array([3, 9]),

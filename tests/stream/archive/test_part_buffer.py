@@ -37,18 +37,18 @@ SLIPPED_BACK = [
 
 @given(records)
 def test_every_row_is_in_one_part_in_order(log: list[Record]) -> None:
-    """The stretches follow each other without a gap; each row knows its record and its index in it."""
+    """The ranges follow each other without a gap; each row knows its record and its index in it."""
     parts = cut(log, start=7)
-    assert [part.stretch.first_offset for part in parts] == [7, *(part.stretch.next_offset for part in parts)][
+    assert [part.log_range.first_offset for part in parts] == [7, *(part.log_range.next_offset for part in parts)][
         : len(parts)
     ]
     whole = concat([ExampleRows.empty(SPEC.id_columns, SPEC.dense_inputs), *(rows for rows, _ in log)])
     found = [key for part in parts for key in part.rows.impression_id.tolist()]
     assert found == whole.impression_id.tolist()
     for part in parts:
-        assert part.stretch.partition == 3
-        assert part.stretch.first_offset <= part.offset.min()
-        assert part.offset.max() < part.stretch.next_offset
+        assert part.log_range.partition == 3
+        assert part.log_range.first_offset <= part.offset.min()
+        assert part.offset.max() < part.log_range.next_offset
         for row, (offset, ordinal) in enumerate(zip(part.offset, part.ordinal, strict=True)):
             assert log[offset - 7][0].impression_id[ordinal] == part.rows.impression_id[row]
 
@@ -59,15 +59,15 @@ def test_parts_that_are_full_are_the_same_wherever_a_run_begins_behind_one(log: 
     """A restart behind a part cuts the following ones as the run before would have."""
     parts = cut(log)
     if part < len(parts):
-        start = parts[part].stretch.next_offset
-        assert [one.stretch for one in cut(log[start:], start)] == [one.stretch for one in parts[part + 1 :]]
+        start = parts[part].log_range.next_offset
+        assert [one.log_range for one in cut(log[start:], start)] == [one.log_range for one in parts[part + 1 :]]
 
 
 def test_a_part_ends_when_it_is_full_or_its_interval_is_over() -> None:
     """Records are never divided; the record that brings the next interval begins the next part."""
     marks = [(4, 0), (7, 1), (2, 2), (1, 99_999), (3, 100_000), (1, 200_000)]
     log = [(example_rows(rows, seed=at), mark) for at, (rows, mark) in enumerate(marks)]
-    assert [tuple(part.stretch) for part in cut(log)] == [(3, 0, 2), (3, 2, 4), (3, 4, 5), (3, 5, 6)]
+    assert [tuple(part.log_range) for part in cut(log)] == [(3, 0, 2), (3, 2, 4), (3, 4, 5), (3, 5, 6)]
 
 
 def test_rows_that_cannot_be_learned_are_left_out() -> None:

@@ -73,12 +73,12 @@ def check(archived: Examples) -> None:
 
 
 def no_gaps(folder: Path) -> None:
-    """The stretches of every partition touch."""
-    stretches: dict[str, list[tuple[int, int]]] = {}
+    """The ranges of every partition touch."""
+    ranges: dict[str, list[tuple[int, int]]] = {}
     for path in folder.rglob("*.parquet"):
         partition, first, end = path.stem.split("-")
-        stretches.setdefault(partition, []).append((int(first), int(end)))
-    for of_partition in map(sorted, stretches.values()):
+        ranges.setdefault(partition, []).append((int(first), int(end)))
+    for of_partition in map(sorted, ranges.values()):
         assert [first for first, _ in of_partition] == [0, *(end for _, end in of_partition)][: len(of_partition)]
 
 

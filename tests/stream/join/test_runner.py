@@ -328,8 +328,8 @@ async def test_a_learner_that_is_behind_holds_the_inputs_back(joiner: Joiner) ->
     shown, partition = one_partition(6, joiner.broker.partitions)
 
     async def journalled(up_to: int) -> None:
-        stretch = OffsetRange(partition=partition, from_offset=0, from_row=0, to_offset=up_to, to_row=0)
-        step = JournalRecord(version=1, rows=1, ranges=[stretch], watermark_ms=0)
+        learned = OffsetRange(partition=partition, from_offset=0, from_row=0, to_offset=up_to, to_row=0)
+        step = JournalRecord(version=1, rows=1, ranges=[learned], watermark_ms=0)
         async with shared_writer(joiner.broker) as writer:
             await writer.write([Outgoing(JOURNAL, msgspec.msgpack.encode(step))])
 

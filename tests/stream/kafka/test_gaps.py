@@ -56,7 +56,7 @@ async def missed(gaps: LogGaps, next_offset: int, offset: int) -> list[bytes]:
 
 @pytest.mark.usefixtures("apache_kafka")
 async def test_a_read_of_nothing_but_the_ends_of_transactions_ends(kafka_topics: TestTopics) -> None:
-    """Whatever stretch is asked for, and although a transaction is open: none of it is waited for."""
+    """Whatever range is asked for, and although a transaction is open: none of it is waited for."""
     await written(kafka_topics, [b"0"])  # its end: 1
     await written(kafka_topics, [b"2", b"3"], rolled_back=True)  # 4
     await written(kafka_topics, [b"5"])  # 6

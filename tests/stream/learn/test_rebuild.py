@@ -116,8 +116,8 @@ async def test_weights_that_the_log_does_not_lead_to_are_found_out(kafka_topics:
     async with shared_writer(harness.broker) as writer:
         value = example_rows(16, seed=99).to_record(SPEC.hash, 0).encode()
         (offset,) = await writer.write([Outgoing(EXAMPLES, value, partition=0)])
-        stretch = OffsetRange(partition=0, from_offset=offset, from_row=0, to_offset=offset + 1, to_row=0)
-        step = JournalRecord(version=last + 1, rows=16, ranges=[stretch], watermark_ms=loop.watermark_ms)
+        learned = OffsetRange(partition=0, from_offset=offset, from_row=0, to_offset=offset + 1, to_row=0)
+        step = JournalRecord(version=last + 1, rows=16, ranges=[learned], watermark_ms=loop.watermark_ms)
         parts = [Outgoing(WEIGHTS, msgspec.msgpack.encode(part)) for part in to_parts(delta, 1 << 20)]
         await writer.write([Outgoing(JOURNAL, msgspec.msgpack.encode(step)), *parts])
     rebuilt = await made_again(harness)
@@ -181,8 +181,8 @@ async def test_examples_that_are_gone_are_named(kafka_topics: TestTopics, tmp_pa
 def test_ranges_are_read_row_by_row() -> None:
     """A range may begin and end within records; whole records lie between."""
     rows = {4: example_rows(5, seed=4), 6: example_rows(3, seed=6), 7: example_rows(4, seed=7)}
-    stretch = OffsetRange(partition=1, from_offset=4, from_row=2, to_offset=7, to_row=1)
-    found = _rows_of([stretch], {1: rows}, SPEC).impression_id.tolist()
+    learned = OffsetRange(partition=1, from_offset=4, from_row=2, to_offset=7, to_row=1)
+    found = _rows_of([learned], {1: rows}, SPEC).impression_id.tolist()
     expected = [*rows[4].impression_id[2:], *rows[6].impression_id, rows[7].impression_id[0]]
     assert found == expected
 

@@ -342,18 +342,18 @@ async def test_a_log_that_ends_before_the_fence_ends_the_worker(world: World) ->
 async def test_examples_that_retention_took_are_passed_over_and_counted(world: World, kafka_topics: TestTopics) -> None:
     """What the log still holds is folded; the warning names the offsets, once."""
     await world.write(40)
-    of_partition = [record for record in world.records if record.partition == 0]
-    await retained_from(kafka_topics, EXAMPLES, of_partition[9].offset)
+    partition_records = [record for record in world.records if record.partition == 0]
+    await retained_from(kafka_topics, EXAMPLES, partition_records[9].offset)
     with structlog.testing.capture_logs() as logs:
         runner = await world.assigned()
         await world.assigned()
     lost = [entry for entry in logs if "lost records" in entry["event"]]
-    assert [(entry["partition"], entry["offsets"]) for entry in lost] == [(0, (0, of_partition[9].offset))]
-    assert world.counted("session_lost_records_total") == of_partition[9].offset
+    assert [(entry["partition"], entry["offsets"]) for entry in lost] == [(0, (0, partition_records[9].offset))]
+    assert world.counted("session_lost_records_total") == partition_records[9].offset
     assert runner.offsets_to_commit()[EXAMPLES, 0] == world.end(0)
     kept = MemorySessionStore(SMALL, PARTITIONS)
     fold = SessionFold(SMALL)
-    for record in of_partition[9:]:
+    for record in partition_records[9:]:
         try:
             rows, _ = decode_examples(record.value, SMALL)
         except RecordError:
