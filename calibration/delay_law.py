@@ -88,13 +88,14 @@ class DelayLaw:
         self.prior = prior or DelayPrior()
         self.memory_events = memory_events
         self.now_ms = 0
-        bins = len(self._edges_ms) - 1
+        bins = len(self.edges_ms) - 1
         self._num: NDArray[np.int64] = np.zeros(bins + 1, np.int64)  # [k] of the bin that ends at edge k; [0] unused
         self._den: NDArray[np.int64] = np.zeros(bins + 1, np.int64)
         self._waiting: NDArray[np.int64] = np.zeros((0, 4), np.int64)
 
     @cached_property
-    def _edges_ms(self) -> NDArray[np.int64]:
+    def edges_ms(self) -> NDArray[np.int64]:
+        """Edges of the bins of delay, from 0 to the horizon."""
         horizon_ms = round(self.horizon_s * 1000)
         bins = math.ceil(_BINS_PER_DOUBLING * math.log2(horizon_ms / _FIRST_EDGE_MS))
         inner = np.floor(_FIRST_EDGE_MS * 2.0 ** (np.arange(bins) / _BINS_PER_DOUBLING)).astype(np.int64)
@@ -103,13 +104,13 @@ class DelayLaw:
     @cached_property
     def _widths_ms(self) -> NDArray[np.int64]:
         """Span of a cohort whose displays have passed edge k."""
-        longest = np.maximum(self._edges_ms / _WIDTHS_PER_EDGE, _SHORTEST_COHORT_MS)
+        longest = np.maximum(self.edges_ms / _WIDTHS_PER_EDGE, _SHORTEST_COHORT_MS)
         return (2 ** np.floor(np.log2(longest))).astype(np.int64)
 
     @cached_property
-    def _prior_hazard(self) -> NDArray[np.float64]:
+    def prior_hazard(self) -> NDArray[np.float64]:
         """G of the prior for every bin; [0] unused."""
-        share = self.prior.share(self._edges_ms.astype(np.float64))
+        share = self.prior.share(self.edges_ms.astype(np.float64))
         hazard = 1.0 - np.append(0.0, share[:-1]) / np.maximum(share, 1e-300)
         hazard[:2] = 1.0  # nothing comes before the first bin
         return np.asarray(np.where(share > 0, hazard, 1.0))
@@ -127,9 +128,9 @@ class DelayLaw:
         ts_ms, delay_ms = np.asarray(ts_ms, np.int64), np.asarray(delay_ms, np.int64)
         if ts_ms.ndim != 1 or ts_ms.shape != delay_ms.shape:
             raise ValueError(f"ts_ms {ts_ms.shape} and delay_ms {delay_ms.shape} must be 1-d of one length: pair them.")
-        fits = (delay_ms >= 0) & (delay_ms <= self._edges_ms[-1])
+        fits = (delay_ms >= 0) & (delay_ms <= self.edges_ms[-1])
         if fits.any():
-            bins = np.maximum(np.searchsorted(self._edges_ms, delay_ms[fits], side="left"), 1)
+            bins = np.maximum(np.searchsorted(self.edges_ms, delay_ms[fits], side="left"), 1)
             start = ts_ms[fits] // self._widths_ms[0] * self._widths_ms[0]
             fresh = np.stack([np.zeros_like(bins), start, bins, np.ones_like(bins)], axis=1)
             self._waiting = _folded(np.concatenate([self._waiting, fresh]))
@@ -140,7 +141,7 @@ class DelayLaw:
         self.now_ms = max(self.now_ms, int(now_ms))
         passed, start, bins, events = self._waiting.T
         age = self.now_ms - start - self._widths_ms[passed]
-        reached = np.maximum(np.searchsorted(self._edges_ms, age, side="right") - 1, passed)
+        reached = np.maximum(np.searchsorted(self.edges_ms, age, side="right") - 1, passed)
         moved = reached > passed
         if not moved.any():
             return
@@ -214,10 +215,10 @@ class DelayLaw:
     def _curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Ages in ms and F at them: the edges, and points between them that are straight in log(age)."""
         weight = self.prior.events
-        hazard = (self._num / _UNITS_PER_EVENT + weight * self._prior_hazard) / (self._den / _UNITS_PER_EVENT + weight)
+        hazard = (self._num / _UNITS_PER_EVENT + weight * self.prior_hazard) / (self._den / _UNITS_PER_EVENT + weight)
         shares = np.append(0.0, np.cumprod((1.0 - hazard)[:1:-1])[::-1])
         shares = np.append(shares, 1.0)
-        edges = self._edges_ms.astype(np.float64)
+        edges = self.edges_ms.astype(np.float64)
         low, high = edges[1:-1, None], edges[2:, None]
         steps = np.arange(4) / 4
         ages = (low * (high / low) ** steps).ravel()

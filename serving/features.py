@@ -55,14 +55,14 @@ class SessionFeatures:
         self._metrics = metrics
         self._refresh_s = refresh_s
         self._event_time = event_time
-        self._redis: Redis = Redis.from_url(
+        self.redis: Redis = Redis.from_url(
             redis_url,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
             **(redis_options or {}),
         )
-        self._store = RedisSessionStore(self._redis, encoder.spec, partitions)
+        self._store = RedisSessionStore(self.redis, encoder.spec, partitions)
         self._feed = SharedCounterFeed(self._store)
         self._newest_ms = 0
         self._due = asyncio.Event()
@@ -82,7 +82,7 @@ class SessionFeatures:
         """Stop refreshing and disconnect."""
         if self._task is not None:
             await end(self._task)
-        await self._redis.aclose()
+        await self.redis.aclose()
 
     @property
     def ended(self) -> bool:

@@ -112,8 +112,8 @@ class ApacheKafka(LocalServer):
         bootstrap = f"{LOOPBACK}:{port}"
         config = self._write_config(port)
         command = [java, "-Xms128m", f"-Xmx{self._heap_mb}m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
-        command += [f"-Dlog4j2.configurationFile={self._data_dir / 'log4j2.yaml'}", "-cp", f"{libs}/*"]
-        if not (self._data_dir / "log" / "meta.properties").exists():
+        command += [f"-Dlog4j2.configurationFile={self.data_dir / 'log4j2.yaml'}", "-cp", f"{libs}/*"]
+        if not (self.data_dir / "log" / "meta.properties").exists():
             await self._format(command, config)
 
         async def ready() -> bool:
@@ -123,15 +123,15 @@ class ApacheKafka(LocalServer):
         return bootstrap
 
     def _write_config(self, port: int) -> Path:
-        self._data_dir.mkdir(parents=True, exist_ok=True)
-        (self._data_dir / "log4j2.yaml").write_text(_LOGGING)
-        config = self._data_dir / "server.properties"
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        (self.data_dir / "log4j2.yaml").write_text(_LOGGING)
+        config = self.data_dir / "server.properties"
         settings = _PROPERTIES.format(
             host=LOOPBACK,
             port=port,
             advertised_port=self._advertised_port or port,
             controller_port=free_port(),
-            log_dir=self._data_dir / "log",
+            log_dir=self.data_dir / "log",
         )
         config.write_text(settings + "".join(f"{name}={value}\n" for name, value in self._properties.items()))
         return config
@@ -141,7 +141,7 @@ class ApacheKafka(LocalServer):
         run = await asyncio.to_thread(subprocess.run, tool, capture_output=True, text=True, timeout=START_TIMEOUT_S)
         if run.returncode:
             raise ServerStartError(
-                f"Apache Kafka could not format {self._data_dir} (status {run.returncode}), so it has no storage to "
+                f"Apache Kafka could not format {self.data_dir} (status {run.returncode}), so it has no storage to "
                 f"start on. Is java 17 or newer? It said:\n{(run.stdout + run.stderr)[-2000:].strip()}"
             )
 

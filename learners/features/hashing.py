@@ -97,6 +97,11 @@ class FieldHasher:
         self._buckets = bucket_ids(field, len(edges) + 1).tolist() if edges else []
         self._cache: dict[Any, int] = {None: MISSING}
 
+    @property
+    def cached_values(self) -> int:
+        """Raw values whose ids are kept."""
+        return len(self._cache)
+
     def ids(self, values: Sequence[Any]) -> list[int]:
         """The ids of raw values, one each. Raises FeatureError for a value of a wrong type."""
         try:

@@ -82,10 +82,10 @@ class Forest:
 
     def __init__(self, config: BoostingConfig, texts: Sequence[bytes], categories: Categories) -> None:
         self._texts, self._categories = tuple(texts), categories
-        self._boosters = [lightgbm().Booster(model_str=text.decode()) for text in texts]
-        self.trees = sum(int(booster.num_trees()) for booster in self._boosters)
+        self.boosters = [lightgbm().Booster(model_str=text.decode()) for text in texts]
+        self.trees = sum(int(booster.num_trees()) for booster in self.boosters)
         self._first = np.arange(self.trees) * config.leaves  # (T,)
-        self.leaf_values = np.concatenate([_values(booster, config.leaves) for booster in self._boosters]) / len(texts)
+        self.leaf_values = np.concatenate([_values(booster, config.leaves) for booster in self.boosters]) / len(texts)
         """(T x L,) float64: what each leaf adds to the logit; 0 where a tree has fewer leaves."""
 
     @classmethod
@@ -116,7 +116,7 @@ class Forest:
         if not len(dense):
             return np.zeros((0, self.trees), np.int64)
         inputs = np.concatenate((dense, self._categories.numbers(codes)), axis=1)
-        found = [booster.predict(inputs, pred_leaf=True, num_threads=1) for booster in self._boosters]
+        found = [booster.predict(inputs, pred_leaf=True, num_threads=1) for booster in self.boosters]
         numbers = [np.asarray(leaves, np.int64).reshape(len(dense), -1) for leaves in found]
         return np.concatenate(numbers, axis=1) + self._first
 

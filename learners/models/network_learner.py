@@ -49,7 +49,7 @@ class NetworkLearner:
                 "MLP. Set recent_ads in the spec's [session]."
             )
         self._embedded = len(shape.embedded)
-        self._columns = np.array((*shape.embedded, *history), np.intp)
+        self.columns = np.array((*shape.embedded, *history), np.intp)
         self._target = shape.embedded.index(shape.target) if shape.target is not None else 0
         history_keys = [salt_of(f"default:history:{at}") for at in range(len(history))]
         default_keys = np.concatenate((shape.default_keys, np.array(history_keys, np.uint64)))
@@ -78,11 +78,11 @@ class NetworkLearner:
         check_widths(rows, self.shape)
         if not len(rows.ids):
             return np.zeros(0, np.float32)
-        keys = rows.ids[:, self._columns]
+        keys = rows.ids[:, self.columns]
         found = self.table.find(keys)
         values = torch.from_numpy(self.table.gather(found.reshape(-1))).view(*found.shape, self.config.dim + 1)
         with torch.inference_mode():
-            logits: torch.Tensor = self.network(self._gathered(values, keys, rows.dense))
+            logits: torch.Tensor = self.network(self.gathered(values, keys, rows.dense))
         return np.array(logits.numpy())
 
     def learn_terms(self, rows: Rows, terms: Terms) -> None:
@@ -105,7 +105,7 @@ class NetworkLearner:
         self.learn_terms(rows, terms_of_labels(self.shape, rows, labels, weight))
 
     def _step(self, batch: TermsBatch) -> None:
-        keys = batch.ids[:, self._columns]
+        keys = batch.ids[:, self.columns]
         lookup = self.table.admit(keys)
         values = torch.from_numpy(self.table.gather(lookup.unique)).requires_grad_()
         self._gradients.flat.zero_()
@@ -132,12 +132,12 @@ class NetworkLearner:
         """The gradients of the batch's summed terms, in ``values.grad`` and the network's parameters."""
         padded = torch.cat((values.new_zeros((1, values.shape[1])), values))
         looked = torch.nn.functional.embedding(torch.from_numpy(inverse) + 1, padded, padding_idx=0)
-        logits: torch.Tensor = self.network(self._gathered(looked, keys, batch.dense))
+        logits: torch.Tensor = self.network(self.gathered(looked, keys, batch.dense))
         exposure, event = map(torch.from_numpy, batch.terms)
         p = logits.detach().sigmoid()
         torch.autograd.backward(logits, (exposure - event) * p + event * (p - 1))
 
-    def _gathered(self, looked: torch.Tensor, keys: NDArray[np.uint64], dense: NDArray[np.float32]) -> Gathered:
+    def gathered(self, looked: torch.Tensor, keys: NDArray[np.uint64], dense: NDArray[np.float32]) -> Gathered:
         """The parts of rows (B, E + T, D + 1) that stand for ``keys`` (B, E + T)."""
         vectors, history = looked[:, : self._embedded, :-1], looked[:, self._embedded :, :-1]
         return Gathered(

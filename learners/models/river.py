@@ -112,7 +112,7 @@ class RiverClassifier:
     def __init__(self, config: RiverConfig, shape: ModelShape) -> None:
         self.config, self.shape = config, shape
         self._classifier = _CLASSIFIERS[config.kind]
-        self._model = self._classifier.make(config)
+        self.model = self._classifier.make(config)
         self._learned = 0
         self._columns = np.array(shape.embedded, np.intp)
 
@@ -122,7 +122,7 @@ class RiverClassifier:
         logits = np.zeros(len(rows.ids), np.float32)
         if self._learned:
             for at, features in enumerate(self._features(rows)):
-                chances = self._model.predict_proba_one(self._known(features))
+                chances = self.model.predict_proba_one(self._known(features))
                 p = min(max(chances.get(True, 0.0 if chances else 0.5), _SMALLEST_P), 1 - _SMALLEST_P)
                 logits[at] = math.log(p / (1 - p))
         return logits
@@ -136,7 +136,7 @@ class RiverClassifier:
             self._features(kept.rows), kept.target.tolist(), kept.weight.tolist(), strict=True
         ):
             extra = {"w": scale} if self._classifier.weighted else {}
-            self._model.learn_one(features, label == 1, **extra)
+            self.model.learn_one(features, label == 1, **extra)
         self._learned += len(kept.target)
 
     def advance(self, event_ms: int) -> None:
@@ -166,11 +166,11 @@ class RiverClassifier:
         """What may be asked of the model: a factorisation machine would make up and keep vectors of unseen ids."""
         if self.config.kind != "fm":
             return features
-        return {name: value for name, value in features.items() if name in self._model.latents}
+        return {name: value for name, value in features.items() if name in self.model.latents}
 
     def state(self) -> dict[str, NDArray[Any]]:
         """``river.pickle`` : the model as bytes · ``river.learned`` : (1,) rows that it learned."""
-        pickled = np.frombuffer(pickle.dumps(self._model), np.uint8).copy()
+        pickled = np.frombuffer(pickle.dumps(self.model), np.uint8).copy()
         return {"river.pickle": pickled, "river.learned": np.array([self._learned], np.int64)}
 
     @classmethod
@@ -181,10 +181,10 @@ class RiverClassifier:
             model, learned = pickle.loads(state["river.pickle"].tobytes()), int(state["river.learned"][0])  # noqa: S301
         except KeyError as error:
             raise ValueError(f"a state without {error} is none of RiverClassifier: it cannot be continued.") from error
-        if type(model) is not type(learner._model):
+        if type(model) is not type(learner.model):
             raise ValueError(
-                f"a state of {type(model).__name__} must be of {type(learner._model).__name__}: it came from another "
+                f"a state of {type(model).__name__} must be of {type(learner.model).__name__}: it came from another "
                 "kind. Use the config that it was learned with."
             )
-        learner._model, learner._learned = model, learned
+        learner.model, learner._learned = model, learned
         return learner

@@ -61,19 +61,19 @@ class LeafTrees:
         self._columns = np.array(shape.embedded, np.intp)
         self._buffer = RowBuffer(config.buffer_rows, len(shape.embedded), shape.dense)
         self._period = _NEVER
-        self._forest: Forest | None = None
+        self.forest: Forest | None = None
         self._start()
 
     def _start(self) -> None:
         """The linear model as it is before any learning: an intercept, then the leaves at their boosted values."""
-        leaves = self._forest.leaf_values if self._forest else np.zeros(0)
+        leaves = self.forest.leaf_values if self.forest else np.zeros(0)
         self._weights = np.concatenate(([0.0], leaves))
         self._squares = np.zeros_like(self._weights)
 
     @property
     def fitted(self) -> bool:
         """Whether there are trees yet."""
-        return self._forest is not None
+        return self.forest is not None
 
     def predict_many(self, rows: Rows) -> NDArray[np.float32]:
         """Logits, (B,) float32. Changes nothing."""
@@ -106,14 +106,14 @@ class LeafTrees:
     def _refit(self) -> None:
         rows = self._buffer.rows()
         if len(rows.target) >= self.config.first_fit_rows and rows.target.min() < rows.target.max():
-            self._forest = Forest.fit(self.config.boosting, rows)
+            self.forest = Forest.fit(self.config.boosting, rows)
             self._start()
 
     def _active(self, rows: Rows) -> NDArray[np.int64]:
         """The coordinates (B, 1 + T) that are 1 in each row: the intercept, then a leaf of every tree."""
-        if self._forest is None:
+        if self.forest is None:
             return np.zeros((len(rows.ids), 1), np.int64)
-        leaves = self._forest.leaves(codes_of(rows.ids[:, self._columns]), rows.dense)
+        leaves = self.forest.leaves(codes_of(rows.ids[:, self._columns]), rows.dense)
         return np.concatenate((np.zeros((len(leaves), 1), np.int64), leaves + 1), axis=1)
 
     def _remember(self, batch: Batch) -> None:
@@ -122,7 +122,7 @@ class LeafTrees:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Arrays under ``trees.``: the buffer, the linear model, the period, and the trees if there are any."""
-        forest = self._forest.state() if self._forest else {}
+        forest = self.forest.state() if self.forest else {}
         return {
             "trees.period": np.array([self._period], np.int64),
             "trees.weights": self._weights.copy(),
@@ -139,7 +139,7 @@ class LeafTrees:
             learner._buffer.restore(under("trees.buffer.", state))
             forest = under("trees.forest.", state)
             if forest:
-                learner._forest = Forest.from_state(config.boosting, forest)
+                learner.forest = Forest.from_state(config.boosting, forest)
             learner._start()
             weights, squares, period = state["trees.weights"], state["trees.squares"], state["trees.period"]
         except KeyError as error:

@@ -76,12 +76,12 @@ class DirectoryStore:
         unfinished.mkdir(parents=True)
         for name, pieces in files.items():
             write_synced(unfinished / name, pieces)
-        _sync_directory(unfinished)
+        sync_directory(unfinished)
         final = self.root / folder
         if final.exists():  # a directory cannot be renamed over another that holds files
             final.rename(replaced)
         unfinished.rename(final)
-        _sync_directory(self.root)
+        sync_directory(self.root)
         shutil.rmtree(replaced, ignore_errors=True)
 
     def remove_folder(self, folder: str) -> None:
@@ -138,7 +138,8 @@ def write_synced(path: Path, pieces: Pieces) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Have the directory's entries on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

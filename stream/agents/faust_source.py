@@ -54,28 +54,28 @@ class FaustSource:
         self._listener: Listener | None = None
         self._paused: frozenset[TopicPartition] = frozenset()
         self._data_dir = tempfile.mkdtemp(prefix="millstream-faust-")  # Faust wants one, and leaves it empty
-        self._app = _faust_app(group, broker, assignor, self._data_dir)
+        self.app = _faust_app(group, broker, assignor, self._data_dir)
         self._add_agent([broker.topic(topic) for topic in topics])
-        self._app.on_partitions_assigned.connect(self._assigned)
-        self._app.on_partitions_revoked.connect(self._revoked)
+        self.app.on_partitions_assigned.connect(self._assigned)
+        self.app.on_partitions_revoked.connect(self._revoked)
 
     async def start(self, listener: Listener) -> None:
         """Join the group."""
         self._listener = listener
-        self._app.in_worker = True
-        await self._app.start()
+        self.app.in_worker = True
+        await self.app.start()
 
     async def stop(self) -> None:
         """Leave the group."""
-        await self._app.stop()
+        await self.app.stop()
         shutil.rmtree(self._data_dir, ignore_errors=True)
 
     @property
     def failure(self) -> BaseException | None:
         """What ended a part of Faust: nothing would arrive any more, and nobody would know."""
-        if not self._app.crashed:
+        if not self.app.crashed:
             return None
-        reason: BaseException | None = self._app.crash_reason
+        reason: BaseException | None = self.app.crash_reason
         return reason or RuntimeError("Faust gave no reason")
 
     def assignment(self) -> frozenset[TopicPartition]:
@@ -86,24 +86,24 @@ class FaustSource:
         """How many records of each partition were not handed on yet, as of the last fetch."""
         if not (assigned := self._assignment()):
             return {}
-        unread = unread_records(self._app.consumer._thread._consumer, assigned)
+        unread = unread_records(self.app.consumer._thread._consumer, assigned)
         return {self._from_broker(tp): count for tp, count in unread.items()}
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
         """Commit offsets; False when the group is rebalancing and they were not taken."""
         named = {TP(self._broker.topic(topic), partition): at for (topic, partition), at in offsets.items()}
-        return bool(await self._app.consumer._commit(named))
+        return bool(await self.app.consumer._commit(named))
 
     def pause(self, partitions: frozenset[TopicPartition]) -> None:
         """Read nothing more of these partitions, and of all others again."""
-        consumer, ours = self._app.consumer, self.assignment()
+        consumer, ours = self.app.consumer, self.assignment()
         consumer.pause_partitions([self._to_broker(tp) for tp in (partitions - self._paused) & ours])
         consumer.resume_partitions([self._to_broker(tp) for tp in (self._paused - partitions) & ours])
         self._paused = partitions
 
     def _assignment(self) -> AbstractSet[TP]:
         try:
-            assigned: AbstractSet[TP] = self._app.consumer.assignment()
+            assigned: AbstractSet[TP] = self.app.consumer.assignment()
         except ConsumerNotStarted:  # its thread is a moment behind us
             return frozenset()
         return assigned
@@ -115,7 +115,7 @@ class FaustSource:
         return self._broker.table_name(tp.topic), tp.partition
 
     def _add_agent(self, names: Sequence[str]) -> None:
-        self._app.topics.add(self._app.topic(*names, value_type=bytes, value_serializer="raw", acks=False))
+        self.app.topics.add(self.app.topic(*names, value_type=bytes, value_serializer="raw", acks=False))
 
         async def agent(fetches: Any) -> None:
             assert self._listener is not None
@@ -124,7 +124,7 @@ class FaustSource:
                     topic = self._broker.table_name(tp.topic)
                     await self._listener.arrived([InputRecord.of(topic, record) for record in records])
 
-        self._app.agent(self._app.fetches, name="inputs")(agent)
+        self.app.agent(self.app.fetches, name="inputs")(agent)
 
     async def _assigned(self, sender: Any, assigned: set[TP], **_: Any) -> None:
         assert self._listener is not None

@@ -70,8 +70,8 @@ class EmbeddedRedis(LocalServer):
         program = redis_program()
         port = claim_port(self._asked_port, self._name, "set REDIS_URL to use that one")
         url = f"redis://{LOOPBACK}:{port}/0"
-        self._data_dir.mkdir(parents=True, exist_ok=True)
-        argv = [program, "--port", str(port), "--bind", LOOPBACK, "--dir", str(self._data_dir)]
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        argv = [program, "--port", str(port), "--bind", LOOPBACK, "--dir", str(self.data_dir)]
         argv += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
 
         async def ready() -> bool:

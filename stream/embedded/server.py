@@ -26,9 +26,9 @@ class LocalServer(ABC):
         self._name = name
         self._asked_port = port
         self._own_dir = data_dir is None
-        self._data_dir = data_dir or Path(tempfile.mkdtemp(prefix="millstream-"))
+        self.data_dir = data_dir or Path(tempfile.mkdtemp(prefix="millstream-"))
         self._grace_s = grace_s
-        self._server = ChildServer(name, self._data_dir / "server.log")
+        self._server = ChildServer(name, self.data_dir / "server.log")
         self.address = ""
 
     @property
@@ -53,7 +53,7 @@ class LocalServer(ABC):
         """Stop it; its data stays only where a `data_dir` was given."""
         await self._server.stop(self._grace_s)
         if self._own_dir:
-            shutil.rmtree(self._data_dir, ignore_errors=True)
+            shutil.rmtree(self.data_dir, ignore_errors=True)
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -92,6 +92,10 @@ class JoinCore:
         """Of them, those that were displayed and wait for the slowest input."""
         return self._state.waiting_displays
 
+    def waiting_display_ms(self) -> list[int]:
+        """The times of the displays that are not exposed yet."""
+        return self._state.waiting_display_ms()
+
     @property
     def exposed_rows(self) -> int:
         """Exposed rows whose clicks still count."""

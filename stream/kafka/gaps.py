@@ -70,6 +70,11 @@ class LogGaps:
         """The next record of these partitions is the first of their assignment."""
         self._unread.update(partitions)
 
+    @property
+    def unchecked(self) -> int:
+        """Gaps that were not compared with the oldest offset yet."""
+        return len(self._gaps)
+
     def begins(self, partition: int, next_offset: int, oldest: int) -> None:
         """The reader reads the log itself, from ``next_offset`` on, of which ``oldest`` is the oldest offset."""
         self._report([_OffsetGap(partition, next_offset, oldest)], oldest)

@@ -30,7 +30,7 @@ _SEED_STATES = 2_000  # a call: some 200 kB
 _PULLED_CHANGES = 10_000  # a round trip of a refresh: some 600 kB
 
 
-class _Names:
+class KeyNames:
     """The names of one partition's keys."""
 
     def __init__(self, spec: FeatureSpec, partition: int) -> None:
@@ -39,9 +39,11 @@ class _Names:
         self.user, self.counter = base + b"u:", base + b"c:"
 
     def users(self, keys: NDArray[np.uint64]) -> list[bytes]:
+        """Names of users' states."""
         return _named(self.user, keys)
 
     def counters(self, keys: NDArray[np.uint64]) -> list[bytes]:
+        """Names of counters."""
         return _named(self.counter, keys)
 
 
@@ -65,7 +67,7 @@ class RedisSessionStore:
         self.partitions = partitions
         self._redis = redis
         self._timeout_s = timeout_s
-        self._names = [_Names(spec, partition) for partition in range(partitions)]
+        self.names = [KeyNames(spec, partition) for partition in range(partitions)]
         lua = (resources.files("stream.sessions") / "store.lua").read_text("utf-8")
         self._apply = redis.register_script(lua)
         self._ttl_s = (str(max(1, round(spec.rates.own_ttl_s))), str(max(1, round(spec.rates.shared_ttl_s))))
@@ -74,7 +76,7 @@ class RedisSessionStore:
 
     async def fence(self, partition: int) -> int:
         """The first offset of the examples log that the partition's state does not hold."""
-        return int((await self._mget([self._names[partition].fence]))[0] or 0)
+        return int((await self._mget([self.names[partition].fence]))[0] or 0)
 
     async def load(self, partition: int, keys: SessionKeys) -> SessionStates:
         """The partition's states of keys, zeros where there is none; one round trip."""
@@ -85,7 +87,7 @@ class RedisSessionStore:
 
         Returns where the fence current afterwards; if that is not ``fence``, nothing was written.
         """
-        names, keys = self._names[partition], states.keys
+        names, keys = self.names[partition], states.keys
         own = np.flatnonzero(keys.owners)
         order = np.concatenate((own, np.flatnonzero(keys.owners == 0)))
         state_keys = names.users(keys.users) + names.counters(keys.counters[order])
@@ -158,7 +160,7 @@ class RedisSessionStore:
         At most some ten thousand at a time, oldest first; call again until the number stays. A number below
         ``since`` means that the store was emptied.
         """
-        names = self._names[partition]
+        names = self.names[partition]
         pipe = self._redis.pipeline(transaction=False)
         pipe.get(names.sequence)
         pipe.zrangebyscore(names.changes, f"({since}", "+inf", start=0, num=_PULLED_CHANGES, withscores=True)
@@ -177,7 +179,7 @@ class RedisSessionStore:
 
     async def _load(self, partition: int, keys: SessionKeys) -> tuple[int, SessionStates]:
         """The partition's fence and its states of keys, at one moment."""
-        names = self._names[partition]
+        names = self.names[partition]
         fence, *values = await self._mget([names.fence, *names.users(keys.users), *names.counters(keys.counters)])
         u = len(keys.users)
         return int(fence or 0), SessionStates(keys, _unpacked(values[:u], USER), _unpacked(values[u:], COUNTER))
@@ -198,7 +200,7 @@ class RedisSessionStore:
         parts = [(users.of(partition), counters.of(partition)) for partition in partitions]
         pipe = self._redis.pipeline(transaction=False)
         for partition, (user, counter) in zip(partitions, parts, strict=True):
-            names = self._names[partition]
+            names = self.names[partition]
             pipe.mget(names.users(user.keys) + names.counters(counter.keys))
         user_states, counter_states = np.zeros(len(users.keys), USER), np.zeros(len(counters.keys), COUNTER)
         for values, (user, counter) in zip(await self._answer(pipe.execute()), parts, strict=True):

@@ -136,7 +136,7 @@ EVENTS = st.lists(st.tuples(st.integers(0, 300_000), st.integers(0, 200_000)), m
 def reference(events: list[tuple[int, int]], now_ms: int, horizon_s: float) -> NDArray[np.float64]:
     """F at the edges by the product formula, from single events that all waited until now."""
     law = DelayLaw(horizon_s)
-    edges, prior, weight = law._edges_ms.tolist(), law._prior_hazard, law.prior.events
+    edges, prior, weight = law.edges_ms.tolist(), law.prior_hazard, law.prior.events
     shares = [1.0]
     for k in range(len(edges) - 1, 1, -1):
         old = [d for t, d in events if t // 32 * 32 + 32 + edges[k] <= now_ms and d <= edges[k]]
@@ -152,7 +152,7 @@ def test_the_share_is_the_product_of_the_reverse_hazards(events: list[tuple[int,
     law = DelayLaw(400.0)
     law.add(*np.array(events, np.int64).T)
     law.advance(now_ms)
-    np.testing.assert_allclose(law.share(law._edges_ms[1:]), reference(events, now_ms, 400.0), atol=1e-12)
+    np.testing.assert_allclose(law.share(law.edges_ms[1:]), reference(events, now_ms, 400.0), atol=1e-12)
 
 
 @settings(deadline=None, max_examples=40)

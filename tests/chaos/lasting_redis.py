@@ -51,8 +51,8 @@ class LastingRedis(LocalServer):
     async def _launch(self) -> str:
         program = redis_program()
         port = claim_port(self._asked_port, self._name, "choose another port")
-        self._data_dir.mkdir(parents=True, exist_ok=True)
-        argv = [program, "--port", str(port), "--bind", LOOPBACK, "--dir", str(self._data_dir), "--daemonize", "no"]
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        argv = [program, "--port", str(port), "--bind", LOOPBACK, "--dir", str(self.data_dir), "--daemonize", "no"]
         argv += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0"]
 
         async def ready() -> bool:
@@ -80,8 +80,8 @@ class LastingRedis(LocalServer):
     @property
     def _file(self) -> Path:
         """The file that is appended to: the newest, where a server keeps several."""
-        files = sorted(self._data_dir.rglob("*.aof"), key=lambda file: file.stat().st_mtime)
-        return files[-1] if files else self._data_dir / "appendonly.aof"
+        files = sorted(self.data_dir.rglob("*.aof"), key=lambda file: file.stat().st_mtime)
+        return files[-1] if files else self.data_dir / "appendonly.aof"
 
     def _file_bytes(self) -> int:
         return self._file.stat().st_size if self._file.exists() else 0

@@ -38,6 +38,7 @@ class Running:
     topics: TestTopics
     trainer: Trainer
     snapshots: Path
+    options: ServingOptions
 
     async def post(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         """Status and JSON of a call."""
@@ -118,7 +119,7 @@ async def start(kafka_topics: TestTopics, redis_url: str, tmp_path: Path) -> Asy
             stack.push_async_callback(producer.stop)
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             http = await stack.enter_async_context(aiohttp.ClientSession(url))
-            running = Running(server, http, producer, kafka_topics, trainer, tmp_path)
+            running = Running(server, http, producer, kafka_topics, trainer, tmp_path, options)
             if ready:
                 await running.until(lambda: not server.unready())
             return running

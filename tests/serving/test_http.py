@@ -20,6 +20,7 @@ from serving.settings import ServingSettings
 from stream.records.partition import partition_of
 from stream.records.served import decode_served
 from stream.records.topics import CALIBRATION, WEIGHTS
+from stream.sessions.store import SharedCounterFeed
 from tests.learners.small_spec import SMALL
 from tests.serving import test_calibrator as calibrated
 from tests.serving.conftest import Start
@@ -191,7 +192,7 @@ async def test_start_skips_what_the_snapshot_holds_and_takes_what_came_after(sta
 
 async def start_again(running: Any) -> Any:
     """A second server's model and weights follower, on the same snapshots and topics."""
-    second = ServingServer(running.server._options, ServingSettings(), ServingMetrics())
+    second = ServingServer(running.options, ServingSettings(), ServingMetrics())
     await second.weights.start()
     return second
 
@@ -411,11 +412,11 @@ async def test_a_background_task_that_dies_makes_the_server_unready(
     """Answers go on, but series or shared counters that stand still are no state to send traffic to."""
     running = await start()
 
-    def broken() -> None:
+    def broken(*_: object) -> None:
         raise LookupError
 
     monkeypatch.setattr(running.server.calibrator, "figures", broken)
-    monkeypatch.setattr(running.server.features._feed, "refresh", broken)
+    monkeypatch.setattr(SharedCounterFeed, "refresh", broken)
     await running.post("/v1/score", {"requests": [wire(request(1))]})  # in a replay its time makes a refresh due
     await running.until(lambda: len(running.server.unready()) == 2)
     status, answer = await running.get("/readyz")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
 from prometheus_client import CollectorRegistry
@@ -27,11 +28,13 @@ from stream.learn.runner import LearnRunner
 from stream.learn.snapshots import NoSnapshotError
 from stream.metrics import WorkerMetrics
 from stream.records.examples_codec import decode_examples
-from stream.records.topics import EXAMPLES, JOURNAL
+from stream.records.topics import CALIBRATION, EXAMPLES, JOURNAL
+from stream.records.wire import CalibrationRecord
 from tests.brokers import TestTopics
 from tests.stream.learner_harness import CONFIG, LearnerHarness
+from tests.stream.measured import measured
 from tests.stream.next_base import ARCHIVED, archive, train
-from tests.stream.pipeline import SPEC, START_MS, example_rows
+from tests.stream.pipeline import SPEC, START_MS, example_rows, values
 from tests.stream.retained import retained_from
 
 KEEPS = CalibratorConfig(half_life_clicks=float("inf"))
@@ -79,8 +82,8 @@ async def test_the_learner_starts_from_its_snapshot_when_all_before_it_is_gone(
         await retained_from(kafka_topics, EXAMPLES, offset, partition)
     await retained_from(kafka_topics, JOURNAL, -1)
     _, metrics = await life(harness, harness.records[40:])
-    assert metrics.counter("learn_lost_records_total")._value.get() == 0
-    assert metrics.counter("learned_rows_total")._value.get() == sum(one.rows for one in await harness.journal())
+    assert measured(metrics, "learn_lost_records_total") == 0
+    assert measured(metrics, "learned_rows_total") == sum(one.rows for one in await harness.journal())
     assert versions(str(tmp_path))[0] > before
     rebuilt = await rebuild(harness.broker, str(tmp_path), lambda _: SPEC, start_version=before)
     assert rebuilt.version == versions(str(tmp_path))[0]
@@ -141,7 +144,7 @@ async def test_examples_that_were_never_learned_are_counted(kafka_topics: TestTo
     with structlog.testing.capture_logs() as logs:
         _, metrics = await life(harness, kept)
     gone = (committed[partition], left[0].offset)
-    assert metrics.counter("learn_lost_records_total")._value.get() == gone[1] - gone[0] > 0
+    assert measured(metrics, "learn_lost_records_total") == gone[1] - gone[0] > 0
     (entry,) = (one for one in logs if "lost" in one["event"])
     assert (entry["topic"], entry["partition"], entry["offsets"]) == (EXAMPLES, partition, gone)
     rebuilt = await rebuild(harness.broker, str(tmp_path), lambda _: SPEC)
@@ -157,8 +160,8 @@ async def test_examples_since_a_new_base_that_are_gone_are_counted(kafka_topics:
     oldest = max(record.offset for record in harness.records if record.partition == 1) - 1
     await retained_from(kafka_topics, EXAMPLES, oldest, 1)
     _, metrics = await life(harness, harness.records)
-    assert metrics.counter("learn_bases_total")._value.get() == 1
-    assert metrics.counter("learn_lost_records_total")._value.get() == oldest - base.offsets[1] > 0
+    assert measured(metrics, "learn_bases_total") == 1
+    assert measured(metrics, "learn_lost_records_total") == oldest - base.offsets[1] > 0
     assert (await rebuild(harness.broker, str(harness.root), lambda _: SPEC)).equal
 
 
@@ -189,7 +192,7 @@ async def archived(broker: Broker, folder: Path, parts: Sequence[Sequence[InputR
     return metrics
 
 
-async def calibrated(broker: Broker, parts: Sequence[Sequence[InputRecord]]) -> tuple[WorkerMetrics, CalibrateRunner]:
+async def calibrated(broker: Broker, parts: Sequence[Sequence[InputRecord]]) -> WorkerMetrics:
     """A calibrator's metrics after one life."""
     metrics = WorkerMetrics(CollectorRegistry())
     async with shared_writer(broker) as writer:
@@ -197,16 +200,17 @@ async def calibrated(broker: Broker, parts: Sequence[Sequence[InputRecord]]) -> 
         await runner.on_assigned(frozenset({0}))
         for records in parts:
             await runner.work(list(records))
-    return metrics, runner
+    return metrics
 
 
-def counted(runner: CalibrateRunner, records: Sequence[InputRecord]) -> bool:
-    """Whether a calibrator's state is the sum of these records, and of nothing else."""
+async def counted(broker: Broker, records: Sequence[InputRecord]) -> bool:
+    """Whether the newest published state is the sum of these records, and of nothing else."""
     expected = PartitionCalibrator(0, KEEPS, 1.0, plan=SPEC.slice_plan)
     for record in records:
         rows, watermark_ms = decode_examples(record.value, SPEC)
         expected.step(rows, record.offset, watermark_ms)
-    return runner._calibrators[0].clicks.to_bytes() == expected.clicks.to_bytes()
+    newest = msgspec.msgpack.decode((await values(broker, CALIBRATION))[-1], type=CalibrationRecord)
+    return bool(newest.state == expected.clicks.to_bytes())
 
 
 async def test_what_the_archive_lacks_for_ever_is_counted(kafka_topics: TestTopics, tmp_path: Path) -> None:
@@ -216,7 +220,7 @@ async def test_what_the_archive_lacks_for_ever_is_counted(kafka_topics: TestTopi
     await retained_from(kafka_topics, EXAMPLES, 4)
     with structlog.testing.capture_logs() as logs:
         metrics = await archived(broker, tmp_path, [records[4:6], records[9:]])
-        assert metrics.counter("archive_lost_records_total")._value.get() == 2
+        assert measured(metrics, "archive_lost_records_total") == 2
         (entry,) = (one for one in logs if one["log_level"] == "warning")
         assert entry["offsets"] == (2, 4)
     assert len(read_examples(tmp_path)) == 5 * (2 + 2 + 3)
@@ -227,9 +231,9 @@ async def test_retention_that_overtakes_the_archiver_is_counted(kafka_topics: Te
     broker, records = await log_of(kafka_topics, 12)
     await retained_from(kafka_topics, EXAMPLES, 9)
     metrics = await archived(broker, tmp_path, [records[9:]])
-    assert metrics.counter("archive_lost_records_total")._value.get() == 9
+    assert measured(metrics, "archive_lost_records_total") == 9
     other = await archived(broker, tmp_path / "other", [records[:6], records[9:]])
-    assert other.counter("archive_lost_records_total")._value.get() == 3, "0 to 5 were read before"
+    assert measured(other, "archive_lost_records_total") == 3, "0 to 5 were read before"
 
 
 async def test_what_the_calibrator_lacks_for_ever_is_counted(kafka_topics: TestTopics) -> None:
@@ -238,18 +242,18 @@ async def test_what_the_calibrator_lacks_for_ever_is_counted(kafka_topics: TestT
     await calibrated(broker, [records[:2]])
     await retained_from(kafka_topics, EXAMPLES, 5)
     with structlog.testing.capture_logs() as logs:
-        metrics, runner = await calibrated(broker, [records[5:]])
-    assert metrics.counter("calibration_lost_records_total")._value.get() == 3
+        metrics = await calibrated(broker, [records[5:]])
+    assert measured(metrics, "calibration_lost_records_total") == 3
     (entry,) = (one for one in logs if one["log_level"] == "warning")
     assert entry["offsets"] == (2, 5)
     assert "calibration" in entry["event"]
-    assert counted(runner, [*records[:2], *records[5:]])
+    assert await counted(broker, [*records[:2], *records[5:]])
 
 
 async def test_what_the_calibrator_lacks_and_the_log_holds_is_counted_in(kafka_topics: TestTopics) -> None:
     """The group had committed more than the state holds, as when its topic was created again."""
     broker, records = await log_of(kafka_topics, 8)
-    metrics, runner = await calibrated(broker, [records[5:]])
-    assert counted(runner, records)
-    assert metrics.counter("calibration_rows_total")._value.get() == 5 * 8
-    assert metrics.counter("calibration_lost_records_total")._value.get() == 0
+    metrics = await calibrated(broker, [records[5:]])
+    assert await counted(broker, records)
+    assert measured(metrics, "calibration_rows_total") == 5 * 8
+    assert measured(metrics, "calibration_lost_records_total") == 0

@@ -475,7 +475,7 @@ async def enters(settings: StreamSettings) -> bool:
             redis_options=redis_client_options(settings),
         )
         stack.push_async_callback(features.stop)
-        for client in (redis_client(stack, settings), features._redis):
+        for client in (redis_client(stack, settings), features.redis):
             try:
                 answers.append(bool(await client.ping()))
             except Exception as error:  # noqa: BLE001 - whatever it is, it must not hold a secret

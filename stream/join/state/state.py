@@ -55,6 +55,12 @@ class JoinState:
         """Of them, about how many were displayed."""
         return len(self._displays)
 
+    def waiting_display_ms(self) -> list[int]:
+        """The times of the displays that are not exposed yet."""
+        waiting = np.isin(self._rows.states, (kernels.DISPLAYED, kernels.CLICKED, kernels.DUE))
+        times: list[int] = self._rows.times[waiting].tolist()
+        return times
+
     @property
     def exposed(self) -> int:
         """Exposed rows that are still known."""

@@ -84,7 +84,7 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("learners.features.hashing._CACHED_VALUES_PER_FIELD", 10)
     hasher = FieldHasher("x", "ad.x")
     ids = [hasher.id(value) for value in range(100)]
-    assert len(hasher._cache) <= 10
+    assert hasher.cached_values <= 10
     assert ids == [hash_text(salt_of("x"), str(value)) for value in range(100)]
 
 

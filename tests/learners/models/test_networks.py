@@ -126,7 +126,7 @@ class Slow:
 
     def learn(self, rows: Rows, terms: Terms, starts: Arrays) -> None:
         """One step; ``starts["values"]`` (B, E + T, D + 1) holds what new ids start from."""
-        keys = rows.ids[:, self.of._columns]
+        keys = rows.ids[:, self.of.columns]
         looked = torch.stack(
             [
                 torch.stack([self.row(int(key), starts["values"][i, j]) for j, key in enumerate(line)])
@@ -136,7 +136,7 @@ class Slow:
         self.adam.zero_grad(set_to_none=False)
         for row in self.rows.values():
             row.grad = None
-        logits = self.of.network(self.of._gathered(looked, keys, rows.dense))
+        logits = self.of.network(self.of.gathered(looked, keys, rows.dense))
         exposure, event = map(torch.from_numpy, terms)
         (exposure * torch.nn.functional.softplus(logits) - event * logits).sum().backward()
         for parameter in self.of.network.parameters():
@@ -170,7 +170,7 @@ def test_whole_steps_equal_the_slow_ones(kind: Kind, seed: int, steps: int) -> N
         rows, _ = batch(generator, 12)
         terms = Terms(*(generator.random((2, 12)) * (generator.random((2, 12)) < 0.7)).astype(np.float32))
         terms.exposure[0] = 1  # a batch without any weight is no step
-        keys = rows.ids[:, twin._columns]
+        keys = rows.ids[:, twin.columns]
         lookup = twin.table.admit(keys)
         starts = np.concatenate((twin.table.gather(lookup.unique), np.zeros((1, 4), np.float32)))[lookup.inverse]
         fast.learn_terms(rows, terms)

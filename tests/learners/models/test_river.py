@@ -59,7 +59,7 @@ def test_missing_ids_are_no_features() -> None:
     learner = RiverClassifier(RiverConfig(kind="logistic_ftrl"), SHAPE)
     learner.learn_many(*batch(np.random.default_rng(0)))
     nothing = Rows(np.zeros((1, SHAPE.id_columns), np.uint64), np.zeros((1, SHAPE.dense), np.float32))
-    assert learner.predict_many(nothing)[0] == pytest.approx(learner._model.intercept, rel=1e-5)
+    assert learner.predict_many(nothing)[0] == pytest.approx(learner.model.intercept, rel=1e-5)
 
 
 def test_a_state_of_another_kind_is_refused() -> None:
@@ -74,7 +74,7 @@ def test_the_leaves_of_an_adaptive_tree_are_counted_anew() -> None:
     learner = RiverClassifier(RiverConfig(kind="hoeffding_adaptive_tree"), SHAPE)
     generator = np.random.default_rng(0)
     learner.learn_many(*batch(generator, 990))
-    learner._model._n_active_leaves = 0
+    learner.model._n_active_leaves = 0
     learner.learn_many(*batch(generator, 20))
-    assert learner._model._n_active_leaves >= 1
-    assert learner._model._n_inactive_leaves == 0
+    assert learner.model._n_active_leaves >= 1
+    assert learner.model._n_inactive_leaves == 0

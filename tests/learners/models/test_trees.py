@@ -40,7 +40,7 @@ def test_leaf_values_add_up_to_what_lightgbm_says() -> None:
     rows = remembered()
     forest = Forest.fit(CONFIG.boosting, rows)
     inputs = np.concatenate((rows.dense, Categories.of(rows.codes, 64).numbers(rows.codes)), axis=1)
-    raws = [np.asarray(booster.predict(inputs, raw_score=True)) for booster in forest._boosters]
+    raws = [np.asarray(booster.predict(inputs, raw_score=True)) for booster in forest.boosters]
     assert len(raws) == 2
     assert not np.array_equal(raws[0], raws[1])  # another seed draws other inputs
     raw = np.mean(raws, axis=0)
@@ -108,8 +108,8 @@ def test_right_after_a_refit_it_is_the_ensemble_and_then_follows_the_stream() ->
     """Leaf weights start at the boosted values; when all labels turn, the next batches turn them."""
     learner = fed(LeafTrees(replace(CONFIG, leaf_rate=3.0), SHAPE), 3)
     learner.advance(3 * DAY_MS)
-    assert learner._forest is not None
-    assert np.array_equal(learner._weights[1:], learner._forest.leaf_values)
+    assert learner.forest is not None
+    assert np.array_equal(learner.state()["trees.weights"][1:], learner.forest.leaf_values)
     generator = np.random.default_rng(4)
     losses = []
     for _ in range(40):

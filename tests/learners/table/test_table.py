@@ -383,15 +383,19 @@ def test_memory_is_told_by_what_it_is_for() -> None:
     assert t.memory_bytes() == t.memory().total
 
 
-def test_a_row_that_was_free_is_in_no_snapshot() -> None:
-    """A row taken while a copy is made is not of its moment, whatever the copy's memory held before."""
+def test_a_row_that_was_free_is_in_no_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row taken while a copy is made is not of its moment, whatever was in the copy's memory before."""
+
+    def used(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+        return np.full((*shape, np.dtype(dtype).itemsize), 255, np.uint8).view(dtype)[..., 0]
+
     table = EmbeddingTable(2, np.array([1 << 40], np.uint64), TableConfig(expire_after_s=64.0))
     table.advance(1_700_000_000_000)
     table.admit(np.arange(1, 200, dtype=np.uint64)[:, None])
     for second in range(0, 400, 40):
         table.advance(1_700_000_000_000 + second * 1000)
+    monkeypatch.setattr("learners.table.state.reserved", used)
     copy = table.begin_snapshot()
-    copy._heads.fill(2**64 - 1)
     table.admit(np.arange(1000, 1150, dtype=np.uint64)[:, None])
     while not copy.step(1 << 20):
         pass

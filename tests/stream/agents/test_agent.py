@@ -65,7 +65,7 @@ async def test_the_end_of_what_reads_the_topics_is_a_failure_of_the_agent(kafka_
     try:
         cause = OSError("the consumer's thread ended")
         assert isinstance(app.source, FaustSource)
-        await app.source._app.consumer.crash(cause)
+        await app.source.app.consumer.crash(cause)
         failure = await failures.get()
         assert isinstance(failure, AgentCrashedError)
         assert failure.__cause__ is cause

@@ -57,7 +57,7 @@ async def test_stop_frees_port_process_and_folder() -> None:
     """After the block nothing of the broker is left, and a second stop does nothing."""
     async with EmbeddedBroker() as broker:
         pid, port = broker.pid, int(broker.bootstrap.rpartition(":")[2])
-        folder = broker._data_dir
+        folder = broker.data_dir
         assert is_alive(pid)
         assert folder.is_dir()
     assert not is_alive(pid)

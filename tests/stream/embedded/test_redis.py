@@ -39,7 +39,7 @@ async def test_a_port_in_use_is_an_error_that_names_it() -> None:
         server = EmbeddedRedis(port=port)
         with pytest.raises(ServerStartError, match=rf"port {port} on 127.0.0.1 is in use.*REDIS_URL"):
             await server.start()
-    assert not server._data_dir.exists()
+    assert not server.data_dir.exists()
 
 
 async def test_nobody_answers_a_ping_on_a_free_port() -> None:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -208,7 +207,7 @@ class Run:
         for one in found:
             if one.kind == EXPOSURE and one.impression_id not in clicked:
                 assert one.ts_ms <= gate_ms
-        assert all(ts_ms > gate_ms for ts_ms in waiting_display_ms(core))
+        assert all(ts_ms > gate_ms for ts_ms in core.waiting_display_ms())
 
     def records(self, out: JoinOutput, before_ms: int) -> Iterator[tuple[tuple[ExampleRows, int], int]]:
         """The output cut into records, each with the row that it begins with; the last one carries the watermark."""
@@ -219,13 +218,6 @@ class Run:
             yield (rows.take(slice(cut, None)), out.watermark_ms), cut
         elif len(rows):
             yield (rows, out.watermark_ms), 0
-
-
-def waiting_display_ms(core: JoinCore) -> list[int]:
-    """The display times of the rows that were displayed and are not exposed."""
-    rows = core._state._rows
-    waiting: list[int] = rows.times[np.isin(rows.states, (kernels.DISPLAYED, kernels.CLICKED, kernels.DUE))].tolist()
-    return waiting
 
 
 def check_against_oracle(run: Run) -> None:

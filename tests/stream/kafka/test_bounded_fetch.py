@@ -22,6 +22,7 @@ from stream.metrics import WorkerMetrics
 from stream.records.topics import CLICKS, DEADLETTER, EXAMPLES
 from stream.records.wire import DeadLetter
 from tests.brokers import TestTopics
+from tests.stream.measured import measured
 from tests.stream.pipeline import SPEC, START_MS, base_snapshot, example_rows, values
 
 MIB = 1 << 20
@@ -90,13 +91,13 @@ async def test_the_learner_puts_such_a_batch_aside_and_goes_on(kafka_topics: Tes
     async with compressing(broker, "zstd") as producer:
         for value in (good[0], bytes(70 * MIB), good[1]):
             await send_batch(producer, kafka_topics.name(EXAMPLES), [value])
-    runner = LearnRunner(broker, SPEC, LearningConfig(), str(tmp_path), WorkerMetrics(CollectorRegistry()))
+    metrics = WorkerMetrics(CollectorRegistry())
+    runner = LearnRunner(broker, SPEC, LearningConfig(learn_batch_rows=8), str(tmp_path), metrics)
     await runner.on_assigned(frozenset(range(broker.partitions)))
     async with LogReader(broker) as log:
         async for record in log.read(EXAMPLES, 0):
             await runner.work([InputRecord(EXAMPLES, 0, record.offset, record.value, START_MS)])
-    assert runner._loop is not None
-    assert runner._loop.next_offset(0) == 3
+    assert measured(metrics, "learned_rows_total") == 2 * 8
     await runner.on_revoked()
     (letter,) = (msgspec.msgpack.decode(value, type=DeadLetter) for value in await values(broker, DEADLETTER))
     assert (letter.topic, letter.partition, letter.offset, letter.reason) == (EXAMPLES, 0, 1, "malformed")

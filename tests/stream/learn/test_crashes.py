@@ -82,7 +82,7 @@ async def test_killed_while_a_snapshot_is_written(
 ) -> None:
     """A snapshot that is not whole is none; the next life starts from the one before it."""
     harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path)
-    write, sync = write_synced, store._sync_directory
+    write, sync = write_synced, store.sync_directory
 
     def dying_write(path: Path, pieces: Any) -> None:
         if (stage, path.name) == ("half of the weights", "model.safetensors"):
@@ -98,7 +98,7 @@ async def test_killed_while_a_snapshot_is_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "write_synced", dying_write)
-        patch.setattr(store, "_sync_directory", dying_sync)
+        patch.setattr(store, "sync_directory", dying_sync)
         killed, committed = await harness.learn()
     assert killed
     assert committed == {}, "nothing may be committed that no snapshot holds"

@@ -37,6 +37,7 @@ from stream.records.topics import DEADLETTER, EXAMPLES, JOURNAL
 from stream.records.wire import DeadLetter, JournalRecord
 from tests.brokers import TestTopics
 from tests.stream.learner_harness import LearnerHarness
+from tests.stream.measured import measured
 from tests.stream.pipeline import SPEC, START_MS, base_snapshot, example_rows, values
 
 
@@ -98,8 +99,8 @@ async def test_what_cannot_be_learned_is_put_aside_and_counted(kafka_topics: Tes
     assert sorted((one.topic, one.reason) for one in letters) == [(EXAMPLES, "not_finite"), (EXAMPLES, "schema")]
     (kind,) = (one for one in letters if one.reason == "schema")
     assert decode_examples(kind.payload, SPEC)[0].impression_id.tolist() == [rows.impression_id[2]]
-    assert metrics.counter("dead_letters_total", topic=EXAMPLES, reason="schema")._value.get() == 1
-    assert metrics.counter("learned_rows_total")._value.get() == 10
+    assert measured(metrics, "dead_letters_total", topic=EXAMPLES, reason="schema") == 1
+    assert measured(metrics, "learned_rows_total") == 10
 
 
 async def test_records_that_are_none_are_put_aside_and_an_empty_one_is_no_batch(
@@ -161,7 +162,7 @@ async def test_a_loss_out_of_bounds_stops_the_publishing_and_not_the_process(
     with structlog.testing.capture_logs() as logs:
         batches = [example_rows(8, seed=at) for at in range(12)]
         metrics = await learned(kafka_topics, tmp_path, batches, diverged_loss_batches=2)
-    assert metrics.gauge("learn_diverged")._value.get() == 1
+    assert measured(metrics, "learn_diverged") == 1
     (entry,) = (one for one in logs if one["log_level"] == "error")
     assert "more than 3 times" in entry["detail"]
     broker = await find_broker(kafka_topics.settings())
@@ -170,9 +171,9 @@ async def test_a_loss_out_of_bounds_stops_the_publishing_and_not_the_process(
     journal = await values(broker, JOURNAL)
     assert published == entry["version"] == len(journal) - 1 < 12
     again = await learned(kafka_topics, tmp_path, batches, diverged_loss_batches=2)
-    assert again.gauge("learn_diverged")._value.get() == 1
+    assert measured(again, "learn_diverged") == 1
     assert len(await values(broker, JOURNAL)) == len(journal)
-    assert again.gauge("model_version")._value.get() == published
+    assert measured(again, "model_version") == published
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
@@ -187,7 +188,7 @@ async def test_a_batch_that_explodes_costs_itself_and_a_restart_learns_the_same(
     with structlog.testing.capture_logs() as logs:
         metrics = await learned(kafka_topics, tmp_path, batches)
     assert [one["version"] for one in logs if one["log_level"] == "error"] == [4]
-    assert metrics.counter("learn_skipped_batches_total")._value.get() == 2
+    assert measured(metrics, "learn_skipped_batches_total") == 2
     broker = await find_broker(kafka_topics.settings())
     letters = [msgspec.msgpack.decode(value, type=DeadLetter) for value in await values(broker, DEADLETTER)]
     assert [one.reason for one in letters] == ["diverged", "diverged"]
@@ -198,7 +199,7 @@ async def test_a_batch_that_explodes_costs_itself_and_a_restart_learns_the_same(
     assert rebuilt.sha256 == rebuilt.snapshot_sha256 == rebuilt.published_sha256
     shutil.rmtree(tmp_path / f"v{versions(str(tmp_path))[0]:012d}")
     again = await learned(kafka_topics, tmp_path, batches)
-    assert again.counter("learn_skipped_batches_total")._value.get() == 0, "learned again, not anew"
+    assert measured(again, "learn_skipped_batches_total") == 0, "learned again, not anew"
     found = newest_snapshot(str(tmp_path))
     assert found is not None
     assert found[1].weights_sha256() == rebuilt.sha256

@@ -36,6 +36,7 @@ from stream.sessions.runner import SessionRunner
 from stream.sessions.store import RedisSessionStore
 from tests.brokers import TestTopics
 from tests.learners.small_spec import SMALL
+from tests.stream.measured import measured
 from tests.stream.retained import retained_from
 from tests.stream.session_events import START_MS, Event, rows_of
 
@@ -132,8 +133,8 @@ class World:
         return max((record.offset + 1 for record in self.records if record.partition == partition), default=0)
 
     def counted(self, name: str, **labels: str) -> float:
-        """What a counter current at."""
-        return float(self.metrics.counter(name, **labels)._value.get())
+        """What a counter stands at."""
+        return measured(self.metrics, name, **labels)
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ async def test_the_states_are_the_fold_of_the_log(world: World, size: int) -> No
     assert runner.offsets_to_commit() == {(EXAMPLES, p): world.end(p) for p in range(PARTITIONS)}
     assert world.counted("session_rows_total") == world.rows
     assert runner.inbox.paused == frozenset()
-    watermark = world.metrics.gauge("session_watermark_timestamp_seconds")._value.get()
+    watermark = measured(world.metrics, "session_watermark_timestamp_seconds")
     assert START_MS / 1000 < watermark <= (START_MS + 60) / 1000
 
 
@@ -259,7 +260,7 @@ async def test_a_restarted_worker_knows_how_far_it_is_in_event_time(world: World
         await world.writer.write([Outgoing(EXAMPLES, value_of([], START_MS + partition), partition=partition)])
     for _ in range(2):
         await world.assigned()
-        assert world.metrics.gauge("session_watermark_timestamp_seconds")._value.get() == START_MS / 1000
+        assert measured(world.metrics, "session_watermark_timestamp_seconds") == START_MS / 1000
         world.metrics.gauge("session_watermark_timestamp_seconds").set(0)
 
 

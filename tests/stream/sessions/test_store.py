@@ -136,7 +136,7 @@ async def test_a_replayed_batch_is_refused_and_changes_nothing(redis: Redis) -> 
 async def test_states_expire_and_carry_the_partitions_hash_tag(redis: Redis) -> None:
     """Own states live for the own expiry, shared ones for the shared one; all keys of a partition share a slot."""
     _, memory, store = await both(redis)
-    names = store._names[1]
+    names = store.names[1]
     own = memory.load(1, memory.export().states.keys)
     user = names.users(own.keys.users[own.users["seen_ms"] > 0])[0]
     shared = names.counters(own.keys.counters[(own.keys.owners == 0) & (own.counters["n"] > 0)])[0]
@@ -188,7 +188,7 @@ async def test_an_emptied_store_empties_the_sums(redis: Redis) -> None:
 async def test_the_change_list_forgets_expired_counters(redis: Redis) -> None:
     """The list of changes stays as short as the counters that live."""
     _, memory, store = await both(redis)
-    names = store._names[0]
+    names = store.names[0]
     members = await redis.zrange(names.changes, 0, -1)
     await redis.delete(*[names.counter + _bytes(member) for member in members])
     keys = SessionKeys(np.zeros(0, np.uint64), np.array([11], np.uint64), np.zeros(1, np.uint64))
@@ -227,7 +227,7 @@ async def test_damaged_bytes_read_as_nothing(redis: Redis) -> None:
     """A value of another length is not taken for a state."""
     _, memory, store = await both(redis)
     keys = memory.export().states.keys
-    names = store._names[0]
+    names = store.names[0]
     for name in names.users(keys.users) + names.counters(keys.counters):
         await redis.set(name, b"short")
     states = await store.load(0, keys)
