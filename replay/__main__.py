@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
-import signal
-import sys
 import tempfile
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any
 
-import orjson
 import typer
-from rich.console import Console
 
 from learners.deepfm.model import DivergenceError
-from learners.examples.archive_parts import ArchiveError
 from learners.features.spec import FeatureSpec, load_spec
 from learners.models.losses import LOSSES
 from learners.models.registry import REGISTRY, Entry
@@ -34,17 +28,13 @@ from replay.live import play_and_report
 from replay.player import PlayerOptions
 from replay.progress import Progress
 from replay.report import Report, facts_table, quality_table
-from replay.scenario import Scenario
+from replay.scenario import Scenario, base_and_online_days
+from replay.terminal import BAD_USAGE, FAILED, awaited, console, print_json, stop
 from replay.truth_cli import truth
-from stream.embedded.process import ServerStartError
-from stream.kafka.admin import BrokerUnreachableError, TopicMismatchError
 from stream.learn.config import LearningConfig
 from stream.servers.settings import StreamSettings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-
-_FAILED, _BAD_USAGE = 1, 2
-T = TypeVar("T")
 
 Dataset = Annotated[str, typer.Option(help=f"One of {', '.join(NAMES)}.")]
 Data = Annotated[Path | None, typer.Option(help="Folder of the dataset's files; the marketplace needs none.")]
@@ -80,15 +70,15 @@ def backtest(
     progress = Progress(quiet=quiet)
     try:
         scenario = open_dataset(dataset, data)
-        base, online = _days(scenario, base_days, online_days)
+        base, online = base_and_online_days(scenario, base_days, online_days)
         options = in_process.BacktestOptions(tick_s=tick_s, learn_interval_s=learn_interval_s)
         found = _backtest(scenario, base, online, options, progress)
     except (ReplayError, ValueError) as error:
-        _stop(error, _BAD_USAGE)
+        stop(error, BAD_USAGE)
     if as_json:
-        _print_json({**found.report.to_json(), "sha256": found.sha256})
+        print_json({**found.report.to_json(), "sha256": found.sha256})
         return
-    _console().print(quality_table(found.report, f"{dataset}: backtest, progressive"))
+    console().print(quality_table(found.report, f"{dataset}: backtest, progressive"))
     for what, digest in found.sha256.items():
         typer.echo(f"sha256 of {what}: {digest}")
 
@@ -121,17 +111,17 @@ def compare(
         named = chosen(names)
         loss_names = [name.strip() for name in loss.split(",")] if loss is not None else []
         scenario = open_dataset(dataset, data)
-        base, online = _days(scenario, base_days, online_days)
+        base, online = base_and_online_days(scenario, base_days, online_days)
         options = in_process.BacktestOptions(tick_s=tick_s, learn_interval_s=learn_interval_s)
         lines = _compare(scenario, base, online, options, named, loss_names, names is None, progress)
     except (ReplayError, ValueError) as error:
-        _stop(error, _BAD_USAGE)
+        stop(error, BAD_USAGE)
     except (ImportError, DivergenceError) as error:
-        _stop(error, _FAILED)
+        stop(error, FAILED)
     if as_json:
-        _print_json(comparison_json(lines, dataset))
+        print_json(comparison_json(lines, dataset))
         return
-    _console(width=160).print(comparison_table(lines, f"{dataset}: all learners on one stream, progressive"))
+    console(width=160).print(comparison_table(lines, f"{dataset}: all learners on one stream, progressive"))
 
 
 @app.command()
@@ -146,13 +136,13 @@ def base(
     progress = Progress(quiet=quiet)
     try:
         scenario = open_dataset(dataset, data)
-        days, _ = _days(scenario, base_days, None)
+        days, _ = base_and_online_days(scenario, base_days, None)
         spec = load_spec(scenario.spec_name)
         span_ms = scenario.days().span_ms(0, days)
         with progress.counting("base days", scenario.count(*span_ms)) as advance:
             collected = in_process.collect_base(scenario, spec, span_ms, advance)
     except (ReplayError, ValueError) as error:
-        _stop(error, _BAD_USAGE)
+        stop(error, BAD_USAGE)
     for path in write_base(collected, spec, out):
         typer.echo(path)
 
@@ -176,17 +166,17 @@ def run(
     """Play the days after the base against running workers and serving (started with --clock log), then report."""
     try:
         scenario = open_dataset(dataset, data)
-        days, online = _days(scenario, base_days, online_days)
+        days, online = base_and_online_days(scenario, base_days, online_days)
         newest = newest_snapshot(str(snapshots), spec_hash=load_spec(scenario.spec_name).hash)
         if newest is None:
             raise PlaybackError(f"{snapshots} holds no snapshot: there is nothing to compare with. Run learners base.")
         options = PlayerOptions(speed=_speed(speed), max_lag_s=max_lag_s, tick_s=tick_s)
         settings = StreamSettings()
     except (ReplayError, SnapshotError, ValueError) as error:
-        _stop(error, _BAD_USAGE)
+        stop(error, BAD_USAGE)
     span_ms = scenario.days().span_ms(days, online)
     progress = Progress(quiet=quiet)
-    found = _await(play_and_report(scenario, span_ms, settings, serving, newest[1].model(), options, progress))
+    found = awaited(play_and_report(scenario, span_ms, settings, serving, newest[1].model(), options, progress))
     _print_live(found, dataset, as_json)
 
 
@@ -209,16 +199,16 @@ def demo(
     progress = Progress()
     try:
         scenario = open_dataset(dataset, data)
-        days, online = _days(scenario, base_days, online_days)
+        days, online = base_and_online_days(scenario, base_days, online_days)
         player = PlayerOptions(max_lag_s=max_lag_s, tick_s=tick_s)
     except (ReplayError, ValueError) as error:
-        _stop(error, _BAD_USAGE)
+        stop(error, BAD_USAGE)
     folder = work_dir or Path(tempfile.mkdtemp(prefix="millstream-demo-"))
     options = DemoOptions(base_days=days, online_days=online, work_dir=folder, port=port, partitions=partitions)
     try:
-        found = _await(run_demo(scenario, options, player, progress))
+        found = awaited(run_demo(scenario, options, player, progress))
     except typer.Exit as stopped:
-        if stopped.exit_code == _FAILED:
+        if stopped.exit_code == FAILED:
             typer.echo(f"the logs of worker and serving are kept in {folder / 'logs'}", err=True)
         elif work_dir is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -272,30 +262,6 @@ def _trained(collected: in_process.Base, spec: FeatureSpec, click_window_s: floa
         return base_snapshot(read_base_examples(Path(folder), spec), spec, click_window_s)
 
 
-def _days(scenario: Scenario, base_days: int | None, online_days: int | None) -> tuple[int, int]:
-    """How many days of the scenario are base and how many are played.
-
-    Raises
-    ------
-    ValueError
-        When the scenario does not have them.
-    """
-    there = len(scenario.days().dates)
-    base = base_days if base_days is not None else max(min(3, there // 2), 1)
-    if not 1 <= base < there:
-        raise ValueError(
-            f"--base-days {base} must lie between 1 and {there - 1}: {scenario.name} holds {there} days, and the base "
-            "must leave at least one to play."
-        )
-    online = online_days if online_days is not None else min(3, there - base)
-    if not 1 <= online <= there - base:
-        raise ValueError(
-            f"--online-days {online} must lie between 1 and {there - base}: {scenario.name} holds {there} days, the "
-            f"first {base} of them base."
-        )
-    return base, online
-
-
 def _speed(text: str) -> float | None:
     if text == "max":
         return None
@@ -305,44 +271,13 @@ def _speed(text: str) -> float | None:
         raise ValueError(f"--speed {text} is neither a number nor max. Pass 1 for real time.") from None
 
 
-def _await(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end; SIGTERM and Ctrl-C cancel it, so that everything it started is stopped."""
-
-    async def main() -> T:
-        task = asyncio.ensure_future(work)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await task
-
-    try:
-        return asyncio.run(main())
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        typer.echo("stopped; everything that was started is stopped too.", err=True)
-        raise typer.Exit(130) from None
-    except (ServerStartError, BrokerUnreachableError, TopicMismatchError, PlaybackError, ArchiveError) as error:
-        _stop(error, _FAILED)
-
-
 def _print_live(found: Report, dataset: str, as_json: bool) -> None:
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
         return
-    console = _console()
-    console.print(quality_table(found, f"{dataset}: live, progressive"))
-    console.print(facts_table(found))
-
-
-def _console(width: int = 100) -> Console:
-    """Stdout; as wide as the tables where it is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=width)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-
-
-def _stop(error: Exception, status: int) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
-    raise typer.Exit(status)
+    out = console()
+    out.print(quality_table(found, f"{dataset}: live, progressive"))
+    out.print(facts_table(found))
 
 
 if __name__ == "__main__":

@@ -80,3 +80,27 @@ def calendar(first_ms: int, last_ms: int, utc_offset_h: float) -> Days:
     dates = [first + timedelta(days=i) for i in range(max((last - first).days + 1, 1))]
     starts = [datetime(d.year, d.month, d.day, tzinfo=UTC) - offset for d in dates]
     return Days(dates, [round(s.timestamp() * 1000) for s in starts], first_ms)
+
+
+def base_and_online_days(scenario: Scenario, base_days: int | None, online_days: int | None) -> tuple[int, int]:
+    """How many days of the scenario are base and how many are played.
+
+    Raises
+    ------
+    ValueError
+        When the scenario does not have them.
+    """
+    there = len(scenario.days().dates)
+    base = base_days if base_days is not None else max(min(3, there // 2), 1)
+    if not 1 <= base < there:
+        raise ValueError(
+            f"--base-days {base} must lie between 1 and {there - 1}: {scenario.name} holds {there} days, and the base "
+            "must leave at least one to play."
+        )
+    online = online_days if online_days is not None else min(3, there - base)
+    if not 1 <= online <= there - base:
+        raise ValueError(
+            f"--online-days {online} must lie between 1 and {there - base}: {scenario.name} holds {there} days, the "
+            f"first {base} of them base."
+        )
+    return base, online

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import orjson
 import typer
-from rich.console import Console
 
 from replay.progress import Progress
+from replay.terminal import BAD_USAGE, FAILED, console, json_bytes, print_json, stop
 from replay.truth_jobs import SEEDS, chosen, run_jobs
 from replay.truth_picture import PlotError, draw, matplotlib_figure
-from replay.truth_report import Result, misses, truth_json, truth_table
+from replay.truth_report import misses, truth_json, truth_table
 from replay.truth_scenarios import SCENARIOS
 
-_FAILED, _BAD_USAGE = 1, 2
 _FILE_WIDTH = 180  # of the table where stdout is no terminal
 
 
@@ -52,22 +49,16 @@ def truth(
             matplotlib_figure()
             out.mkdir(parents=True, exist_ok=True)
     except (ValueError, PlotError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(_BAD_USAGE) from None
+        stop(error, BAD_USAGE)
     results = run_jobs(jobs, processes, progress)
     if out is not None:
-        (out / "truth.json").write_bytes(_json(results))
+        (out / "truth.json").write_bytes(json_bytes(truth_json(results)))
         draw(results, out / "truth.png")
     if as_json:
-        sys.stdout.buffer.write(_json(results))
+        print_json(truth_json(results))
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
-        console.print(truth_table(results))
+        console(width=_FILE_WIDTH).print(truth_table(results))
     for line in (missed := misses(results)):
         typer.echo(f"missed: {line}", err=True)
     if missed:
-        raise typer.Exit(_FAILED)
-
-
-def _json(results: list[Result]) -> bytes:
-    return orjson.dumps(truth_json(results), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        raise typer.Exit(FAILED)
