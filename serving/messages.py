@@ -162,7 +162,7 @@ def _u64(value: int | str, at: str) -> int:
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else -1
     if not 1 <= number <= U64_MAX:
         raise BadRequestError(
-            f"{at}={text[:40]!r} is not an integer in 1..{U64_MAX}: answers could not be told apart. Send a decimal "
+            f"{at}={text[:40]!r} is not an integer in 1..{U64_MAX}: answers could not be distinguished. Send a decimal "
             "string, or leave it out and take the one in the answer."
         )
     return number

@@ -59,7 +59,7 @@ TABLE = (
     Metric("millstream_served_auc_ratio", "gauge", "AUC of served p", _COHORTS),
     Metric("millstream_served_cohort_exposures", "gauge", "Exposures that these figures are of", _COHORTS),
     Metric("millstream_served_cohort_expected_events", "gauge", "Events that served p expected of them", _COHORTS),
-    Metric("millstream_served_cohort_observed_events", "gauge", "Events that came of them", _COHORTS),
+    Metric("millstream_served_cohort_observed_events", "gauge", "Events that followed them", _COHORTS),
     Metric("millstream_serving_predicted_mean_ratio", "gauge", "Mean calibrated probability of the last second",
            {"head": HEADS}),
     Metric("millstream_feature_read_failures_total", "counter",

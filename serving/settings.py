@@ -16,7 +16,7 @@ class ServingSettings(BaseSettings):
     feature_timeout_s: float = Field(default=0.5, gt=0)
     """A call waits no longer for Redis: it is then scored without session features."""
     heartbeat_s: float = Field(default=1.0, gt=0)
-    """How often partitions without requests are told the time."""
+    """How often partitions without requests get the time."""
     fresh_within_s: float = Field(default=30.0, gt=0)
     """Serving is ready while it heard the learner no longer ago than this."""
     map_refit_interval_s: float = Field(default=1.0, ge=0)

@@ -105,7 +105,7 @@ TABLE = (
     Metric("millstream_learn_watermark_timestamp_seconds", "gauge", "Event time up to which all examples came"),
     Metric("millstream_learn_diverged", "gauge",
            "1 after a gradient that is not finite or a loss out of bounds: publishing has stopped"),
-    Metric("millstream_learn_bases_total", "counter", "New bases that the learner has gone over to"),
+    Metric("millstream_learn_bases_total", "counter", "New bases that the learner has switched to"),
     Metric("millstream_learn_drifts_total", "counter", "Changes of the normalised log loss that ADWIN found"),
     Metric("millstream_model_version", "gauge", "Newest model version published"),
     Metric("millstream_deltas_total", "counter", "Weights deltas published, heartbeats not counted"),

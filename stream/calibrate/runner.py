@@ -71,7 +71,7 @@ class CalibrateRunner:
         self._offsets_to_commit: dict[TopicPartition, int] = {}
 
     async def on_assigned(self, partitions: frozenset[int]) -> None:
-        """Take up the newest published state of each partition."""
+        """Restore the newest published state of each partition."""
         await self._look_for_line(time.monotonic())
         for partition in self._calibrators.keys() - partitions:
             del self._calibrators[partition]

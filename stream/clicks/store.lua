@@ -1,4 +1,4 @@
--- Take up one batch of clicks and conversions of one partition and move its fence, or change nothing.
+-- Store one batch of clicks and conversions of one partition and move its fence, or change nothing.
 --
 -- KEYS: fence, then one key a new click, then one key a conversion, in their order
 -- ARGV: expected fence, new fence, ttl s, how many clicks are new, then one packed row a new click, then the packed

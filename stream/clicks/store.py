@@ -36,7 +36,7 @@ class RedisClickStore:
         return int(await cast("Awaitable[bytes | None]", self._redis.get(self._fence(partition))) or 0)
 
     async def put(self, partition: int, expected: int, fence: int, examples: ExampleRows) -> int:
-        """Take up what became known with examples, which take the fence from ``expected`` to ``fence``.
+        """Store what became known with examples, which take the fence from ``expected`` to ``fence``.
 
         Returns where the fence stands afterwards; elsewhere than ``fence`` means that nothing was written.
         """

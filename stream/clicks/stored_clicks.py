@@ -75,7 +75,7 @@ class MemoryClickStore:
         self._converted_ms: defaultdict[int, list[int]] = defaultdict(list)
 
     def put(self, examples: ExampleRows) -> None:
-        """Take up what became known."""
+        """Store what became known."""
         clicks, conversions = clicks_in(examples)
         for at, key in enumerate(clicks.impression_id.tolist()):
             self._rows.setdefault(key, clicks.take(slice(at, at + 1)))

@@ -25,7 +25,7 @@ _log = structlog.get_logger(__name__)
 
 
 class ClickSync:
-    """The store holds all clicks before its fence. Where the fence is not what we left, it is brought up from the log.
+    """The store holds all clicks before its fence. Where the fence is not what we left, it is filled from the log.
 
     A store that is away costs nothing but time: its clicks are in the log, and conversions wait until it is back.
     """
@@ -42,7 +42,7 @@ class ClickSync:
         self._breaker = CircuitBreaker("store of clicks")
 
     async def take(self, examples: ExampleRows, end: int) -> None:
-        """Take up what became known with the examples that end before offset ``end``."""
+        """Store what became known with the examples that end before offset ``end``."""
         if self._fence is None:
             return
         try:

@@ -55,7 +55,7 @@ class JoinCore:
     """The join of one partition. Feed it in any interleaving of the inputs, each input in the order of its offsets.
 
     Topics are named without their prefix. One step is: feed records; `poll`; give the output its late clicks
-    (`stream.join.late`); store it with its offsets in one go; call `stored` with where the examples lie; bring what
+    (`stream.join.late`); store it with its offsets in one go; call `stored` with where the examples are; bring what
     `wanted_clicks` asks for, and poll again if that yields something.
 
     A rebuilt core is given the committed offsets (`start_at`), the partition's examples from `Resume.examples` to the
@@ -239,7 +239,7 @@ class JoinCore:
         )
 
     def stored(self, offsets: Sequence[int], first_rows: Sequence[int]) -> None:
-        """Tell where the last output's examples lie: the offset of each record, and the row that it begins with."""
+        """Note where the last output's examples are: the offset of each record, and the row that it begins with."""
         first_number = self._state.next_number - self._last_output_exposures
         for offset, row in zip(offsets, first_rows, strict=True):
             if row < self._last_output_exposures:

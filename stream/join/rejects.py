@@ -1,4 +1,4 @@
-"""Events of the join that yield nothing, and why."""
+"""Events of the join that give no example, and why."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Reject(NamedTuple):
-    """One event that yields nothing; `payload` is its JSON, so that it can be looked at and sent again."""
+    """One event that gives no example; `payload` is its JSON, so that it can be looked at and sent again."""
 
     topic: str
     offset: int

@@ -24,7 +24,7 @@ _LEVEL, _BALANCE, _DELAYED = "level.", "balance.", "delayed."  # arrays in a sna
 
 
 class Stepped(NamedTuple):
-    """What came of it."""
+    """The outcome."""
 
     logits: NDArray[np.float32]  # (B,) before the step
     terms: Terms  # (B,) of the click head

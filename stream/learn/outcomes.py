@@ -1,4 +1,4 @@
-"""What comes of a record in the learning loop."""
+"""The outcome of a record in the learning loop."""
 
 from __future__ import annotations
 

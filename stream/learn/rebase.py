@@ -1,4 +1,4 @@
-"""A stream goes over to a new base: its number among the versions, and the examples that it has not learned.
+"""A stream switches to a new base: its number among the versions, and the examples that it has not learned.
 
 ::
 

@@ -68,7 +68,7 @@ class LearnReports:
             version=loop.published_version,
             detail=detail,
             remedy="look at the newest examples; train a base on those before them (python -m learners base --until), "
-            "with lower learning rates if they were sound, and start the worker again: it goes over to it",
+            "with lower learning rates if they were sound, and start the worker again: it switches to it",
         )
 
     def dead_letter(self, partition: int, offset: int, reason: str, detail: str, payload: bytes) -> Outgoing:

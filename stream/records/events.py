@@ -116,7 +116,7 @@ def event_json(topic: str, impression_id: int, ts_ms: int, user_key: int, positi
 def decode_events(topic: str, value: bytes | None, content_type: str | None = None) -> EventRows:
     """Return the rows of one record of a public input (`topic` without its prefix).
 
-    JSON and columnar records are told apart by the content type or else by the first byte: a msgpack map starts at
+    JSON and columnar records are distinguished by the content type or else by the first byte: a msgpack map starts at
     0x80 or above, JSON below. Raises RecordError.
     """
     if not value:

@@ -69,7 +69,7 @@ class _Step:
     watermark_ms: int = 0
 
     def add(self, offset: int, decoded: tuple[ExampleRows, int] | None) -> None:
-        """Take up a record, its rows and watermark; None for one that means nothing here."""
+        """Add a record, its rows and watermark; None for one that means nothing here."""
         self.end = offset + 1
         if decoded is None:
             return

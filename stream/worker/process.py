@@ -119,7 +119,7 @@ async def _stop(running: _Prepared, *, abandon: bool) -> bool:
 
 
 async def _unless(stop: asyncio.Event, work: Awaitable[_T]) -> _T | None:
-    """What comes of the work; None, and it is cancelled, when the stop comes before its end."""
+    """The result of the work; None, and it is cancelled, when the stop comes before its end."""
     working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)

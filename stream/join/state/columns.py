@@ -39,7 +39,7 @@ class _Block:
         return sum(array.nbytes for array in arrays)
 
     def put(self, rows: ServedRows, which: NDArray[np.intp], first: int) -> None:
-        """Take up the rows ``which`` at ``first`` and on."""
+        """Store the rows ``which`` at ``first`` and on."""
         here = slice(first, first + len(which))
         for name, column in self.rows.items():
             column[here] = getattr(rows, name)[which]
@@ -136,7 +136,7 @@ class PendingRows:
         return np.concatenate(indices) if indices else np.zeros(0, np.int64)
 
     def put(self, rows: ServedRows, which: NDArray[np.intp]) -> None:
-        """Take up the rows ``which`` at the next indices."""
+        """Store the rows ``which`` at the next indices."""
         at = 0
         while at < len(which):
             if self._open_block is None or self._open_rows == BLOCK:

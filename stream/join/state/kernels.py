@@ -378,7 +378,7 @@ def forget(rows: Rows, rules: Rules, before_ms: int, most: int) -> tuple[int, In
 def restore(
     rows: Rows, rules: Rules, keys: NDArray[np.uint64], times: NDArray[np.int64], clicked: NDArray[np.bool_]
 ) -> None:
-    """Take up exposures and clicks of an earlier life, in the order of its examples; a click marks its exposure."""
+    """Restore exposures and clicks of an earlier process, in the order of its examples; a click marks its exposure."""
     ring = len(rows.exposed_keys) - 1
     for i in range(len(keys)):
         hashed = _hashed(keys[i], rules.salt)

@@ -191,7 +191,7 @@ class JoinState:
         self._records.note(first_number, offset)
 
     def restore(self, examples: ExampleRows, offset: int) -> None:
-        """Take up the exposures and clicks of the examples record at ``offset``, of an earlier life."""
+        """Restore the exposures and clicks of the examples record at ``offset``, of an earlier process."""
         rows = examples.take((examples.kind == EXPOSURE) | (examples.kind == CLICK))
         self.note_record(self.next_number, offset)
         self._make_room(exposed=len(rows))
