@@ -207,7 +207,7 @@ async def test_a_base_that_is_worse_is_refused_until_it_is_forced(
     kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log has the figures of both lines; the old one goes on, published as before; the base waits."""
-    monkeypatch.setattr("stream.learn.base_gate._LEAST_CLICKS", 10)
+    monkeypatch.setattr("stream.learn.base_gate._MIN_CLICKS", 10)
     harness, committed = await lived(kafka_topics, tmp_path)
     old = await harness.journal()
     base = waiting_base(str(harness.root))
