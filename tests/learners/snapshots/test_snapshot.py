@@ -196,7 +196,7 @@ def test_a_write_that_dies_leaves_what_was_there(tmp_path: Path, monkeypatch: py
         raise OSError("disk gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_sync_directory", die)
+        patch.setattr(store, "sync_directory", die)
         with pytest.raises(OSError, match="disk gone"):
             write_snapshot(str(tmp_path), snapshot(2))
     assert versions(str(tmp_path)) == [1]
