@@ -2,16 +2,17 @@
 
 Adam moves every dense weight by about its rate in each step, whatever the step tells: a rate that is small enough for
 a steady level takes minutes back to it after the click rate has doubled, or from a base that was trained at another.
-The filter knows how well it knows. The bias b is a random walk, the clicks that come are Poisson, so that n clicks more
-leave a variance of
+The filter knows how well it knows. The bias b is a random walk in time, the clicks that come are Poisson, so that n
+clicks more in a time t leave a variance of
 
-    P' = P / (1 + P·I),    b' = b + P'·(O − E),    I = Σ p·(1 − p) = n where clicks are rare,
+    P' = (P + q·t) / (1 + (P + q·t)·I),    b' = b + P'·(O − E),    I = Σ p·(1 − p) = n where clicks are rare,
 
 of b, with O clicks where E were expected (M. West, P. J. Harrison, H. S. Migon, "Dynamic Generalized Linear Models and
 Bayesian Forecasting", JASA 1985; L. Fahrmeir, "Posterior Mode Estimation by Extended Kalman Filtering for Multivariate
-Dynamic Generalized Linear Models", JASA 1992, for one state). P falls to 1 / memory. Clicks that are no chance by that
-(4 standard errors, over about a hundred of them) are a jump: P is put to its square. None at all is no jump before one
-comes: it may be a silence (`stream.learn.click_silence`).
+Dynamic Generalized Linear Models", JASA 1992, for one state). P falls to √(q·t/I): many clicks a second are remembered
+for many clicks, few for a long time. Clicks that are no chance by that (4 standard errors, over the last hundred or
+thousands of them) are a jump: P is put to its square. None at all is no jump before one comes: it may be a silence
+(`stream.learn.click_silence`).
 
 A display is expected to be clicked when clicks come, by the measured law of delays up to ``_WINDOW_MS``: so a start and
 a ramp of the traffic move nothing. In total it pays its p once, and later clicks count, too: unbiased however late they
@@ -20,7 +21,6 @@ are, as long as traffic was the same then.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,9 +35,9 @@ from stream.records.examples import ExampleRows
 
 _BUCKET_MS = 1_000
 _WINDOW_MS = 600_000  # in which a display pays its whole p
-_MEMORY = 1_000.0  # clicks: a level that does not jump is known within 3 %; 2,000 follow KuaiRand's days too late
-_START_VARIANCE = 1 / 400  # of a base's level: 5 %
-_RECENT = 100.0  # clicks in which a jump is looked for
+_WANDER_PER_MS = 0.02**2 / 3_600_000  # variance: 2 % in an hour, 10 % in a day
+_START_VARIANCE = 0.025**2  # of a base's level: known as by 1,600 clicks
+_RECENT = np.array([100.0, 400.0, 1_600.0, 6_400.0])  # clicks in which a jump of 40, 20, 10, 5 % is seen
 _JUMP_ERRORS = 4.0  # one of them an hour and a half at 1,000 clicks a minute comes by chance, and costs little
 _MOST_SHIFT = 1.0  # log-odds at once: the filter is linear, the click rate is not
 _COLUMNS = 5  # of a cohort: middle of its display second, Σ p, Σ p·(1 − p), the level it was scored at, the share paid
@@ -58,7 +58,7 @@ class ClickLevel:
         self._clicks_ms = np.zeros(0, np.int64)  # that came ahead of the watermark
         self._since_ms, self._watermark_ms = 0, 0
         self._level, self._variance = 0.0, _START_VARIANCE
-        self._recent = np.zeros(3)  # decayed sums: clicks less expected, their variance, information
+        self._recent = np.zeros((3, len(_RECENT)))  # decayed sums: clicks less expected, their variance, information
         if state:
             self._cohorts, self._clicks_ms = np.array(state["cohorts"]), np.array(state["clicks_ms"])
             self._fresh = [np.array(state["fresh"])]
@@ -102,8 +102,9 @@ class ClickLevel:
             self._clicks_ms = np.concatenate([self._clicks_ms, rows.known_ms[counted]])
         if watermark_ms // _BUCKET_MS <= self._watermark_ms // _BUCKET_MS:
             return 0.0
-        passed_ms, self._watermark_ms = watermark_ms - self._watermark_ms, watermark_ms
-        return self._filter(*self._arrived(law, passed_ms))
+        passed_ms = watermark_ms - self._watermark_ms if self._watermark_ms else 0
+        self._watermark_ms = watermark_ms
+        return self._filter(*self._arrived(law, passed_ms), passed_ms)
 
     def _expose(self, ts_ms: NDArray[np.int64], logits: NDArray[np.float32], weight: NDArray[np.float32]) -> None:
         counts = ts_ms >= self._since_ms
@@ -137,19 +138,22 @@ class ClickLevel:
         self._cohorts = self._cohorts[age_ms < _WINDOW_MS]
         return clicks, float(due @ (p * moved)), float(due @ (information * moved))
 
-    def _filter(self, clicks: float, expected: float, information: float) -> float:
+    def _filter(self, clicks: float, expected: float, information: float, passed_ms: int) -> float:
         self._look_for_a_jump(clicks, expected, information)
-        prior = self._variance + information / _MEMORY**2
+        prior = self._variance + passed_ms * _WANDER_PER_MS
         self._variance = prior / (1.0 + prior * information)
         shift = min(max(self._variance * (clicks - expected), -_MOST_SHIFT), _MOST_SHIFT)
         self._level += shift
         return shift
 
     def _look_for_a_jump(self, clicks: float, expected: float, information: float) -> None:
-        kept = math.exp(-information / _RECENT)
-        self._recent *= (kept, kept**2, kept)
-        self._recent += (clicks - expected, information, information)
-        missed, variance, told = self._recent.tolist()
-        if clicks and abs(missed) > _JUMP_ERRORS * math.sqrt(variance + 1.0):
-            self._variance = max(self._variance, min(abs(missed) / max(told, _LEAST), _MOST_SHIFT) ** 2)
+        kept = np.exp(-information / _RECENT)
+        self._recent *= np.stack([kept, kept**2, kept])
+        self._recent += np.array([[clicks - expected], [information], [information]])
+        missed, variance, told = self._recent
+        jumped = np.abs(missed) > _JUMP_ERRORS * np.sqrt(variance + 1.0)
+        if clicks and jumped.any():
+            first = int(jumped.argmax())
+            size = abs(missed[first]) / max(told[first], _LEAST)
+            self._variance = max(self._variance, float(min(size, _MOST_SHIFT)) ** 2)
             self._recent[:] = 0.0

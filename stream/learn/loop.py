@@ -16,11 +16,13 @@ from learners.metrics.divergence import BatchLoss, LossWatch
 from learners.protocol.state_names import prefixed, under
 from stream.learn.click_silence import ClickSilence
 from stream.learn.config import LearningConfig
+from stream.learn.learn_order import in_learn_order
 from stream.learn.model_step import ModelStep
 from stream.learn.outcomes import Diverged, Heard, Learned, LearnOutcome, Rejected, Silent, Skipped
 from stream.learn.publication import Publication
 from stream.learn.queue import Batch, PendingExamples, Position
 from stream.learn.state import LoopState
+from stream.learn.watermarks import LeastWatermark
 from stream.records.examples import ExampleRows
 from stream.records.validity import faults, learnable, sampled
 from stream.records.wire import JournalRecord
@@ -37,10 +39,7 @@ class LearningLoop:
     the next ``learn_interval_s`` of event time. Every row pays its term of the log loss when it comes (`Terms`): an
     exposure softplus(z), its click −z. Conversions are rows of a model that has a head for them (else only counted);
     their clicks pay that head's softplus(z) when conversions would come (`DelayedTerms`).
-
-    Before each step the model is told the watermark, on which expiry hangs: the journal holds it, so that learning a
-    batch again tells the same.
-
+    Before each step the model is told the watermark, on which expiry hangs; the journal holds it.
     A batch whose gradients are not finite is skipped: its version has the weights of the one before. After
     ``most_skipped_batches`` of them in a row, or when the loss leaves its bounds, the model has diverged. While clicks
     that should come do not (`ClickSilence`), what is displayed is left out and nothing but heartbeats is published.
@@ -81,7 +80,7 @@ class LearningLoop:
         )
         self.left_out_rows = 0
         self.newest_event_ms = state.newest_event_ms if state else 0
-        self._watermarks: dict[int, int] = dict(state.watermarks) if state else {}
+        self._partition_watermarks = LeastWatermark(partitions, state.watermarks if state else {})
         self._watermark_ms = state.watermark_ms if state else 0
         self._ahead_ms = 0  # the watermark of the record that is being taken, when no click of it waits
         self._pending = PendingExamples()
@@ -140,7 +139,8 @@ class LearningLoop:
         """
         if offset < self.next_offset(partition):
             return []
-        heard_ms = self._hear(partition, watermark_ms)
+        rows = in_learn_order(rows)
+        heard_ms = self._partition_watermarks.hear(partition, watermark_ms)
         self._ahead_ms = 0 if (rows.kind == CLICK).any() else heard_ms
         if self.diverged:
             self._advance_to(heard_ms)
@@ -160,7 +160,7 @@ class LearningLoop:
 
     def hear(self, partition: int, watermark_ms: int) -> None:
         """The watermark of the last record of a partition that was taken before a restart; its rows were learned."""
-        self._advance_to(self._hear(partition, watermark_ms))
+        self._advance_to(self._partition_watermarks.hear(partition, watermark_ms))
 
     def flush(self) -> list[LearnOutcome]:
         """Learn what waits, at the end of the input. It moves the cuts, which only the journal tells then."""
@@ -230,7 +230,7 @@ class LearningLoop:
         return LoopState(
             version=self.version,
             positions={p: (at.offset, at.row) for p, at in sorted(self.positions().items())},
-            watermarks=dict(sorted(self._watermarks.items())),
+            watermarks=self._partition_watermarks.state(),
             watermark_ms=self._watermark_ms,
             newest_event_ms=self.newest_event_ms,
             loss_watch=self._loss_watch.state(),
@@ -243,11 +243,6 @@ class LearningLoop:
         left_out = self._silence.left_out(rows)
         self.left_out_rows += int(np.count_nonzero(left_out))
         return learnable(rows, self._heads) & sampled(rows, exposure_rate) & ~left_out
-
-    def _hear(self, partition: int, watermark_ms: int) -> int:
-        """Take a partition's watermark; the least of all, 0 while one was never heard."""
-        self._watermarks[partition] = max(watermark_ms, self._watermarks.get(partition, 0))
-        return min(self._watermarks.values()) if len(self._watermarks) == self.partitions else 0
 
     def _advance_to(self, heard_ms: int) -> bool:
         """True when the loop's own watermark entered the next learn interval."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
 from learners.snapshots.snapshot import Snapshot
 from stream.kafka.log_reader import LogReader
+from stream.learn.learn_order import in_learn_order
 from stream.learn.loop import Learned, LearningLoop, LoopState, Skipped
 from stream.records.columns import RecordError
 from stream.records.examples import ExampleRows, concat
@@ -15,6 +17,7 @@ from stream.records.examples_codec import SpecShape, decode_examples
 from stream.records.topics import EXAMPLES, JOURNAL
 from stream.records.wire import JournalRecord, OffsetRange
 
+_LAST_RECORDS = 4  # that are read for their watermark
 _FETCHED_ROWS = 65_536  # a fetch costs more than a batch
 
 
@@ -62,6 +65,15 @@ async def relearn(
         except ValueError as error:
             raise await _unlike(log, journal, error) from error
         progress(next(one for one in outcomes if isinstance(one, (Learned, Skipped))))
+
+
+async def hear_watermarks(log: LogReader, loop: LearningLoop, spec: SpecShape) -> None:
+    """How far time had gone on: the watermark of the last record that was taken, behind which markers may stand."""
+    for partition, position in loop.positions().items():
+        stop = position.offset + (position.row > 0)
+        async for record in log.read(EXAMPLES, partition, max(0, stop - _LAST_RECORDS), stop=stop):
+            with suppress(RecordError):  # rejected when it was taken
+                loop.hear(partition, decode_examples(record.value, spec)[1])
 
 
 def _check_start(journal: JournalRecord, base_offsets: Mapping[int, int]) -> None:
@@ -149,9 +161,10 @@ async def _fetched(
         records[partition] = {}
         async for record in log.read(EXAMPLES, partition, first, stop=end):
             try:
-                records[partition][record.offset], _ = decode_examples(record.value, spec)
+                rows, _ = decode_examples(record.value, spec)
             except RecordError:  # rejected when it was learned, too
                 continue
+            records[partition][record.offset] = in_learn_order(rows)
     return [(journal, _rows_of(journal.ranges, records, spec)) for journal in journals]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 
 import msgspec
 import structlog
@@ -30,7 +29,7 @@ from stream.learn.line_calibration import LineCalibration
 from stream.learn.loop import LearningLoop, LearnOutcome, LoopState
 from stream.learn.published import last_published
 from stream.learn.rebase import as_they_came, take_base
-from stream.learn.relearn import loop_state, relearn
+from stream.learn.relearn import hear_watermarks, loop_state, relearn
 from stream.learn.reports import LearnReports
 from stream.learn.snapshots import LearnSnapshots, NoSnapshotError, first_snapshot
 from stream.metrics import WorkerMetrics
@@ -42,7 +41,6 @@ from stream.records.topics import EXAMPLES, JOURNAL, WEIGHTS
 from stream.records.wire import SnapshotNotice
 
 MAX_PART_BYTES = 4 << 20  # half of the topic's limit
-_LAST_RECORDS = 4  # that are read for their watermark at a restart
 _JOURNALED_AT_ONCE = 64  # learned batches that are sent to the broker together while nothing is published
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -232,17 +230,9 @@ class LearnRunner:
                 break
         from_base = snapshot.created_from == "base" and snapshot.version > self._foreign_version
         await relearn(log, loop, self._spec, base_offsets=snapshot.offsets if from_base else {})
-        await self._hear(log, loop)
+        await hear_watermarks(log, loop, self._spec)
         if loop.diverged:
             self._reports.diverged(loop, "learned again, it diverges as it did before the restart")
-
-    async def _hear(self, log: LogReader, loop: LearningLoop) -> None:
-        """How far time had gone on: the watermark of the last record that was taken, behind which markers may stand."""
-        for partition, position in loop.positions().items():
-            stop = position.offset + (position.row > 0)
-            async for record in log.read(EXAMPLES, partition, max(0, stop - _LAST_RECORDS), stop=stop):
-                with suppress(RecordError):  # rejected when it was taken
-                    loop.hear(partition, decode_examples(record.value, self._spec)[1])
 
     # ---------------------------------------------------------------------------------------------------- step
 

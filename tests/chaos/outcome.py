@@ -9,6 +9,7 @@ import msgspec
 import orjson
 
 from learners.examples.kinds import CONVERSION
+from stream.learn.learn_order import in_learn_order
 from stream.records.examples import ExampleRows
 from stream.records.examples_codec import decode_examples
 from stream.records.topics import CALIBRATION, DEADLETTER, EXAMPLES, JOURNAL
@@ -60,12 +61,12 @@ class Outcome:
         return {p: records[-1].offset + 1 if records else 0 for p, records in self.partitions()}
 
     def learnable(self) -> dict[int, list[Row]]:
-        """The rows that a model without a head for conversions learns, by partition, in their order."""
+        """The rows that a model without a head for conversions learns, by partition, in the order of learning."""
         return {
             partition: [
                 (record.offset, at)
                 for record in records
-                for at, kind in enumerate(record.rows.kind.tolist())
+                for at, kind in enumerate(in_learn_order(record.rows).kind.tolist())
                 if kind != CONVERSION
             ]
             for partition, records in self.partitions()

@@ -20,6 +20,7 @@ from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogReader
 from stream.kafka.log_writer import Commits, LogWriter, Outgoing, open_writer, shared_writer
 from stream.learn.config import LearningConfig
+from stream.learn.learn_order import in_learn_order
 from stream.learn.loop import LearningLoop
 from stream.learn.published import follow
 from stream.learn.runner import LearnRunner
@@ -172,7 +173,7 @@ class LearnerHarness:
                 if rows is not None:
                     low = r.from_row if offset == r.from_offset else 0
                     high = r.to_row if offset == r.to_offset else len(rows)
-                    parts.append(rows.take(slice(low, high)))
+                    parts.append(in_learn_order(rows).take(slice(low, high)))
         return concat(parts)
 
     async def served_sha256(self, version: int) -> str:

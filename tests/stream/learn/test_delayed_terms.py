@@ -15,6 +15,7 @@ from learners.features.shape import ModelShape
 from learners.nn.heads import Head
 from stream.learn.config import LearningConfig
 from stream.learn.delayed_terms import DelayedTerms
+from stream.learn.learn_order import in_learn_order
 from stream.learn.loop import LearningLoop, LoopState
 from stream.learn.outcomes import Learned
 from stream.records.examples import ExampleRows, concat
@@ -259,5 +260,5 @@ def _fetched(log: list[tuple[int, int, ExampleRows, int]], journal: JournalRecor
         for offset in range(r.from_offset, min(r.to_offset + 1, len(log))):
             low = r.from_row if offset == r.from_offset else 0
             high = r.to_row if offset == r.to_offset else None
-            parts.append(log[offset][2].take(slice(low, high)))
+            parts.append(in_learn_order(log[offset][2]).take(slice(low, high)))
     return concat(parts)

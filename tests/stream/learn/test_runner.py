@@ -25,6 +25,7 @@ from stream.kafka.input_record import InputRecord
 from stream.kafka.log_reader import LogReader
 from stream.kafka.log_writer import Outgoing, shared_writer
 from stream.learn.config import LearningConfig
+from stream.learn.learn_order import in_learn_order
 from stream.learn.loop import LearningLoop
 from stream.learn.published import last_published
 from stream.learn.rebuild import rebuild
@@ -124,7 +125,7 @@ async def test_records_that_are_none_are_put_aside_and_an_empty_one_is_no_batch(
     assert [step.rows for step in steps] == [8, 8, 8]
     loop = LearningLoop(base_snapshot(tmp_path / "apart").model(), LearningConfig(), broker.partitions)
     for step, rows in zip(steps, good, strict=True):
-        loop.relearn(step, rows)
+        loop.relearn(step, in_learn_order(rows))
     found = newest_snapshot(str(tmp_path / "mixed"))
     assert found is not None
     assert found[1].weights_sha256() == loop.model.weights_sha256()
