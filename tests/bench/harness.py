@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,15 +27,22 @@ class Child:
     Only the one whose turn it is works: A and B measured in alternation meet the same disturbances.
     """
 
-    def __init__(self, module: str, *arguments: str, cores: Sequence[int], python: str | Path = sys.executable) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
-        environment |= dict.fromkeys(_THREAD_SETTINGS, str(len(cores)))
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        cores: Sequence[int],
+        python: str | Path = sys.executable,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        inherited = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+        inherited |= dict.fromkeys(_THREAD_SETTINGS, str(len(cores)))
         answers, child_end = os.pipe()
         self._module = module
         self._process = subprocess.Popen(
             [str(python), "-m", module, *arguments],
             cwd=ROOT,
-            env=environment | {ANSWERS_FD: str(child_end)},
+            env=inherited | dict(environment or {}) | {ANSWERS_FD: str(child_end)},
             pass_fds=(child_end,),
             stdin=subprocess.PIPE,
             stdout=sys.stderr.fileno(),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from tests.bench.harness import PEER_PYTHON, Bound, Child, Measure, median, progress
-from tests.bench.rows import BATCH, click_rows, save, step_megaflop
+from tests.bench.rows import BATCH, SHIPPED, click_rows, save, step_megaflop
 
 OURS = "ours"
 
@@ -27,14 +29,15 @@ class Entrant:
     rates: tuple[float, ...]  # learning rates tried for the log loss; the best counts
     ratio: float = 1.0
 
-    def start(self, folder: Path, cores: list[int]) -> Child:
-        """A process of its own: ours in the project's environment, a peer in the peers'."""
-        if self.name == OURS:
-            return Child(self.module, str(folder), self.argument, cores=cores)
-        return Child(self.module, str(folder), self.argument, cores=cores, python=PEER_PYTHON)
+    def start(self, folder: Path, cores: list[int], *, shipped: bool = False) -> Child:
+        """A process of its own, in the environment of the project or of the peers; ``shipped``: at our defaults."""
+        python = sys.executable if self.name == OURS else PEER_PYTHON
+        sizes = {SHIPPED: "1"} if shipped else {}
+        return Child(self.module, str(folder), self.argument, cores=cores, python=python, environment=sizes)
 
 
 US = Entrant(OURS, "tests.bench.ours", "1", rates=(0.00125, 0.0025, 0.005))
+US_SHIPPED = Entrant(OURS, "tests.bench.ours_shipped", "", rates=())
 _PEER_RATES = (3e-4, 1e-3, 3e-3)  # Adam; 1e-2 is far worse
 PEERS = (
     Entrant("deepctr-torch fit, defaults", "tests.bench.peers.deepctr", "fit", _PEER_RATES, ratio=10),
@@ -66,7 +69,12 @@ def measures(*, quick: bool = False) -> list[Measure]:
         folder = Path(name)
         progress(f"rows: {size.train + size.held_out:,}")
         save(click_rows(size.train + size.held_out), folder)
-        return [*speed(folder, size, cores), *threads(folder, size, cores), *quality(folder, size, cores)]
+        return [
+            *speed(folder, size, cores),
+            *shipped_speed(folder, size, cores),
+            *threads(folder, size, cores),
+            *quality(folder, size, cores),
+        ]
 
 
 def speed(folder: Path, size: Size, cores: list[int]) -> list[Measure]:
@@ -87,7 +95,7 @@ def speed(folder: Path, size: Size, cores: list[int]) -> list[Measure]:
             for peer, child in them.items():
                 found[OURS].append(_rows_per_second(us, size.our_batches))
                 found[peer.name].append(_rows_per_second(child, size.peer_batches))
-            progress(f"speed {turn + 1}/{size.rounds}: " + ", ".join(f"{k} {v[-1]:,.0f}" for k, v in found.items()))
+            progress(f"speed {turn + 1}/{size.rounds}: {_newest(found)}")
     ours = median(found[OURS])
     ratios = [
         Measure(
@@ -99,6 +107,28 @@ def speed(folder: Path, size: Size, cores: list[int]) -> list[Measure]:
         for peer in PEERS
     ]
     return [*ratios, *_shares(ours, median(found["fp32"]), median(found["bf16"]))]
+
+
+def shipped_speed(folder: Path, size: Size, cores: list[int]) -> list[Measure]:
+    """Impressions per core second at the shipped sizes: the whole learning loop against the peers' training steps."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    with ExitStack() as stack:
+        us = stack.enter_context(US_SHIPPED.start(folder, cores[:1], shipped=True))
+        them = {peer: stack.enter_context(peer.start(folder, cores[:1], shipped=True)) for peer in PEERS}
+        for child in (us, *them.values()):
+            child.turn("speed", batches=8)
+        for turn in range(size.rounds):
+            for peer, child in them.items():
+                found[OURS].append(_rows_per_second(us, 4 * size.our_batches))
+                found[peer.name].append(_rows_per_second(child, size.peer_batches))
+            progress(f"shipped sizes {turn + 1}/{size.rounds}: {_newest(found)}")
+    names = [peer.name for peer in PEERS]
+    ours = median(found[OURS])
+    return [Measure(name=f"shipped sizes, impressions/s; {one}", ours=ours, peer=median(found[one])) for one in names]
+
+
+def _newest(found: Mapping[str, Sequence[float]]) -> str:
+    return ", ".join(f"{name} {rates[-1]:,.0f}" for name, rates in found.items())
 
 
 def _shares(rows_per_second: float, fp32: float, bf16: float) -> list[Measure]:

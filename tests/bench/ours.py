@@ -20,7 +20,7 @@ from tests.bench.turns import take_turns
 _VECTOR_RATE = 0.0025
 _DENSE_RATE = 1e-3  # Adam, as every peer's default
 _NAMES = tuple(f"f{field}" for field in range(FIELDS))
-_SHAPE = ModelShape(
+SHAPE = ModelShape(
     spec_name="bench", spec_hash="0" * 16, id_columns=FIELDS, embedded=tuple(range(FIELDS)), names=_NAMES, dense=0
 )
 
@@ -33,22 +33,23 @@ class OurDeepFM:
         config = DeepFMConfig(
             dim=DIM, hidden=HIDDEN, vector_rate=rate, weight_rate=10 * rate, dense_rate=_DENSE_RATE, threads=threads
         )
-        self.model = DeepFM(config, _SHAPE)
+        self.model = DeepFM(config, SHAPE)
 
     def learn(self, rows: ClickRows) -> None:
         """One step a batch."""
         for start in range(0, len(rows.ids), BATCH):
             part = slice(start, start + BATCH)
-            self.model.learn_many(_rows(rows, part), rows.labels[part])
+            self.model.learn_many(feature_rows(rows, part), rows.labels[part])
 
     def probabilities(self, rows: ClickRows) -> NDArray[Any]:
         """The sigmoid of ``predict_many``, in batches."""
         starts = range(0, len(rows.ids), BATCH)
-        logits = [self.model.predict_many(_rows(rows, slice(start, start + BATCH))) for start in starts]
+        logits = [self.model.predict_many(feature_rows(rows, slice(start, start + BATCH))) for start in starts]
         return 1 / (1 + np.exp(-np.concatenate(logits).astype(np.float64)))
 
 
-def _rows(rows: ClickRows, part: slice) -> Rows:
+def feature_rows(rows: ClickRows, part: slice | NDArray[np.intp]) -> Rows:
+    """Of the rows of ``part``."""
     ids = rows.ids[part]
     return Rows(ids.view(np.uint64), np.zeros((len(ids), 0), np.float32))
 
