@@ -150,65 +150,28 @@ def train_base(
     DivergenceError
         The rates are too high for these examples.
     """
-    config, group = config or BaseConfig(), group or SingleProcess()
-    watermark_ms = examples.end_ms
-    mature_until_ms = watermark_ms - round(config.click_window_s * 1000) + 1
-    if not goes_on:
-        examples = examples.displayed_before(mature_until_ms)
-    split = split_by_time(
-        examples,
-        validation_share=config.validation_share,
-        holdout_share=config.holdout_share,
-        click_window_ms=round(config.click_window_s * 1000),
-        mature_until_ms=mature_until_ms,
-    )
-    model_config = model_config or DeepFMConfig()
-    heads = tuple(head.name for head in model_config.heads)
-    shares = None
-    if CONVERSION_HEAD in heads:
-        shares = conversion_shares(examples, watermark_ms, config.conversion_horizon_s, config.conversion_prior)
-    model = DeepFM(_at_known_rates(model_config, examples, split, shares), shape)
-    after = len(arrived(examples, (split.replay_from_ms, _EVER), conversions=CONVERSION_HEAD in heads).rows)
+    config, model_config = config or BaseConfig(), model_config or DeepFMConfig()
+    plan = _plan(examples, model_config, config, goes_on=goes_on)
+    examples, split = plan.examples, plan.split
     fit = Fit(
         examples,
         split,
         config.fit,
-        heads=heads,
-        shares=shares,
-        group=group,
+        heads=plan.heads,
+        shares=plan.shares,
+        group=group or SingleProcess(),
         checkpoints=checkpoints,
         device=device,
-        report=lambda done, total: progress(done, total + after),
+        report=lambda done, total: progress(done, total + plan.replayed_rows),
     )
+    model = DeepFM(_at_known_rates(model_config, examples, split, plan.shares), shape)
     model, epochs = fit.run(model, resume=resume)
-    in_label = examples.clicked(split.train, before_ms=split.validation_from_ms)
-    labelled = examples.columns["impression_id"][split.train[in_label]]
-    fitted, total, replayed_rows = fit.rows * len(epochs), fit.rows * len(epochs) + after, 0
-
-    def report(rows: int) -> None:
-        nonlocal replayed_rows
-        replayed_rows += rows
-        progress(fitted + replayed_rows, total)
-
-    def replayed(start_ms: int, stop_ms: int) -> Quality:
-        # Every process replays alone: batches of the stream's size are too small to be shared.
-        return replay(
-            model,
-            examples,
-            (start_ms, stop_ms),
-            heads=heads,
-            batch_rows=config.replay_batch_rows,
-            mature_until_ms=mature_until_ms,
-            shares=shares,
-            labelled=labelled,
-            report=report,
-        )
-
-    replayed(split.replay_from_ms, split.validation_from_ms)
-    before_holdout = replayed(split.validation_from_ms, split.holdout_from_ms)
+    replays = _Replays(plan, model, config.replay_batch_rows, fit.rows * len(epochs), progress)
+    replays.learn(split.replay_from_ms, split.validation_from_ms)
+    before_holdout = replays.learn(split.validation_from_ms, split.holdout_from_ms)
     logits = score(model, examples, split.holdout)
-    of_holdout = replayed(split.holdout_from_ms, _EVER)
-    progress(total, total)
+    of_holdout = replays.learn(split.holdout_from_ms, _EVER)
+    progress(replays.total, replays.total)
     return Base(
         model=model,
         split=split,
@@ -216,9 +179,90 @@ def train_base(
         holdout=quality(logits, examples.clicked(split.holdout)),
         holdout_logits=logits,
         replayed=(before_holdout, of_holdout),
-        watermark_ms=watermark_ms,
+        watermark_ms=plan.watermark_ms,
         newest_event_ms=int(examples.columns["ts_ms"].max()),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Plan:
+    """What a training learns from N examples, before any of it is learned."""
+
+    examples: Examples  # without those that it leaves out
+    split: Split
+    heads: tuple[str, ...]
+    shares: NDArray[np.float32] | None  # (N,) of a click's terms that its conversion head is paid; None: no such head
+    watermark_ms: int  # of the newest event
+    mature_until_ms: int  # displays before that are judged by
+    labelled: NDArray[np.uint64]  # impressions whose click is in their label
+    replayed_rows: int  # events from the split on
+
+
+def _plan(examples: Examples, model_config: DeepFMConfig, config: BaseConfig, *, goes_on: bool) -> _Plan:
+    """Raises ValueError for too few mature exposures to hold any out."""
+    watermark_ms, click_window_ms = examples.end_ms, round(config.click_window_s * 1000)
+    mature_until_ms = watermark_ms - click_window_ms + 1
+    if not goes_on:
+        examples = examples.displayed_before(mature_until_ms)
+    split = split_by_time(
+        examples,
+        validation_share=config.validation_share,
+        holdout_share=config.holdout_share,
+        click_window_ms=click_window_ms,
+        mature_until_ms=mature_until_ms,
+    )
+    heads = tuple(head.name for head in model_config.heads)
+    converts = CONVERSION_HEAD in heads
+    in_label = examples.clicked(split.train, before_ms=split.validation_from_ms)
+    prior = config.conversion_prior
+    return _Plan(
+        examples=examples,
+        split=split,
+        heads=heads,
+        shares=conversion_shares(examples, watermark_ms, config.conversion_horizon_s, prior) if converts else None,
+        watermark_ms=watermark_ms,
+        mature_until_ms=mature_until_ms,
+        labelled=examples.columns["impression_id"][split.train[in_label]],
+        replayed_rows=len(arrived(examples, (split.replay_from_ms, _EVER), conversions=converts).rows),
+    )
+
+
+class _Replays:
+    """The replay of what came since the split, span by span; every process replays alone.
+
+    Batches of the stream's size are too small to be shared.
+
+    Parameters
+    ----------
+    batch_rows : of a step.
+    fitted_rows : that were learned before, of all epochs.
+    progress : told of every step.
+    """
+
+    def __init__(self, plan: _Plan, model: DeepFM, batch_rows: int, fitted_rows: int, progress: Progress) -> None:
+        self._plan, self._model, self._batch_rows = plan, model, batch_rows
+        self._progress = progress
+        self._done = fitted_rows
+        self.total = fitted_rows + plan.replayed_rows
+
+    def learn(self, start_ms: int, stop_ms: int) -> Quality:
+        """Learn a span of event time; the progressive quality of its mature displays."""
+        plan = self._plan
+        return replay(
+            self._model,
+            plan.examples,
+            (start_ms, stop_ms),
+            heads=plan.heads,
+            batch_rows=self._batch_rows,
+            mature_until_ms=plan.mature_until_ms,
+            shares=plan.shares,
+            labelled=plan.labelled,
+            report=self._report,
+        )
+
+    def _report(self, rows: int) -> None:
+        self._done += rows
+        self._progress(self._done, self.total)
 
 
 def known_users(examples: Examples, split: Split) -> NDArray[np.uint64]:

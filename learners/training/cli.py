@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, cast, get_args
+from typing import Any, NoReturn, cast, get_args
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from learners.deepfm.model import DeepFMConfig, DivergenceError
+from learners.training import options
 from learners.training.base import BaseConfig
 from learners.training.base import Progress as Report
 from learners.training.distributed import process_group
@@ -28,55 +29,35 @@ _BASE, _FIT, _RATES = BaseConfig(), FitConfig(), RateSchedule()
 
 
 def base(
-    examples: Annotated[str, typer.Option(help="Archived examples: a parquet file, a folder of them, an fsspec URL.")],
-    out: Annotated[str, typer.Option(help="Where the snapshot goes: the directory or fsspec URL of the snapshots.")],
-    spec: Annotated[str, typer.Option(help="Feature spec, a name or a TOML file; default: the archive's.")] = "",
-    since: Annotated[str, typer.Option(help="First local day (YYYY-MM-DD) of the events to take.")] = "",
-    until: Annotated[str, typer.Option(help="Last such day.")] = "",
-    validation_share: Annotated[float, typer.Option(help="Share of the rows, before the holdout, to stop by.")] = 0.1,
-    holdout_share: Annotated[float, typer.Option(help="Newest share, reported on before it is learned.")] = 0.1,
-    epochs: Annotated[int, typer.Option(help="Passes over the train rows, with early stopping.")] = _FIT.epochs,
-    patience: Annotated[int, typer.Option(help="Epochs without a lower validation loss until then.")] = _FIT.patience,
-    order: Annotated[str, typer.Option(help="time or shuffled.")] = _FIT.order,
-    batch_rows: Annotated[int, typer.Option(help="Rows of a step on the train rows.")] = _FIT.batch_rows,
-    warmup_steps: Annotated[int, typer.Option(help="Steps until the rates are whole.")] = _RATES.warmup_steps,
-    plateau_steps: Annotated[int, typer.Option(help="Steps at whole rates before they decay; -1: for ever.")] = -1,
-    half_life_steps: Annotated[float, typer.Option(help="Steps in which they then halve.")] = _RATES.half_life_steps,
-    negative_rate: Annotated[float, typer.Option(help="Share of the non-clicks to learn, weighing 1 / share.")] = 1.0,
-    click_window_s: Annotated[
-        float,
-        typer.Option(
-            help="Age at which a display counts as mature: none younger is judged by.",
-            envvar="MILLSTREAM_CLICK_WINDOW_S",
-        ),
-    ] = _BASE.click_window_s,
-    conversion_horizon_s: Annotated[
-        float, typer.Option(help="No click converts later.", envvar="MILLSTREAM_CONVERSION_HORIZON_S")
-    ] = _BASE.conversion_horizon_s,
-    conversion_delay_median_s: Annotated[
-        float,
-        typer.Option(
-            help="Believed of conversions that come later than the archive.",
-            envvar="MILLSTREAM_CONVERSION_DELAY_MEDIAN_S",
-        ),
-    ] = _BASE.conversion_delay_median_s,
-    conversion_delay_sigma: Annotated[
-        float, typer.Option(help="Of its logarithm, log-normal.", envvar="MILLSTREAM_CONVERSION_DELAY_SIGMA")
-    ] = _BASE.conversion_delay_sigma,
-    checkpoints: Annotated[str, typer.Option(help="Directory or URL for checkpoints; the last three stay.")] = "",
-    checkpoint_steps: Annotated[int, typer.Option(help="Steps from one to the next.")] = _FIT.checkpoint_steps,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    device: Annotated[str, typer.Option(help="Of the dense part: auto (a GPU if torch sees one), cpu, cuda.")] = "auto",
-    segment: Annotated[list[str] | None, typer.Option(help="Segments of the report: user, hour, columns.")] = None,
-    values: Annotated[Path | None, typer.Option(help="JSON: field to its raw values, to name them.")] = None,
-    model: Annotated[Path | None, typer.Option(help="TOML of model settings: hidden, heads, admit_after, ...")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of start weights, shuffling, left-out non-clicks; default: the model's, 0.")
-    ] = None,
-    new_log: Annotated[
-        bool, typer.Option("--new-log", help="The stream will write another log than the archived one.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    examples: options.Examples,
+    out: options.Out,
+    spec: options.Spec = "",
+    since: options.Since = "",
+    until: options.Until = "",
+    validation_share: options.ValidationShare = 0.1,
+    holdout_share: options.HoldoutShare = 0.1,
+    epochs: options.Epochs = _FIT.epochs,
+    patience: options.Patience = _FIT.patience,
+    order: options.RowOrder = _FIT.order,
+    batch_rows: options.BatchRows = _FIT.batch_rows,
+    warmup_steps: options.WarmupSteps = _RATES.warmup_steps,
+    plateau_steps: options.PlateauSteps = -1,
+    half_life_steps: options.HalfLifeSteps = _RATES.half_life_steps,
+    negative_rate: options.NegativeRate = 1.0,
+    click_window_s: options.ClickWindow = _BASE.click_window_s,
+    conversion_horizon_s: options.ConversionHorizon = _BASE.conversion_horizon_s,
+    conversion_delay_median_s: options.ConversionDelayMedian = _BASE.conversion_delay_median_s,
+    conversion_delay_sigma: options.ConversionDelaySigma = _BASE.conversion_delay_sigma,
+    checkpoints: options.CheckpointFolder = "",
+    checkpoint_steps: options.CheckpointSteps = _FIT.checkpoint_steps,
+    resume: options.Resume = False,
+    device: options.Device = "auto",
+    segment: options.Segment = None,
+    values: options.Values = None,
+    model: options.ModelFile = None,
+    seed: options.Seed = None,
+    new_log: options.NewLog = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Train a base model, report on the newest examples, write it as snapshot version 1.
 
@@ -86,47 +67,31 @@ def base(
 
     Under torchrun all processes train it together; the first one reports and writes.
     """
-    try:
+    with _failures_told():
         model_config = _model_config(model, seed)
-        schedule = RateSchedule(
-            warmup_steps=warmup_steps,
-            plateau_steps=None if plateau_steps < 0 else plateau_steps,
-            half_life_steps=half_life_steps,
-        )
         fit = FitConfig(
-            batch_rows=batch_rows,
-            epochs=epochs,
-            order=_order(order),
-            patience=patience,
-            seed=model_config.seed,
-            schedule=schedule,
+            batch_rows=batch_rows, epochs=epochs, order=_order(order), patience=patience, seed=model_config.seed,
+            schedule=_schedule(warmup_steps, plateau_steps, half_life_steps), checkpoint_steps=checkpoint_steps,
             sampling=NegativeSampling(negative_rate=negative_rate),
-            checkpoint_steps=checkpoint_steps,
-        )
+        )  # fmt: skip
+        config = BaseConfig(
+            validation_share=validation_share, holdout_share=holdout_share, fit=fit, click_window_s=click_window_s,
+            conversion_horizon_s=conversion_horizon_s, conversion_delay_median_s=conversion_delay_median_s,
+            conversion_delay_sigma=conversion_delay_sigma,
+        )  # fmt: skip
         job = BaseJob(
-            examples=examples,
-            out=out,
-            spec=spec,
-            since=since,
-            until=until,
-            config=BaseConfig(
-                validation_share=validation_share,
-                holdout_share=holdout_share,
-                fit=fit,
-                click_window_s=click_window_s,
-                conversion_horizon_s=conversion_horizon_s,
-                conversion_delay_median_s=conversion_delay_median_s,
-                conversion_delay_sigma=conversion_delay_sigma,
-            ),
-            model_config=model_config,
-            checkpoints=checkpoints,
-            resume=resume,
-            device=device,
-            segments=segment or (),
-            values=_values(values),
+            examples=examples, out=out, spec=spec, since=since, until=until, config=config, model_config=model_config,
+            checkpoints=checkpoints, resume=resume, device=device, segments=segment or (), values=_values(values),
             new_log=new_log,
-        )
+        )  # fmt: skip
         _run(job, as_json=as_json)
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """What fails is told in a line, with an exit code that says whose fault it is."""
+    try:
+        yield
     except (DivergenceError, ReplicaError) as error:
         _stop(str(error), _FAILED)
     except (ValueError, OSError) as error:
@@ -153,6 +118,12 @@ def _progress_bar(*, shown: bool) -> Iterator[Report]:
 def _model_config(path: Path | None, seed: int | None) -> DeepFMConfig:
     config = DeepFMConfig() if path is None else read_model_config(path)
     return config if seed is None else replace(config, seed=seed)
+
+
+def _schedule(warmup_steps: int, plateau_steps: int, half_life_steps: float) -> RateSchedule:
+    """Of the options, where a negative plateau never ends."""
+    plateau = None if plateau_steps < 0 else plateau_steps
+    return RateSchedule(warmup_steps=warmup_steps, plateau_steps=plateau, half_life_steps=half_life_steps)
 
 
 def _order(order: str) -> Order:

@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from learners.examples.kinds import CLICK, EXPOSURE
-from stream.kafka.broker import find_broker
+from stream.kafka.broker import Broker, find_broker
 from stream.records.topics import CLICKS, DEADLETTER, IMPRESSIONS
 from stream.records.wire import DeadLetter
 from tests.brokers import TestTopics
@@ -79,6 +79,38 @@ def line(user_key: str, **event: Any) -> str:
     return f"{user_key}|{orjson.dumps({'user_key': user_key, **event}).decode()}"
 
 
+def bad_clicks(user: str, key: str, ts_ms: int) -> dict[str, str]:
+    """For each reason a line that is put aside for it."""
+    return {
+        "malformed": f'{user}|{{"impression_id": "{key}", "ts_ms": ',
+        "schema": line(user, impression_id=key, ts_ms="yesterday"),
+        "unknown_impression": line(user, impression_id="4711", ts_ms=ts_ms),
+    }
+
+
+async def assert_put_aside(broker: Broker, bad: dict[str, str]) -> None:
+    """Each bad line lies among the dead letters under its reason, with its bytes."""
+    letters = [msgspec.msgpack.decode(value, type=DeadLetter) for value in await values(broker, DEADLETTER)]
+    assert sorted(letter.reason for letter in letters) == sorted(bad)
+    sent = {reason: text.split("|", 1)[1].encode() for reason, text in bad.items()}
+    payloads = {letter.reason: letter.payload for letter in letters}
+    assert payloads["malformed"] == sent["malformed"]
+    assert payloads["schema"] == sent["schema"]
+    assert orjson.loads(payloads["unknown_impression"])["impression_id"] == "4711"
+
+
+def assert_counted(metrics: Mapping[str, float], bad: dict[str, str], clicks: int) -> None:
+    """The worker's counters say what it did."""
+    for reason in bad:
+        name = f'millstream_dead_letters_total{{reason="{reason}",topic="{CLICKS}"}}'
+        assert metrics[name] == 1, name
+    assert metrics['millstream_join_rows_total{outcome="duplicate_clicks"}'] == 1
+    assert metrics['millstream_join_rows_total{outcome="clicks"}'] == clicks
+    assert metrics["millstream_learned_rows_total"] == REQUESTS + clicks
+    assert metrics['millstream_examples_total{kind="exposure"}'] == REQUESTS
+    assert metrics['millstream_examples_total{kind="click"}'] == clicks
+
+
 async def test_events_of_kcat_are_joined_and_learned_and_bad_ones_end_where_they_belong(
     kafka_topics: TestTopics, redis_url: str, librdkafka: dict[str, str], tmp_path: Path
 ) -> None:
@@ -106,12 +138,7 @@ async def test_events_of_kcat_are_joined_and_learned_and_bad_ones_end_where_they
         )  # fmt: skip
         clicked = range(0, REQUESTS, 3)
         good = [line(shown[n][0], impression_id=shown[n][1], ts_ms=at[n] + 900) for n in clicked]
-        user, key = shown[0]
-        bad = {
-            "malformed": f'{user}|{{"impression_id": "{key}", "ts_ms": ',
-            "schema": line(user, impression_id=key, ts_ms="yesterday"),
-            "unknown_impression": line(user, impression_id="4711", ts_ms=at[0] + 500),
-        }
+        bad = bad_clicks(*shown[0], at[0] + 500)
         await kcat(librdkafka, broker.bootstrap, clicks, [*good, good[0], *bad.values()])
 
         end = START_MS + REQUESTS * 1_000 + 3 * HORIZON_MS
@@ -136,20 +163,5 @@ async def test_events_of_kcat_are_joined_and_learned_and_bad_ones_end_where_they
         assert again["model_version"] >= REQUESTS // 8
         assert [result["logit"][0] for result in again["results"]] != before
 
-        letters = [msgspec.msgpack.decode(value, type=DeadLetter) for value in await values(broker, DEADLETTER)]
-        assert sorted(letter.reason for letter in letters) == sorted(bad)
-        sent = {reason: text.split("|", 1)[1].encode() for reason, text in bad.items()}
-        payloads = {letter.reason: letter.payload for letter in letters}
-        assert payloads["malformed"] == sent["malformed"]
-        assert payloads["schema"] == sent["schema"]
-        assert orjson.loads(payloads["unknown_impression"])["impression_id"] == "4711"
-
-        metrics = await running.metrics()
-        for reason in bad:
-            name = f'millstream_dead_letters_total{{reason="{reason}",topic="{CLICKS}"}}'
-            assert metrics[name] == 1, name
-        assert metrics['millstream_join_rows_total{outcome="duplicate_clicks"}'] == 1
-        assert metrics['millstream_join_rows_total{outcome="clicks"}'] == len(clicked)
-        assert metrics["millstream_learned_rows_total"] == REQUESTS + len(clicked)
-        assert metrics['millstream_examples_total{kind="exposure"}'] == REQUESTS
-        assert metrics['millstream_examples_total{kind="click"}'] == len(clicked)
+        await assert_put_aside(broker, bad)
+        assert_counted(await running.metrics(), bad, len(clicked))
