@@ -12,7 +12,7 @@ from replay.progress import Progress
 from replay.truth_base import BaseKind, TrainedBase, train_base
 from replay.truth_report import Result
 from replay.truth_run import run
-from replay.truth_scenarios import RATES, SCENARIOS, Scenario
+from replay.truth_scenarios import RATES, SCENARIOS, TruthScenario
 from replay.truth_trace import Job
 
 SEEDS = (1, 2, 3)
@@ -29,7 +29,7 @@ def chosen(names: Sequence[str] | None, *, quick: bool, seeds: Sequence[int]) ->
     unknown = [name for name in names or () if name not in SCENARIOS]
     if unknown:
         raise ValueError(f"--scenario {unknown[0]} is none of {', '.join(SCENARIOS)}. Name one of them.")
-    picked: list[Scenario] = []
+    picked: list[TruthScenario] = []
     for name in names or SCENARIOS:
         scenario = SCENARIOS[name]
         shortened = scenario.shortened() if quick else scenario

@@ -50,7 +50,7 @@ class NewBase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scenario:
+class TruthScenario:
     """One course of events. The rates come from elsewhere: `traffic` and `ctr` are factors on them.
 
     minutes : how long it takes. quick : the same, shortened, for ``--quick``; None: left out there.
@@ -99,7 +99,7 @@ class Scenario:
         """Minutes at which the click rate jumps."""
         return tuple(at for (at, _), (before, _) in zip(self.ctr[1:], self.ctr, strict=False) if at == before)
 
-    def shortened(self) -> Scenario | None:
+    def shortened(self) -> TruthScenario | None:
         """The scenario of ``--quick``."""
         return None if self.quick is None else replace(self, minutes=self.quick)
 
@@ -124,52 +124,54 @@ _DAY = 24 * 60.0
 SCENARIOS = {
     one.name: one
     for one in (
-        Scenario(name="steady", says="nothing happens", minutes=12, quick=6),
-        Scenario(
+        TruthScenario(name="steady", says="nothing happens", minutes=12, quick=6),
+        TruthScenario(
             name="first_deployment", says="the base was trained at twice the click rate", minutes=12, quick=6,
             fresh=True, base_ctr_factor=2.0,
         ),
-        Scenario(
+        TruthScenario(
             name="traffic_x2", says="traffic doubles at minute 4", minutes=12, quick=8,
             traffic=((0, 1.0), (4, 1.0), (4, 2.0)),
         ),
-        Scenario(name="day_ramp", says="a day's rhythm in 24 minutes", minutes=24, traffic=_day(24)),
-        Scenario(
+        TruthScenario(name="day_ramp", says="a day's rhythm in 24 minutes", minutes=24, traffic=_day(24)),
+        TruthScenario(
             name="outage", says="nobody is served for 15 minutes", minutes=30, quick=24,
             traffic=((0, 1.0), (5, 1.0), (5, 0.0), (20, 0.0), (20, 1.0)),
         ),
-        Scenario(
+        TruthScenario(
             name="launch_large", says="4 new ads take 20 % of the displays", minutes=24, quick=9,
             launch=Launch(minute=4, ads=4, share=0.2),
         ),
-        Scenario(
+        TruthScenario(
             name="launch_small", says="200 new ads take 20 % of the displays", minutes=24,
             launch=Launch(minute=4, ads=200, share=0.2),
         ),
-        Scenario(
+        TruthScenario(
             name="ctr_x2", says="the click rate doubles at minute 5", minutes=18, quick=10,
             ctr=((0, 1.0), (5, 1.0), (5, 2.0)),
         ),
-        Scenario(name="late_clicks", says="20 % of the clicks come an hour late", minutes=12, quick=6, late_share=0.2),
-        Scenario(
+        TruthScenario(
+            name="late_clicks", says="20 % of the clicks come an hour late", minutes=12, quick=6, late_share=0.2,
+        ),
+        TruthScenario(
             name="lagging_clicks", says="the clicks topic falls 5 minutes behind, then is silent for 10", minutes=30,
             quick=25,
             clicks_lag_s=((0, 0.0), (3, 0.0), (9, 300.0), (9, -1.0), (19, -1.0), (19, 0.0)),
         ),
-        Scenario(
+        TruthScenario(
             name="new_base", says="a base trained at half the click rate is taken up at minute 7", minutes=17, quick=10,
             new_base=NewBase(minute=7, split_minute=2, ctr_factor=0.5),
         ),
-        Scenario(
+        TruthScenario(
             name="closed_loop", says="of 12 ads those with the highest p x bid are shown", minutes=12, quick=6,
             candidates=12,
         ),
-        Scenario(
+        TruthScenario(
             name="conversions", says="conversions come within hours; a campaign starts on the second day",
             minutes=3 * _DAY, quick=2 * _DAY, judged_by="days", displays_per_s=8.0, tick_s=60.0,
             launch=Launch(minute=_DAY, ads=4, share=0.2),
         ),
-        Scenario(
+        TruthScenario(
             name="late_conversions", says="half of the conversions come after a day; a campaign starts on the second",
             minutes=3 * _DAY, judged_by="days", displays_per_s=4.0, tick_s=60.0, conversion_delay=PURCHASES,
             launch=Launch(minute=_DAY, ads=4, share=0.2),

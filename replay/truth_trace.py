@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay.truth_base import BaseKind
-from replay.truth_scenarios import Rate, Scenario
+from replay.truth_scenarios import Rate, TruthScenario
 
 EARLY_S = 120.0
 """When the instruments are asked how good p was so far."""
@@ -25,7 +25,7 @@ and the expected log loss of both under the truth; the same of launched ads; and
 class Job(NamedTuple):
     """One scenario at one rate and seed."""
 
-    scenario: Scenario
+    scenario: TruthScenario
     rate: Rate
     seed: int
 

@@ -12,7 +12,7 @@ from learners.examples.kinds import CLICK, EXPOSURE
 from replay.truth_base import BaseKind, TrainedBase, train_base
 from replay.truth_bounds import Check, checks
 from replay.truth_run import run
-from replay.truth_scenarios import RATES, SCENARIOS, Scenario
+from replay.truth_scenarios import RATES, SCENARIOS, TruthScenario
 from replay.truth_trace import COLUMNS, Job, Trace
 from stream.records.examples import ExampleRows
 from tests.replay.settled import Settled
@@ -114,7 +114,7 @@ def test_clicks_under_way_at_the_start_come_but_for_a_first_deployment() -> None
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_scenario_runs(name: str) -> None:
     """The first moments of each, at the low rate: it serves, and what it sums is finite and not negative."""
-    scenario: Scenario = SCENARIOS[name]
+    scenario: TruthScenario = SCENARIOS[name]
     of = job(name, 30 * scenario.tick_s / 60)
     trace = run(of, bases(name))
     assert trace.sums["displays"].sum() > 0
