@@ -1,4 +1,4 @@
-"""The join's shell: inputs from Kafka, examples and dead dead_letters to Kafka, clicks to Redis.
+"""The join's shell: inputs from Kafka, examples and dead letters to Kafka, clicks to Redis.
 
 One step of a partition, in this order: feed the core, bring the exposures of late clicks, write what became known
 together with the inputs' offsets, bring the store of clicks up to that, answer the conversions that asked for one. A

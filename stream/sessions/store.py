@@ -83,9 +83,9 @@ class RedisSessionStore:
         return (await self._load(partition, keys))[1]
 
     async def apply(self, partition: int, expected: int, fence: int, states: SessionStates) -> int:
-        """Write changed states and move the fence in one step, if it current at ``expected``.
+        """Write changed states and move the fence in one step, if it stands at ``expected``.
 
-        Returns where the fence current afterwards; if that is not ``fence``, nothing was written.
+        Returns where the fence stands afterwards; if that is not ``fence``, nothing was written.
         """
         names, keys = self.names[partition], states.keys
         own = np.flatnonzero(keys.owners)
@@ -106,7 +106,7 @@ class RedisSessionStore:
     ) -> int:
         """Load, fold and apply some records, which take the fence from ``expected`` to ``fence``.
 
-        Returns where the fence current afterwards; elsewhere than at ``fence`` means that nothing was written.
+        Returns where the fence stands afterwards; elsewhere than at ``fence`` means that nothing was written.
         """
         current, states = await self._load(partition, fold.keys(records))
         if current != expected:

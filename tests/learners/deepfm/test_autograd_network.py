@@ -50,7 +50,7 @@ def test_gradients_and_logits_are_those_of_the_cpu_network(config: DeepFMConfig,
 
 
 def test_a_state_goes_from_one_to_the_other() -> None:
-    """What was learned on a device goes on on the CPU, bit-equal in its weights."""
+    """What was learned on a device continues on the CPU, bit-equal in its weights."""
     generator = np.random.default_rng(5)
     ours = moved(CONFIG, "cpu")
     rows, labels = batch(generator, 40)

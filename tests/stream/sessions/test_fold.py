@@ -222,7 +222,7 @@ def test_a_click_whose_display_is_no_longer_remembered_turns_nothing() -> None:
 @settings(max_examples=60, deadline=None)
 @given(events(), events())
 def test_a_record_behind_the_fence_changes_nothing(first: list[Event], second: list[Event]) -> None:
-    """A replayed record is refused with the fence that fence, and the state stays."""
+    """A replayed record is refused with the fence that stands, and the state stays."""
     store, fold = MemorySessionStore(SMALL), SessionFold(SMALL)
     store.step(fold, rows_of(first))
     digest, fence = store.sha256(), store.fence(0)
