@@ -1,11 +1,11 @@
--- Store one batch of clicks and conversions of one partition and move its fence, or change nothing.
+-- Store one batch of clicks and conversions of one partition and move its fence forward, or change nothing.
 --
 -- KEYS: fence, then one key a new click, then one key a conversion, in their order
 -- ARGV: expected fence, new fence, ttl s, how many clicks are new, then one packed row a new click, then the packed
 --       time of each conversion
 -- Returns the fence that stands afterwards. A value is a packed row, and behind it the times of its conversions.
 local now = redis.call('GET', KEYS[1]) or '0'
-if now ~= ARGV[1] then
+if now ~= ARGV[1] or tonumber(ARGV[2]) < tonumber(now) then
   return now
 end
 local new = tonumber(ARGV[4])

@@ -54,7 +54,10 @@ class ClickSync:
         self._fence = end if current == end else None
 
     async def catch_up(self, end: int) -> bool:
-        """Bring the store up to offset ``end`` of the examples, if it is not there; False while it does not answer."""
+        """Bring the store up to offset ``end`` of the examples, if it is not there.
+
+        False while it does not answer, and for a former owner of the partition, whose successor has brought it further.
+        """
         if self._fence == end:
             return True
         if self._breaker.is_open:
@@ -96,7 +99,8 @@ class ClickSync:
                 if sum(map(len, parts)) >= _ROWS_A_CALL:
                     await self._put(concat(parts), record.offset + 1)
                     parts = parts[:1]
-        await self._put(concat(parts), end)
+        if end > start:  # else the partition's new owner has brought the store further: it is no longer ours to move
+            await self._put(concat(parts), end)
 
     async def _put(self, examples: ExampleRows, end: int) -> None:
         if self._fence is not None:

@@ -1,11 +1,11 @@
--- Apply one step of session state of one partition and move its fence, or change nothing.
+-- Apply one step of session state of one partition and move its fence forward, or change nothing.
 --
 -- KEYS: fence, sequence, change list, then one key a state: users, own counters, shared counters
 -- ARGV: expected fence, new fence, own ttl s, shared ttl s, how many keys are users', how many counters are own,
 --       key prefix of counters, bytes of a user's state, of a counter's, the packed states of users, of counters
 -- Returns the fence that stands afterwards.
 local current = redis.call('GET', KEYS[1]) or '0'
-if current ~= ARGV[1] then
+if current ~= ARGV[1] or tonumber(ARGV[2]) < tonumber(current) then
   return current
 end
 local HEAD = 3  -- keys before the states
