@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from learners.examples.archive_checks import check_types, check_values
 from learners.examples.archive_parts import ArchiveError
 from learners.examples.examples import REQUIRED, SCALARS, Examples
-from learners.examples.kinds import CONVERSION
 from learners.features.rows import Rows
 
 T = TypeVar("T")
@@ -47,8 +47,8 @@ def read_examples(
     Raises
     ------
     ArchiveError
-        No parquet files of examples, or of another feature spec than ``spec_hash``, or of several specs; a label beyond
-        1, an unknown kind.
+        No parquet files of examples, or of another feature spec than ``spec_hash``, or of several specs; a column of
+        another type, a null, a value out of its bounds.
     """
     parts: list[Examples] = []
     for file in _files(path):
@@ -132,16 +132,15 @@ def _read_file(file: _File, spec_hash: str | None, known_ms: tuple[int, int] | N
     # partitioning=None: the day in a folder's name is no column
     read = partial(pq.read_table, filters=within, partitioning=None)
     table = _of_parquet(file, read)
+
+    def whole_column(name: str) -> pa.ChunkedArray[Any]:
+        return _of_parquet(file, partial(pq.read_table, columns=[name], partitioning=None))[name]
+
+    check_values(file.path, table, whole_column)
     columns = {
         name: table[name].to_numpy() if name in table.column_names else np.full(table.num_rows, default, dtype)
         for name, (dtype, default) in SCALARS.items()
     }
-    for name, largest, meaning in (("label", 1, "a click or none"), ("kind", CONVERSION, "a kind of example")):
-        if len(wrong := np.flatnonzero(columns[name] > largest)):
-            raise ArchiveError(
-                f"{file.path} holds {name} {columns[name][wrong[0]]}, {len(wrong)} rows have none of 0 to {largest}: "
-                f"that is not {meaning}, and would be learned as one. Leave such rows out."
-            )
     return Examples(
         spec_name=metadata[b"spec_name"].decode(),
         spec_hash=found,
@@ -156,6 +155,7 @@ def _read_schema(file: _File) -> pa.Schema:
         raise ArchiveError(
             f"{file.path} is no archive of examples: it lacks {missing or 'spec_hash'}. Write it with write_examples."
         )
+    check_types(file.path, schema)
     return schema
 
 

@@ -49,8 +49,15 @@ class Heads:
     """
 
     def __init__(self, heads: Sequence[Head]) -> None:
-        if not heads or heads[0].given is not None:
-            raise ValueError(f"heads={heads} must begin with one that is given nothing: it is what is ranked by.")
+        if not heads:
+            raise ValueError(
+                "heads=[] must hold one or more: there is nothing to rank by. Leave heads out for a click."
+            )
+        if heads[0].given is not None:
+            raise ValueError(
+                f"head {heads[0].name} is given {heads[0].given}: heads must begin with one that is given nothing, "
+                "which is what is ranked by. List that one first."
+            )
         self.names = tuple(head.name for head in heads)
         # chains[h, a]: the probability of h is a product in which that of a occurs
         self._chains = np.eye(len(heads), dtype=np.bool_)

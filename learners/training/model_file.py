@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from learners.deepfm.config import DeepFMConfig
+from learners.examples.terms import CLICK_HEAD, CONVERSION_HEAD
 from learners.nn.heads import Head
 
 __all__ = ["read_model_config"]
@@ -30,7 +31,8 @@ def read_model_config(path: Path) -> DeepFMConfig:
     Raises
     ------
     ValueError
-        No TOML, a name that is no setting, a value of another type or out of range.
+        No TOML, a name that is no setting, a value of another type or out of range, a conversion head that is not given
+        the click.
     OSError
         The file cannot be read.
     """
@@ -39,13 +41,21 @@ def read_model_config(path: Path) -> DeepFMConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no TOML: {error}. Correct it there.") from error
     _check_names(path, given, DeepFMConfig, "")
-    for index, head in enumerate(given.get("heads", ())):
+    heads = given.get("heads", ())
+    for index, head in enumerate(heads if isinstance(heads, list) else ()):
         if isinstance(head, Mapping):
             _check_names(path, head, Head, f"heads[{index}].")
     try:
-        return msgspec.convert(given, DeepFMConfig)
+        config = msgspec.convert(given, DeepFMConfig)
     except msgspec.ValidationError as error:
-        raise ValueError(f"{path}: {error}. Correct it there.") from error
+        raise ValueError(f"{path}: {str(error).rstrip('.')}. Correct it there.") from error
+    for of in config.heads:
+        if of.name == CONVERSION_HEAD and of.given != CLICK_HEAD:
+            raise ValueError(
+                f"{path}: head {CONVERSION_HEAD} has given = {of.given!r}: it learns from clicks alone, and serving "
+                f'would refuse each ad with a value. Write {{ name = "{CONVERSION_HEAD}", given = "{CLICK_HEAD}" }}.'
+            )
+    return config
 
 
 def _check_names(path: Path, given: Mapping[str, Any], kind: type, prefix: str) -> None:

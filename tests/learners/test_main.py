@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -206,6 +208,32 @@ def test_base_says_what_is_wrong_with_its_usage(
     assert result.exit_code == 2
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("label", pa.array([-1] * 2 + [0] * 698), "label -1 in row 1 and in 1 more: it must be 0 to 1"),
+        ("label", pa.array([0, None] + [0] * 698), "label null in row 2: it must be a value"),
+        ("label", pa.array([0.5] * 700), "label as double, which must be whole numbers"),
+        ("label", pa.array([np.nan] * 700), "label as double, which must be whole numbers"),
+        ("kind", pa.array([0] * 699 + [-1]), "kind -1 in row 700: it must be 0 to 2"),
+        ("known_ms", pa.array([None] + [1_700_000_000_000] * 699), "known_ms null in row 1"),
+        ("ts_ms", pa.array([-5] * 700), "ts_ms -5 in row 1 and in 699 more: it must be 0 or more"),
+        ("p", pa.array([0.5] * 699 + [np.nan]), "p nan in row 700: it must be 0 to 1"),
+        ("partition", pa.array(["a"] * 700), "partition as string"),
+    ],
+)
+def test_a_column_of_another_type_or_out_of_its_bounds_is_named_with_file_and_row(
+    archive: Path, tmp_path: Path, column: str, values: pa.Array[Any], message: str
+) -> None:
+    """Nothing is learned of it: a label of -1 is no click."""
+    table, path = pq.read_table(archive), tmp_path / "e.parquet"
+    pq.write_table(table.set_column(table.column_names.index(column), column, values), path)
+    result = run.invoke(app, ["base", "--examples", str(path), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert f"{path} holds {message}" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_values_give_segments_their_names(archive: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,12 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path: Path) -> None:
         ('dim = "8"', "Expected `int`"),
         ("dim = 0", "dim=0 must be positive"),
         ('heads = [{ name = "conversion", given = "click" }]', "must begin with one that is given nothing"),
+        ('heads = [{ name = "click" }, { name = "conversion" }]', 'Write .* given = "click"'),
+        ("heads = 3", "Expected `array`"),
     ],
 )
 def test_a_file_that_means_nothing_is_refused(tmp_path: Path, text: str, message: str) -> None:
     """With the name, the value and the remedy."""
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refused:
         read_model_config(written(tmp_path, text))
+    assert not re.search(r"\.\.|Head\(", str(refused.value))
