@@ -27,7 +27,7 @@ from calibration.reliability import (
     observed_over_expected,
     reliability_table,
 )
-from calibration.tables import read_predictions
+from calibration.tables import Predictions, read_predictions
 
 app = typer.Typer(help="Measure, fit and apply the calibration of click probabilities.", no_args_is_help=True)
 
@@ -57,7 +57,7 @@ def report(
 ) -> None:
     """Print O/E, expected calibration error and the reliability table of p (of the logit where there is no p)."""
     with _bad_usage():
-        rows = read_predictions(file, slices or (), click_window_s=click_window_s)
+        rows = _labelled(file, slices, click_window_s)
         labels, p = rows.labels(), rows.probabilities()
         table = reliability_table(labels, p, bins)
         ratio, error = observed_over_expected(labels, p), expected_calibration_error(labels, p, bins)
@@ -96,7 +96,7 @@ def compare(
 ) -> None:
     """Show the raw logit's probability before, and the calibrated one after: by decile and by slice."""
     with _bad_usage():
-        rows = read_predictions(file, slices or (), click_window_s=click_window_s)
+        rows = _labelled(file, slices, click_window_s)
         if rows.logit is None or (rows.p is None and map_file is None):
             raise ValueError(
                 f"{file} needs the column 'logit', and 'p' or --map: there is no before and after. Add them."
@@ -117,7 +117,7 @@ def fit(
 ) -> None:
     """Fit a calibration map to labelled predictions and write it."""
     with _bad_usage():
-        rows = read_predictions(file)
+        rows = _labelled(file)
         state = BinState()
         state.add(rows.logits().astype(np.float32), rows.labels())
         curve = fit_map(state, prior_weight=prior_weight, version=1)
@@ -155,6 +155,14 @@ def apply(
                 target.close()
 
 
+def _labelled(file: Path, slices: list[str] | None = None, click_window_s: float = CLICK_WINDOW_S) -> Predictions:
+    """Rows that hold something to measure."""
+    rows = read_predictions(file, slices or (), click_window_s=click_window_s)
+    if not len(rows.labels()):
+        raise ValueError(f"{file} has 0 rows: there is nothing to measure. Give a file with labels and predictions.")
+    return rows
+
+
 def _map(path: Path) -> CalibrationMap:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. Write one with `python -m calibration fit`.")
@@ -167,7 +175,10 @@ def _bad_usage() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        typer.echo(f"calibration: {error}", err=True)
+        told = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            told = f"{error.filename}: {error.strerror}: it cannot be read or written. Give another path."
+        typer.echo(f"calibration: {told}", err=True)
         raise typer.Exit(2) from error
 
 

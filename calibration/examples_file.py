@@ -33,6 +33,30 @@ def labelled(columns: Mapping[str, NDArray[Any]], click_window_s: float) -> tupl
     return rows, np.isin(impression[rows], impression[kind == _CLICK])
 
 
+def check_measurable(
+    rows: NDArray[np.intp], kind: NDArray[Any], model_version: NDArray[Any] | None, click_window_s: float
+) -> None:
+    """Raises ValueError where the M exposures that `labelled` found are none, or where no model served them.
+
+    rows : (M,); kind, model_version : (N,), None where the archive does not tell.
+    """
+    exposures = int((kind == _EXPOSURE).sum())
+    if not exposures:
+        raise ValueError(
+            f"none of {len(kind)} rows is an exposure (kind 0): there is nothing to measure. Give another."
+        )
+    if not len(rows):
+        raise ValueError(
+            f"all {exposures} exposures are younger than {click_window_s:g} s; --click-window-s takes another age. "
+            "Their clicks may still come, so there is nothing to measure yet."
+        )
+    if model_version is not None and not model_version[rows].any():
+        raise ValueError(
+            "these rows were served by no model (model_version 0): their logit and p are placeholders, and say nothing "
+            "of any model. Give an archive that a worker wrote beside serving."
+        )
+
+
 def slice_values(table: Any, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     """The values of slices, by name: a column, ``ids[3]`` of a column of lists, ``dense[1]:0.5,2`` cut at edges.
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from calibration.comparison import Comparison, Line
 
 SUFFIXES: Final = (".png", ".svg")
@@ -17,7 +19,10 @@ class PictureError(ValueError):
 
 
 def draw(comparison: Comparison, path: Path) -> None:
-    """Write the reliability of both probabilities by decile, and O/E by slice. Raises PictureError, OSError."""
+    """Write the reliability of both probabilities by decile, and O/E by slice; one of them where they are equal.
+
+    Raises PictureError, OSError.
+    """
     if path.suffix not in SUFFIXES:
         raise PictureError(f"--out {path}: suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}: name another.")
     try:
@@ -40,17 +45,30 @@ def _reliability(panel: Any, deciles: Sequence[Line]) -> None:
     before, after = [line.mean_before for line in deciles], [line.mean_after for line in deciles]
     ends = [min([*before, *after, 1.0]), max([*before, *after, 0.0])]
     panel.plot(ends, ends, color="#999999", linewidth=1, label="true")
-    panel.plot(before, observed, "o-", color=_BEFORE, label="before")
-    panel.plot(after, observed, "o-", color=_AFTER, label="after")
-    panel.set(xlabel="mean p", ylabel="observed rate", title="by decile of p before")
+    for name, color, p in _shown(before, after):
+        panel.plot(p, observed, "o-", color=color, label=name)
+    panel.set(
+        xlabel="mean p", ylabel="observed rate", title="by decile of p before" if before != after else "by decile"
+    )
     panel.legend()
 
 
 def _ratios(panel: Any, name: str, lines: Sequence[Line]) -> None:
     positions = range(len(lines))
     panel.axhline(1.0, color="#999999", linewidth=1)
-    panel.plot(positions, [line.observed_over_expected_before for line in lines], "o", color=_BEFORE, label="before")
-    panel.plot(positions, [line.observed_over_expected_after for line in lines], "o", color=_AFTER, label="after")
+    before = [line.observed_over_expected_before for line in lines]
+    after = [line.observed_over_expected_after for line in lines]
+    shown = _shown(before, after)
+    for which, color, ratios in shown:
+        panel.plot(positions, ratios, "o", color=color, label=which)
     panel.set_xticks(list(positions), [line.name for line in lines], rotation=60, ha="right")
     panel.set(ylabel="O/E", title=f"by {name}")
-    panel.legend()
+    if len(shown) > 1:
+        panel.legend()
+
+
+def _shown(before: list[float], after: list[float]) -> list[tuple[str, str, list[float]]]:
+    """Name, colour and values of each line: one where nothing was corrected."""
+    if np.array_equal(before, after, equal_nan=True):
+        return [("p", _AFTER, after)]
+    return [("before", _BEFORE, before), ("after", _AFTER, after)]

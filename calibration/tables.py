@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.examples_file import CLICK_WINDOW_S, EXAMPLE_COLUMNS, labelled, parquet_table, slice_values
+from calibration.examples_file import (
+    CLICK_WINDOW_S,
+    EXAMPLE_COLUMNS,
+    check_measurable,
+    labelled,
+    parquet_table,
+    slice_values,
+)
 from calibration.logistic import logit, sigmoid
 
 COLUMNS = ("label", "logit", "p")
@@ -60,7 +67,8 @@ def read_predictions(path: Path, slices: Sequence[str] = (), *, click_window_s: 
     are read from Parquet only, see `examples_file.slice_values`.
 
     Raises FileNotFoundError, and ValueError that names the column and the row (the first row of data is 1)
-    for a value that is no number, a label outside {0, 1}, a logit that is not finite or a p outside [0, 1].
+    for a value that is no number, a label outside {0, 1}, a logit that is not finite or a p outside [0, 1]; for
+    a file with both kind and label, and examples without a mature exposure or served by no model.
     """
     readers = {".csv": _read_csv, ".npz": _read_npz}
     if path.is_dir() or (path.suffix == ".parquet" and path.is_file()):
@@ -76,6 +84,10 @@ def read_predictions(path: Path, slices: Sequence[str] = (), *, click_window_s: 
     try:
         columns = {name: _numbers(name, values) for name, values in readers[path.suffix](path).items()}
         _check(columns)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"{path}: no CSV in UTF-8 ({error}): save it as that, or name it by its own suffix."
+        ) from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     label = columns.get("label")
@@ -107,11 +119,18 @@ def _read_npz(path: Path) -> Mapping[str, Any]:
 def _read_parquet(path: Path, slices: Sequence[str], click_window_s: float) -> Predictions:
     try:
         table = parquet_table(path)
+        if {"kind", "label"} <= set(table.column_names):
+            raise ValueError(
+                "has the columns kind and label: an archive of examples has kind, and its clicks are rows; "
+                "labelled rows, one an impression, have label. Drop or rename the one that does not say what it is."
+            )
         values = slice_values(table, slices)
         columns = {name: table.column(name).to_numpy() for name in COLUMNS if name in table.column_names}
         if "label" not in columns and set(EXAMPLE_COLUMNS) <= set(table.column_names):
             events = {name: table.column(name).to_numpy() for name in EXAMPLE_COLUMNS}
             rows, clicked = labelled(events, click_window_s)
+            versions = table.column("model_version").to_numpy() if "model_version" in table.column_names else None
+            check_measurable(rows, events["kind"], versions, click_window_s)
             columns = {name: column[rows] for name, column in columns.items()} | {"label": clicked}
             values = {name: column[rows] for name, column in values.items()}
         numbers = {name: _numbers(name, column) for name, column in columns.items()}

@@ -29,7 +29,7 @@ from replay.player import PlayerOptions
 from replay.progress import Progress
 from replay.report import Report, facts_table, quality_table
 from replay.scenario import Scenario, base_and_online_days
-from replay.terminal import BAD_USAGE, FAILED, awaited, console, print_json, stop
+from replay.terminal import BAD_USAGE, FAILED, awaited, console, make_folder, print_json, stop
 from replay.truth_cli import truth
 from stream.learn.config import LearningConfig
 from stream.servers.settings import StreamSettings
@@ -136,6 +136,7 @@ def base(
     progress = Progress(quiet=quiet)
     try:
         scenario = open_dataset(dataset, data)
+        make_folder(out)
         days, _ = base_and_online_days(scenario, base_days, None)
         spec = load_spec(scenario.spec_name)
         span_ms = scenario.days().span_ms(0, days)

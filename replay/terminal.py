@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import orjson
@@ -41,6 +42,17 @@ def awaited(work: Coroutine[Any, Any, T]) -> T:
 def console(width: int = 100) -> Console:
     """Stdout; as wide as the tables where it is no terminal."""
     return Console() if sys.stdout.isatty() else Console(width=width)
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder of ``--out``. Raises ValueError where there can be none."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out {out} can be no folder ({error.strerror}): there would be no place for the results. Give a folder, "
+            "or a path where one can be made."
+        ) from error
 
 
 def json_bytes(document: dict[str, Any]) -> bytes:

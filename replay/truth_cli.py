@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from replay.progress import Progress
-from replay.terminal import BAD_USAGE, FAILED, console, json_bytes, print_json, stop
+from replay.terminal import BAD_USAGE, FAILED, console, json_bytes, make_folder, print_json, stop
 from replay.truth_jobs import SEEDS, chosen, run_jobs
 from replay.truth_picture import PlotError, draw, matplotlib_figure
 from replay.truth_report import misses, truth_json, truth_table
@@ -47,8 +47,8 @@ def truth(
         jobs = chosen(scenario, quick=quick, seeds=range(1, seeds + 1))
         if out is not None:
             matplotlib_figure()
-            out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, PlotError, OSError) as error:
+            make_folder(out)
+    except (ValueError, PlotError) as error:
         stop(error, BAD_USAGE)
     results = run_jobs(jobs, processes, progress)
     if out is not None:

@@ -104,7 +104,8 @@ def doctor(
     if as_json:
         typer.echo(orjson.dumps([asdict(check) for check in checks], option=orjson.OPT_INDENT_2))
     for check in [] if as_json else checks:
-        typer.echo(f"{'ok     ' if check.ok else 'MISSING'} {check.name}: {check.found}")
+        state = "ok     " if check.ok else "IN USE " if check.name.startswith("port ") else "MISSING"
+        typer.echo(f"{state} {check.name}: {check.found}")
         if not check.ok:
             typer.echo(f"        fix: {check.fix}")
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)

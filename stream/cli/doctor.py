@@ -137,9 +137,11 @@ async def _check_eviction(url: str, options: Mapping[str, Any]) -> Check:
 def check_port(port: int) -> Check:
     """Whether serving could listen on `port`."""
     free = port_is_free(port)
-    return Check(
-        f"port {port}", free, "free" if free else "in use", "stop what holds it, or give serving another --port"
+    fix = (
+        f"a program listens there: if it is serving (curl localhost:{port}/readyz answers), all is well; else stop it, "
+        "or give serving another --port"
     )
+    return Check(f"port {port}", free, "free" if free else "in use", fix)
 
 
 async def run_checks(settings: StreamSettings, ports: Sequence[int] = (SERVING_PORT,)) -> list[Check]:

@@ -45,6 +45,7 @@ def worker(
 
     Without KAFKA_BOOTSTRAP_SERVERS or REDIS_URL an embedded server is started, and its address logged. Windows and
     intervals: MILLSTREAM_CLICK_WINDOW_S, MILLSTREAM_LEARN_BATCH_ROWS, MILLSTREAM_PUBLISH_INTERVAL_S ...
+    A new base that is worse than the serving line is refused: MILLSTREAM_FORCE_BASE=1 takes it, there is no --force.
     Publishing stops when the log loss of MILLSTREAM_DIVERGED_LOSS_BATCHES (20) batches exceeds
     MILLSTREAM_DIVERGED_LOSS_RATIO (3) times that of a constant.
     """

@@ -138,17 +138,69 @@ def test_without_matplotlib_the_message_says_what_to_install(
     assert "pip install 'millstream[plot]'" in result.stderr
 
 
-def test_empty_file_reports_no_figures_as_valid_json(tmp_path: Path) -> None:
-    """Without rows the figures are null, not NaN."""
+@pytest.mark.parametrize("verb", [["report", "--json"], ["compare"], ["fit", "--out", "map"]])
+def test_a_file_without_rows_is_no_success(tmp_path: Path, verb: list[str]) -> None:
+    """A header alone has nothing to measure: exit 2, no figures."""
     path = tmp_path / "rows.csv"
-    path.write_text("label,p\n")
-    report = json.loads(run.invoke(app, ["report", str(path), "--json"]).stdout)
-    assert report == {
-        "rows": 0,
-        "observed_over_expected": None,
-        "expected_calibration_error": None,
-        "table": [],
-    }
+    path.write_text("label,logit,p\n")
+    result = run.invoke(app, [verb[0], str(path), *verb[1:]])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{path} has 0 rows" in result.stderr
+
+
+def test_examples_that_are_all_young_name_the_option(examples: Path) -> None:
+    """Their clicks may still come; the message says how many they are and what takes another age."""
+    result = run.invoke(app, ["report", str(examples), "--click-window-s", "6000"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "all 6050 exposures are younger than 6000 s; --click-window-s takes another age" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("model_version", "these rows were served by no model (model_version 0)"),
+        ("label", "has the columns kind and label"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["report", "compare"])
+def test_examples_that_say_nothing_of_a_model_are_refused(
+    examples: Path, tmp_path: Path, verb: str, column: str, message: str
+) -> None:
+    """A base's archive holds logit 0 and p 0.5; rows with a label beside kind would count clicks as displays."""
+    table, path = pyarrow.parquet.read_table(examples), tmp_path / "e.parquet"
+    pyarrow.parquet.write_table(table.append_column(column, pa.array([0] * len(table))), path)
+    result = run.invoke(app, [verb, str(path)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{path}: {message}" in result.stderr
+
+
+def test_a_picture_of_one_probability_has_one_line(examples: Path, tmp_path: Path) -> None:
+    """A report of p alone was corrected by nothing: no before and after."""
+    pytest.importorskip("matplotlib")
+    table = pyarrow.parquet.read_table(examples).drop_columns(["logit"])
+    pyarrow.parquet.write_table(table, tmp_path / "e.parquet")
+    for source, lines in ((tmp_path / "e.parquet", 2), (examples, 3)):
+        options = ["--click-window-s", "60", "--out", str(tmp_path / "p.svg")]
+        assert run.invoke(app, ["report", str(source), *options]).exit_code == 0
+        drawn = (tmp_path / "p.svg").read_text()
+        assert drawn.count("<!-- before -->") == drawn.count("<!-- after -->") == lines - 2
+        assert drawn.count("<!-- true -->") == 1
+
+
+def test_paths_that_cannot_be_used_are_named_without_an_errno(tmp_path: Path) -> None:
+    """A picture in a folder that is not there, a CSV of other bytes."""
+    path = tmp_path / "rows.csv"
+    path.write_text("label,p\n1,0.5\n")
+    out = tmp_path / "nodir" / "x.png"
+    result = run.invoke(app, ["report", str(path), "--out", str(out)])
+    assert result.exit_code == 2
+    assert f"{out}: No such file or directory" in result.stderr
+    assert "Give another path" in result.stderr
+    assert "Errno" not in result.stderr
+    path.write_bytes(b"label,p\n\xff\xfe,0.5\n")
+    result = run.invoke(app, ["report", str(path)])
+    assert result.exit_code == 2
+    assert f"{path}: no CSV in UTF-8" in result.stderr
 
 
 @pytest.mark.parametrize(

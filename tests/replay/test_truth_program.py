@@ -78,6 +78,18 @@ def test_an_unknown_scenario_is_bad_usage() -> None:
     assert "first_deployment" in ended.stderr
 
 
+@pytest.mark.parametrize("command", [["truth"], ["base", "--dataset", "marketplace"]])
+def test_an_out_that_can_be_no_folder_is_bad_usage(command: list[str], tmp_path: Path) -> None:
+    """Exit 2 before anything is run, with the path, the reason and the remedy."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "afile").touch()
+    for out, reason in ((tmp_path / "afile", "File exists"), (Path("/proc/nope"), "No such file")):
+        ended = CliRunner().invoke(app, [*command, "--out", str(out)])
+        assert ended.exit_code == 2
+        assert f"--out {out} can be no folder ({reason}" in ended.stderr
+        assert "Give a folder" in ended.stderr
+
+
 def test_a_picture_shows_every_scenario_and_rate(tmp_path: Path) -> None:
     """A PNG of some size is written."""
     pytest.importorskip("matplotlib")

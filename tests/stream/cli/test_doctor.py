@@ -76,6 +76,7 @@ def test_a_port_in_use_is_broken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         taken = check_port(holder.getsockname()[1])
     assert (taken.ok, taken.found) == (False, "in use")
+    assert "a program listens there: if it is serving" in taken.fix
     assert check_port(free_port()).ok
 
 
