@@ -3,6 +3,9 @@
 The rows after the base's offsets are new to it. It learns them on trial, as its line will, and each row's logit before
 it was learned is compared with the one that serving logged for that row, which the old line had not learned either.
 What counts are the newest mature impressions, the later half: what the base lacked at first is not counted against it.
+
+Where too few came since, the newest mature rows that the log holds are taken, whenever they came. The base was trained
+on those before its archive's end, which flatters it; one that collapsed is worse there, too.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from learners.examples.kinds import CLICK, EXPOSURE
 from learners.metrics.quality import Quality, entropy, losses, quality
 
 _MAX_TAIL_ROWS = 2_000_000  # 50 MB
-_MIN_CLICKS = 100  # below, and with fewer impressions that were not clicked, nothing can be said
+_MIN_CLICKS = 100  # below, and with fewer impressions not clicked, what came since the archive is too little
+_SINCE = "mature rows since the base's archive, the later half"
+_SEEN = "the newest mature rows of the log, also those that the base was trained on: too few came since its archive"
 _TOLERANCES = 0.03, 0.005, 0.005  # log O/E, normalised entropy, AUC: that much worse is no reason
 
 
@@ -61,34 +66,50 @@ class Verdict:
 
     serving: Quality
     base: Quality
+    clicks: int
+    judged_on: str
     worse: str
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, float | str]:
         """For the log."""
         named = {"serving": self.serving, "base": self.base}
-        return {"impressions": self.base.rows} | {
+        rows: dict[str, float | str] = {
+            "judged_on": self.judged_on,
+            "impressions": self.base.rows,
+            "clicks": self.clicks,
+        }
+        return rows | {
             f"{line}_{name}": round(getattr(of, name), 4)
             for line, of in named.items()
-            for name in ("observed_over_expected", "ne", "auc")
+            for name in ("observed_over_expected", "ne", "log_loss", "auc")
         }
 
 
-def verdict(rows: Scored | None, mature_until_ms: int) -> Verdict | None:
+def mature(rows: Scored, mature_until_ms: int) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """The impressions displayed before that time, oldest first, and whether each was clicked; (N,) both."""
+    found = np.flatnonzero((rows.kind == EXPOSURE) & (rows.ts_ms < mature_until_ms))
+    found = found[np.argsort(rows.ts_ms[found], kind="stable")]
+    return found, np.isin(rows.impression_id[found], rows.impression_id[rows.kind == CLICK])
+
+
+def verdict(rows: Scored | None, mature_until_ms: int, *, seen: bool = False) -> Verdict | None:
     """Compare the lines on the newest half of the impressions displayed before ``mature_until_ms``.
 
-    None where there are too few clicks to judge.
+    None where there are too few clicks to judge. ``seen``: rows that the base was trained on are among them, and there
+    are no others: all count, and a click and an impression without one are enough; so few hide all but a collapse.
     """
     if rows is None:
         return None
-    mature = np.flatnonzero((rows.kind == EXPOSURE) & (rows.ts_ms < mature_until_ms))
-    newest = mature[np.argsort(rows.ts_ms[mature], kind="stable")][len(mature) // 2 :]
-    clicked = np.isin(rows.impression_id[newest], rows.impression_id[rows.kind == CLICK])
+    newest, clicked = mature(rows, mature_until_ms)
+    if not seen:
+        newest, clicked = newest[len(newest) // 2 :], clicked[len(newest) // 2 :]
     clicks = int(clicked.sum())
-    if min(clicks, len(clicked) - clicks) < _MIN_CLICKS:
+    if min(clicks, len(clicked) - clicks) < (1 if seen else _MIN_CLICKS):
         return None
     old, new = rows.served[newest], rows.logit[newest]
     serving, base = quality(old, clicked), quality(new, clicked)
-    return Verdict(serving, base, "; ".join(_worse(serving, base, losses(new, clicked) - losses(old, clicked), clicks)))
+    worse = "; ".join(_worse(serving, base, losses(new, clicked) - losses(old, clicked), clicks))
+    return Verdict(serving, base, clicks, _SEEN if seen else _SINCE, worse)
 
 
 def _worse(serving: Quality, base: Quality, excess: NDArray[np.float64], clicks: int) -> Iterable[str]:

@@ -34,7 +34,7 @@ class LearningConfig:
     silence_probability: Annotated[float, Ge(0), Lt(0.01)] = 1e-6
     """Probability of no click by chance, below which nothing is learned until clicks come again; 0: never."""
     force_base: bool = False
-    """Take a new base although it is worse than the serving line on the newest mature rows."""
+    """Take a new base that is worse than the serving line on the newest mature rows, or that none can judge."""
     click_window_s: float = 600.0  # the join's: from that age on a display that has no click counts as not clicked
     conversion_horizon_s: Annotated[float, Gt(0)] = 30 * 86_400.0  # the join's
     conversion_delay_median_s: Annotated[float, Gt(0)] = 7_200.0

@@ -67,6 +67,31 @@ def test_of_few_clicks_nothing_is_said() -> None:
     assert verdict(tail(count=500), 10 * COUNT) is None
 
 
+def test_where_too_little_came_rows_that_the_base_knows_are_judged() -> None:
+    """However few; they tell a collapsed base, and the verdict says what it is judged on, all mature ones."""
+    few = verdict(tail(count=500), 10 * COUNT, seen=True)
+    assert few is not None
+    assert (few.worse, few.base.rows) == ("", 500)
+    assert few.figures()["clicks"] == few.clicks > 10
+    assert "also those that the base was trained on" in few.judged_on
+    collapsed = verdict(tail(count=500)._replace(logit=np.where(np.arange(500 + few.clicks) % 2, 60, -60)), 10 * COUNT,
+                        seen=True)  # fmt: skip
+    assert collapsed is not None
+    for said in ("O/E", "normalised entropy", "AUC"):
+        assert said in collapsed.worse
+    assert verdict(tail(count=500), 0, seen=True) is None, "none is mature"
+
+
+@pytest.mark.parametrize(("options", "said"), [({"new_bias": -0.32}, "O/E 1.3"), ({"new_noise": 0.4}, "AUC")])
+def test_a_base_that_is_a_little_worse_is_refused_with_figures(options: dict[str, float], said: str) -> None:
+    """By a level that promises too little by a third, by an order that is 0.01 worse; known rows or new ones."""
+    for seen in (False, True):
+        found = verdict(tail(**options, count=4 * COUNT), 40 * COUNT, seen=seen)
+        assert found is not None
+        assert said in found.worse
+        assert 0.6 < float(found.figures()["base_auc"]) <= float(found.figures()["serving_auc"]) < 0.9
+
+
 def test_a_tail_keeps_its_newest_rows_in_bounded_memory() -> None:
     """Whole parts go, oldest first."""
     kept = Tail(most_rows=1_000)

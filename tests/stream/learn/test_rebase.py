@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -232,6 +233,68 @@ async def test_a_base_that_is_worse_is_refused_until_it_is_forced(
     taken = await taken_base(harness)
     assert taken.version == old[-1].version + 1
     await check_line(harness, taken, old)
+
+
+def verdict_of(logs: list[Any]) -> dict[str, Any]:
+    """The one verdict that was logged."""
+    said = ("the new base is refused, the old line goes on", "the new base is no worse than the serving line")
+    (found,) = [one for one in logs if one["event"] in said]
+    return dict(found)
+
+
+@pytest.mark.parametrize("collapsed", [True, False])
+async def test_nothing_came_after_the_archive_and_a_collapsed_base_is_refused_with_figures(
+    collapsed: bool, kafka_topics: TestTopics, tmp_path: Path
+) -> None:
+    """It is judged on the log's rows that it was trained on; one that works is taken, with the figures too."""
+    harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path / "snapshots")
+    _, committed = await harness.learn()
+    old = await harness.journal()
+    await archive(harness, tmp_path / "archive", harness.records)
+    train(tmp_path / "archive", harness.root)
+    base = waiting_base(str(harness.root))
+    assert base is not None
+    if collapsed:
+        state = {name: (of * 100 if name.startswith("dense.mlp") else of) for name, of in base.state.items()}
+        write_base(str(harness.root), replace(base, state=state))
+    with structlog.testing.capture_logs() as logs:
+        await harness.learn(committed=committed)
+    found = verdict_of(logs)
+    assert found["judged_on"].startswith("the newest mature rows of the log, also those")
+    assert found["impressions"] > found["clicks"] > 100
+    names = ("observed_over_expected", "ne", "log_loss", "auc")
+    assert {f"{line}_{name}" for line in ("serving", "base") for name in names} <= found.keys()
+    assert ("reason" in found) == collapsed
+    assert (waiting_base(str(harness.root)) is not None) == collapsed
+    assert (await harness.journal() == old) or not collapsed
+
+
+async def test_a_base_that_no_row_can_judge_is_refused_until_it_is_forced(
+    kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log holds no mature row; beside a line that never ran there is nothing to compare, and it is taken."""
+    harness, committed = await lived(kafka_topics, tmp_path)
+    blind = replace(CONFIG, click_window_s=1e7)
+    monkeypatch.setattr("tests.stream.learner_harness.CONFIG", blind)
+    with structlog.testing.capture_logs() as logs:
+        await harness.learn(committed=committed)
+    assert verdict_of(logs)["reason"] == "not compared: 0 mature rows"
+    assert waiting_base(str(harness.root)) is not None
+    monkeypatch.setattr("tests.stream.learner_harness.CONFIG", replace(blind, force_base=True))
+    await harness.learn(committed=committed)
+    assert waiting_base(str(harness.root)) is None
+
+
+async def test_a_base_is_taken_where_no_line_ran_and_no_row_can_judge_it(
+    kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained twice before the first start."""
+    harness = await LearnerHarness.make(kafka_topics.settings(), tmp_path / "snapshots")
+    await archive(harness, tmp_path / "archive", harness.records[:ARCHIVED])
+    train(tmp_path / "archive", harness.root)
+    monkeypatch.setattr("tests.stream.learner_harness.CONFIG", replace(CONFIG, click_window_s=1e7))
+    await harness.learn()
+    assert waiting_base(str(harness.root)) is None
 
 
 async def test_a_base_beyond_the_log_is_refused_and_the_old_line_goes_on(
