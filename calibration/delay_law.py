@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Final, Self
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ _FIRST_EDGE_MS: Final = 250
 _BINS_PER_DOUBLING: Final = 4
 _UNITS_PER_EVENT: Final = 1024  # so that halving loses nothing that matters
 _SHORTEST_COHORT_MS: Final = 32
+_MEDIAN_STEPS: Final = np.linspace(-12.0, 6.0, 73)  # natural logarithm of what the prior's median is multiplied by
+_SIGMAS: Final = (1.0, 0.5, 0.25)  # what its sigma is
 _WIDTHS_PER_EDGE: Final = 8  # a cohort spans at most this part of the age it waits for
 
 
@@ -35,11 +37,14 @@ class DelayPrior:
     """What is believed before events were seen: a log-normal delay, worth ``events`` events in every bin.
 
     A bin that no display is old enough for has nothing but the prior: at the start it says how much is still to come.
+    So where nobody can know the median beforehand, ``median_spread`` (standard deviation of its logarithm) lets the
+    delays that were seen move it, and narrow the law: conversions that come in seconds are not the first of many.
     """
 
     median_s: float = 7.0  # of clicks; a conversion takes hours
     sigma: float = 1.0  # of the logarithm: 0.2 % of the clicks come after two minutes
     events: float = 8.0
+    median_spread: float = 0.0  # 0: the median is as given
 
     def __post_init__(self) -> None:
         for name in ("median_s", "sigma", "events"):
@@ -50,13 +55,19 @@ class DelayPrior:
                     f"default is {DelayPrior.__dataclass_fields__[name].default}."
                 )
 
+    def scaled(self, median: float, sigma: float) -> DelayPrior:
+        """With median and sigma multiplied by these."""
+        return replace(self, median_s=self.median_s * median, sigma=self.sigma * sigma)
+
     def share(self, delay_ms: NDArray[np.float64]) -> NDArray[np.float64]:
         """P(delay <= delay_ms), 0 at 0."""
         z = (np.log(np.maximum(delay_ms, 1e-9) / 1000.0) - math.log(self.median_s)) / self.sigma
         return np.array([0.5 * math.erfc(-at / math.sqrt(2.0)) for at in np.atleast_1d(z)])
 
 
-CONVERSION_PRIOR: Final = DelayPrior(median_s=7_200.0, sigma=2.0)
+MEDIAN_SPREAD: Final = 2.0
+"""Of the median of conversions' delays: seconds or days are as easily believed."""
+CONVERSION_PRIOR: Final = DelayPrior(median_s=7_200.0, sigma=2.0, median_spread=MEDIAN_SPREAD)
 
 
 class DelayLaw:
@@ -110,10 +121,16 @@ class DelayLaw:
     @cached_property
     def prior_hazard(self) -> NDArray[np.float64]:
         """G of the prior for every bin; [0] unused."""
-        share = self.prior.share(self.edges_ms.astype(np.float64))
-        hazard = 1.0 - np.append(0.0, share[:-1]) / np.maximum(share, 1e-300)
-        hazard[:2] = 1.0  # nothing comes before the first bin
-        return np.asarray(np.where(share > 0, hazard, 1.0))
+        return _hazard(self.prior, self.edges_ms)
+
+    def _likely_hazard(self) -> NDArray[np.float64]:
+        """G of the prior that is most likely by the delays seen so far, given that they were seen."""
+        if not self.prior.median_spread:
+            return self.prior_hazard
+        found = _candidates(self.prior, self.horizon_s)
+        num, den = self._num[2:] / _UNITS_PER_EVENT, self._den[2:] / _UNITS_PER_EVENT
+        likelihood = found.log_prior + found.log_hazard @ num + found.log_rest @ (den - num)
+        return np.asarray(found.hazard[int(likelihood.argmax())])
 
     @property
     def events(self) -> int:
@@ -215,7 +232,9 @@ class DelayLaw:
     def _curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Ages in ms and F at them: the edges, and points between them that are straight in log(age)."""
         weight = self.prior.events
-        hazard = (self._num / _UNITS_PER_EVENT + weight * self.prior_hazard) / (self._den / _UNITS_PER_EVENT + weight)
+        hazard = (self._num / _UNITS_PER_EVENT + weight * self._likely_hazard()) / (
+            self._den / _UNITS_PER_EVENT + weight
+        )
         shares = np.append(0.0, np.cumprod((1.0 - hazard)[:1:-1])[::-1])
         shares = np.append(shares, 1.0)
         edges = self.edges_ms.astype(np.float64)
@@ -231,6 +250,33 @@ class DelayLaw:
             self._num[full] >>= 1
             self._den[full] >>= 1
             full = self._den > 2 * self.memory_events * _UNITS_PER_EVENT
+
+
+class _Candidates(NamedTuple):
+    """Laws that a prior with an uncertain median may turn out to be."""
+
+    hazard: NDArray[np.float64]  # (C, bins + 1) G of each
+    log_prior: NDArray[np.float64]  # (C,)
+    log_hazard: NDArray[np.float64]  # (C, bins - 1) log G from bin 2 on
+    log_rest: NDArray[np.float64]  # the same of 1 - G
+
+
+@cache
+def _candidates(prior: DelayPrior, horizon_s: float) -> _Candidates:
+    edges_ms = DelayLaw(horizon_s).edges_ms
+    tried = [(step, sigma) for step in _MEDIAN_STEPS.tolist() for sigma in _SIGMAS]
+    hazard = np.stack([_hazard(prior.scaled(math.exp(step), sigma), edges_ms) for step, sigma in tried])
+    inner = np.clip(hazard[:, 2:], 1e-9, 1.0 - 1e-9)
+    log_prior = np.array([-((step / prior.median_spread) ** 2) / 2 for step, _ in tried])
+    return _Candidates(hazard, log_prior, np.log(inner), np.log1p(-inner))
+
+
+def _hazard(prior: DelayPrior, edges_ms: NDArray[np.int64]) -> NDArray[np.float64]:
+    """G for every bin; [0] unused."""
+    share = prior.share(edges_ms.astype(np.float64))
+    hazard = 1.0 - np.append(0.0, share[:-1]) / np.maximum(share, 1e-300)
+    hazard[:2] = 1.0  # nothing comes before the first bin
+    return np.asarray(np.where(share > 0, hazard, 1.0))
 
 
 def merged_law(laws: Sequence[DelayLaw]) -> DelayLaw:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.delay_law import DelayLaw, DelayPrior
+from calibration.delay_law import MEDIAN_SPREAD, DelayLaw, DelayPrior
 from learners.examples.kinds import CLICK, CONVERSION
 from learners.examples.terms import CONVERSION_HEAD, Terms
 from learners.features.rows import Rows
@@ -29,7 +29,8 @@ from stream.records.examples import ExampleRows
 from stream.records.wire import ConversionDelays
 
 _SEED = 23  # another draw than that of the exposures which are learned
-_REDRAWN_MS = 3_600_000  # ages are drawn again, as the law has become better known
+_REDRAWN_MS = 3_600_000  # ages are drawn again, as the law has become better known,
+_FIRST_EVENTS = 8  # and whenever twice as many conversions have been seen, from twice these on
 _MIN_ROOM = 1_024
 _COLUMNS = ("ids", "dense", "impression_id", "clicked_ms", "due_ms")
 
@@ -66,9 +67,9 @@ class DelayedTerms:
         self._rows = 0
         self._columns: dict[str, NDArray[Any]] = {}
         self._converted: dict[int, int] = {}  # impression → conversion time, in the order in which they came
-        self._since_ms, self._drawn_ms = 2**62, 0
+        self._since_ms, self._drawn_ms, self._drawn_events = 2**62, 0, 0
         if state:
-            self._since_ms, self._drawn_ms = (int(at) for at in state["clock"])
+            self._since_ms, self._drawn_ms, self._drawn_events = (int(at) for at in state["clock"])
             self._converted = dict(zip(state["converted"].tolist(), state["converted_ms"].tolist(), strict=True))
             self._columns = {name: np.array(state[name]) for name in _COLUMNS if name in state}
             self._rows = len(self._columns["due_ms"]) if self._columns else 0
@@ -126,7 +127,7 @@ class DelayedTerms:
         return {
             **{name: column[: self._rows].copy() for name, column in self._columns.items()},
             **prefixed("law.", self._law.state()),
-            "clock": np.array([self._since_ms, self._drawn_ms], np.int64),
+            "clock": np.array([self._since_ms, self._drawn_ms, self._drawn_events], np.int64),
             "converted": np.array(list(self._converted), np.uint64),
             "converted_ms": np.array(list(self._converted.values()), np.int64),
         }
@@ -136,9 +137,10 @@ class DelayedTerms:
         found = rows.kind == CONVERSION
         if found.any():
             self._law.add(rows.known_ms[found] - rows.delay_ms[found], rows.delay_ms[found])
-        if watermark_ms // _REDRAWN_MS > self._drawn_ms // _REDRAWN_MS:
+        better_known = self._law.events >= 2 * max(self._drawn_events, _FIRST_EVENTS)
+        if better_known or watermark_ms // _REDRAWN_MS > self._drawn_ms // _REDRAWN_MS:
             self._law.advance(watermark_ms)
-            self._drawn_ms = watermark_ms
+            self._drawn_ms, self._drawn_events = watermark_ms, self._law.events
             self._forget(watermark_ms)
             if self._rows:
                 waiting = {name: column[: self._rows] for name, column in self._columns.items()}
@@ -207,5 +209,5 @@ class DelayedTerms:
 
 
 def _law(delays: ConversionDelays, state: Mapping[str, NDArray[Any]] | None) -> DelayLaw:
-    prior = DelayPrior(median_s=delays.median_s, sigma=delays.sigma)
+    prior = DelayPrior(median_s=delays.median_s, sigma=delays.sigma, median_spread=MEDIAN_SPREAD)
     return DelayLaw.from_state(state, prior=prior) if state else DelayLaw(delays.horizon_s, prior=prior)

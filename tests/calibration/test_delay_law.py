@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from calibration.delay_law import DelayLaw, DelayPrior
+from calibration.delay_law import CONVERSION_PRIOR, DelayLaw, DelayPrior
 
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
 LAWS: dict[str, Draw] = {
@@ -61,6 +61,18 @@ def test_two_minutes_after_the_start_the_law_is_known_within_a_few_percent(name:
         found.append(law.share(AGES_MS))
     assert np.abs(np.mean(found, axis=0) - true_share(LAWS[name])).max() < 0.02
     assert np.abs(found - true_share(LAWS[name])).max() < 0.06
+
+
+@pytest.mark.parametrize(("median_s", "sigma"), [(0.2, 0.5), (60.0, 1.0), (7_200.0, 2.0), (86_400.0, 1.5)])
+def test_conversions_of_any_speed_are_known_for_what_they_are_within_minutes(median_s: float, sigma: float) -> None:
+    """What is still to come of four minutes' clicks: nobody told the law whether conversions take seconds or days."""
+    random = np.random.default_rng(1)
+    ts_ms = random.integers(0, 240_000, 700)
+    delay_ms = (1_000 * median_s * np.exp(sigma * random.normal(0, 1, 700))).astype(np.int64)
+    law = DelayLaw(30 * 86_400.0, prior=CONVERSION_PRIOR)
+    seen(law, ts_ms, delay_ms, until_s=240)
+    true = (1_000 * median_s * np.exp(sigma * random.normal(0, 1, (1_000, 1))) <= 240_000 - ts_ms).mean()
+    assert law.share(240_000.0 - ts_ms).mean() == pytest.approx(true, abs=0.04)
 
 
 def test_counting_what_came_instead_would_be_wrong() -> None:

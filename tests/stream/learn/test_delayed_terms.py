@@ -196,6 +196,24 @@ def test_the_head_is_true_on_every_day_and_for_what_was_launched(median_h: float
     assert launched == pytest.approx(1.0, abs=0.2)
 
 
+@pytest.mark.parametrize("delay_s", [0, 20])
+def test_conversions_that_come_at_once_are_no_certainty(delay_s: int) -> None:
+    """Three in ten clicks convert in seconds where hours were expected: three conversions for ten payments, in minutes."""
+    delayed, rng = DelayedTerms(DELAYS, most_rows=10_000), np.random.default_rng(1)
+    to_come: list[tuple[int, ExampleRows]] = []
+    paid, events = np.zeros(240), np.zeros(240)
+    for second in range(240):
+        came = clicks(3, seed=second, at_ms=START_MS + second * 1000)
+        buyers = came.take(np.flatnonzero(rng.random(3) < 0.3))
+        to_come.append((second + delay_s, converted(buyers, delay_s * 1000)))
+        rows = concat([came, *(rows for at, rows in to_come if at == second)])
+        step = delayed.step(rows, terms_of(rows), HEADS, START_MS + second * 1000, most_paid=128)
+        paid[second], events[second] = step.paid, step.terms.event[:, 1].sum()
+    told = events.cumsum() / paid.cumsum()
+    assert 0.2 < told[-1] < 0.4
+    assert events[120:].sum() / paid[120:].sum() == pytest.approx(0.3, abs=0.06)
+
+
 def test_paid_at_once_clicks_are_fake_negatives(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bounds above are those of the delayed payment: without it the first day misses them."""
     monkeypatch.setattr(DelayedTerms, "_drawn", lambda self, impression_id, clicked_ms: clicked_ms)
