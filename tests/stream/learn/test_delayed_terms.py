@@ -198,7 +198,7 @@ def test_the_head_is_true_on_every_day_and_for_what_was_launched(median_h: float
 
 @pytest.mark.parametrize("delay_s", [0, 20])
 def test_conversions_that_come_at_once_are_no_certainty(delay_s: int) -> None:
-    """Three in ten clicks convert in seconds where hours were expected: three conversions for ten payments, in minutes."""
+    """Three in ten clicks convert in seconds, not in hours as expected: soon three conversions come on ten payments."""
     delayed, rng = DelayedTerms(DELAYS, most_rows=10_000), np.random.default_rng(1)
     to_come: list[tuple[int, ExampleRows]] = []
     paid, events = np.zeros(240), np.zeros(240)
