@@ -106,6 +106,24 @@ class ClickSilence:
         self._expected, self._left_out_until_ms = {}, 0
         return ended
 
+    def foreseen(self, rows: ExampleRows, own_watermark_ms: int, watermark_ms: int) -> tuple[Silence, float] | None:
+        """Look at a record before it is learned: the silence that it shows to have begun, as `learned` does.
+
+        An input that is silent is waited for, then all that it held back comes at once. The clicks of a record's
+        displays are those of its own partition, of which everything is known up to ``own_watermark_ms``; the watermark
+        of all partitions may still be where the clicks ended. Expected are those of served p, since nothing is scored.
+        """
+        shown = rows.kind == EXPOSURE
+        if self.silent or not shown.any() or (rows.kind == CLICK).any():
+            return None
+        p = rows.p[shown].astype(np.float64)
+        if p.sum() + math.fsum(self._expected.values()) <= self._most_expected:  # by far the usual case
+            return None
+        self._measure(watermark_ms)
+        share = self._law.share(np.maximum(own_watermark_ms - rows.ts_ms[shown], 0))
+        missing = float(share @ p) + self._missing(watermark_ms, watermark_ms)
+        return self._begin(missing) if missing > self._most_expected else None
+
     def left_out(self, rows: ExampleRows) -> NDArray[np.bool_]:
         """(B,) the rows whose display lies in a silence."""
         out = np.zeros(len(rows), np.bool_)
@@ -145,8 +163,9 @@ class ClickSilence:
             self._measure(watermark_ms)
         self._expect(rows.ts_ms[displays], sigmoid(logits[displays]) * terms.exposure[displays])
         missing = self._missing(watermark_ms, max(watermark_ms, heard_ms))
-        if self.silent or missing <= self._most_expected:
-            return None
+        return None if self.silent or missing <= self._most_expected else self._begin(missing)
+
+    def _begin(self, missing: float) -> tuple[Silence, float]:
         self._expected = {}
         self._left_out_until_ms = 0
         self.silences = [*self.silences, Silence(self._learned_until_ms, OPEN_MS)]

@@ -1,8 +1,4 @@
-"""The learning loop: score, measure, learn, so that every metric is progressive. No clock, no broker.
-
-Time is the watermark of the examples; what is learned, and in which batches, hangs on the order of the examples and
-on their watermarks alone.
-"""
+"""The learning loop: score, measure, learn, so that every metric is progressive. No clock, no broker: event time."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ from stream.learn.state import LoopState
 from stream.learn.watermarks import LeastWatermark
 from stream.records.examples import ExampleRows
 from stream.records.validity import faults, learnable, sampled
-from stream.records.wire import JournalRecord
+from stream.records.wire import JournalRecord, Silence
 
 __all__ = ["Diverged", "LearnOutcome", "Learned", "LearningLoop", "LoopState", "Rejected", "Skipped"]
 
@@ -150,6 +146,8 @@ class LearningLoop:
         ]
         if (silence := self._silence.heard(rows)) is not None:
             outcomes.append(Heard(silence))
+        if (begun := self._silence.foreseen(rows, watermark_ms, self._watermark_ms)) is not None:
+            outcomes.append(self._begin_silence(*begun))
         self.conversions += int(np.count_nonzero(rows.kind == CONVERSION))
         self._pending.add(rows, self._kept(rows, self.config.exposure_rate), partition, offset)
         while len(self._pending) >= self.config.learn_batch_rows and not self.diverged:
@@ -280,14 +278,16 @@ class LearningLoop:
             outcomes.append(self._diverge(astray))
         begun = self._silence.learned(rows, step.logits, step.terms, self._watermark_ms, self._ahead_ms)
         if begun is not None:
-            silence, missing = begun
-            outcomes.append(Silent(silence.from_ms, missing))
-            waiting = len(self._pending)
-            self._pending.keep(lambda rows: ~self._silence.left_out(rows))
-            self.left_out_rows += waiting - len(self._pending)
+            outcomes.append(self._begin_silence(*begun))
         if not self._pending:
             self._silence.forget()
         return outcomes
+
+    def _begin_silence(self, silence: Silence, missing: float) -> Silent:
+        waiting = len(self._pending)
+        self._pending.keep(lambda rows: ~self._silence.left_out(rows))
+        self.left_out_rows += waiting - len(self._pending)
+        return Silent(silence.from_ms, missing)
 
     def _skip(self, skipped: Skipped) -> list[LearnOutcome]:
         self._skipped_in_a_row += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -165,6 +167,21 @@ def test_a_backlog_of_clicks_ends_it_and_is_not_learned_either() -> None:
     assert not loop.silent
     owed = set(rows.impression_id[(rows.kind == CLICK)].tolist()) & displayed
     assert owed == clicked, "clicks of displays that were learned before the silence was found are learned, too"
+
+
+def test_what_was_held_back_and_comes_at_once_is_not_learned() -> None:
+    """Half a minute of two partitions' displays, each in one record, of which the first brings time no further."""
+    log = clicked_log(2_000, 0.2, partitions=2)
+    loop = loop_of(2)
+    run(loop, log)
+    before, version, now_ms = loop.model.weights_sha256(), loop.version, log[-1][3]
+    for partition in (0, 1):
+        shown = example_rows(300, seed=partition, kind=np.full(300, EXPOSURE), p=np.full(300, 0.2, np.float32))
+        rows = replace(shown, ts_ms=now_ms + np.arange(300) * 100, known_ms=now_ms + np.arange(300) * 100)
+        outcomes = loop.step(rows, partition, loop.next_offset(partition), now_ms + 60_000)
+        assert [type(one) for one in outcomes] == ([Silent] if partition == 0 else [])
+    assert loop.silent
+    assert (loop.version, loop.model.weights_sha256()) == (version, before)
 
 
 def test_nothing_but_heartbeats_is_published_in_a_silence() -> None:
