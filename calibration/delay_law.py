@@ -67,7 +67,7 @@ class DelayPrior:
 
 MEDIAN_SPREAD: Final = 2.0
 """Of the median of conversions' delays: seconds or days are as easily believed."""
-CONVERSION_PRIOR: Final = DelayPrior(median_s=7_200.0, sigma=2.0, median_spread=MEDIAN_SPREAD)
+CONVERSION_PRIOR: Final = DelayPrior(median_s=7_200.0, sigma=2.0)
 
 
 class DelayLaw:

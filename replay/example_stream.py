@@ -20,6 +20,7 @@ from replay.progress import Progress
 from replay.report import Displayed, displayed
 from replay.scenario import Scenario
 from stream.learn.config import LearningConfig
+from stream.learn.learn_order import in_learn_order
 from stream.records.examples import ExampleRows, concat
 from stream.sessions.in_memory import MemorySessionStore
 
@@ -46,7 +47,7 @@ class Matured(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The examples of some days in order of arrival.
+    """The examples of some days in order of arrival, those of a record in the order in which they are learned.
 
     Record i ends before row ``ends[i]`` and arrived when the watermark had reached ``watermarks_ms[i]``.
     """
@@ -61,7 +62,9 @@ class Span:
         if not records:
             raise ValueError("no impression was displayed in these days: there is nothing to learn. Replay more days.")
         ends = np.cumsum([len(rows) for rows, _ in records])
-        return cls(concat([rows for rows, _ in records]), ends, np.array([at for _, at in records], np.int64))
+        return cls(
+            concat([in_learn_order(rows) for rows, _ in records]), ends, np.array([at for _, at in records], np.int64)
+        )
 
     def learnable(self) -> tuple[ExampleRows, NDArray[np.int64]]:
         """Exposures and clicks as they arrived, and where each record ends among them."""

@@ -119,9 +119,8 @@ class ClickSilence:
         p = rows.p[shown].astype(np.float64)
         if p.sum() + math.fsum(self._expected.values()) <= self._most_expected:  # by far the usual case
             return None
-        self._measure(watermark_ms)
         share = self._law.share(np.maximum(own_watermark_ms - rows.ts_ms[shown], 0))
-        missing = float(share @ p) + self._missing(watermark_ms, watermark_ms)
+        missing = float(share @ p) + self._due(watermark_ms)
         return self._begin(missing) if missing > self._most_expected else None
 
     def left_out(self, rows: ExampleRows) -> NDArray[np.bool_]:
@@ -211,6 +210,12 @@ class ClickSilence:
         if math.fsum(self._expected.values()) <= self._most_expected:  # by far the usual case, and cheap
             return 0.0
         self._measure(watermark_ms)
+        return self._due(heard_ms)
+
+    def _due(self, at_ms: int) -> float:
+        """Of the clicks that are expected, those that should have come by a time."""
+        if not self._expected:
+            return 0.0
         ends_ms = (np.array(list(self._expected), np.int64) + 1) * _BUCKET_MS
-        share = self._law.share(np.maximum(heard_ms - ends_ms, 0))
+        share = self._law.share(np.maximum(at_ms - ends_ms, 0))
         return float(share @ np.array(list(self._expected.values())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from calibration.delay_law import CONVERSION_PRIOR, DelayLaw, DelayPrior
+from calibration.delay_law import CONVERSION_PRIOR, MEDIAN_SPREAD, DelayLaw, DelayPrior
 
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
 LAWS: dict[str, Draw] = {
@@ -69,7 +70,7 @@ def test_conversions_of_any_speed_are_known_for_what_they_are_within_minutes(med
     random = np.random.default_rng(1)
     ts_ms = random.integers(0, 240_000, 700)
     delay_ms = (1_000 * median_s * np.exp(sigma * random.normal(0, 1, 700))).astype(np.int64)
-    law = DelayLaw(30 * 86_400.0, prior=CONVERSION_PRIOR)
+    law = DelayLaw(30 * 86_400.0, prior=replace(CONVERSION_PRIOR, median_spread=MEDIAN_SPREAD))
     seen(law, ts_ms, delay_ms, until_s=240)
     true = (1_000 * median_s * np.exp(sigma * random.normal(0, 1, (1_000, 1))) <= 240_000 - ts_ms).mean()
     assert law.share(240_000.0 - ts_ms).mean() == pytest.approx(true, abs=0.04)

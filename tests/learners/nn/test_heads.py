@@ -21,7 +21,7 @@ def summed_loss(logits: NDArray[np.float32], terms: Terms) -> float:
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        ((), "begin with one"),
+        ((), "must hold one or more"),
         ((Head("buy", given="click"), Head("click")), "begin with one"),
         ((Head("click", start_p=1.0),), r"start_p=1\.0 of head click must lie between 0 and 1"),
         ((Head("click"), Head("click")), "'click' needs a name of its own"),
