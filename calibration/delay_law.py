@@ -107,10 +107,7 @@ class DelayLaw:
     @cached_property
     def edges_ms(self) -> NDArray[np.int64]:
         """Edges of the bins of delay, from 0 to the horizon."""
-        horizon_ms = round(self.horizon_s * 1000)
-        bins = math.ceil(_BINS_PER_DOUBLING * math.log2(horizon_ms / _FIRST_EDGE_MS))
-        inner = np.floor(_FIRST_EDGE_MS * 2.0 ** (np.arange(bins) / _BINS_PER_DOUBLING)).astype(np.int64)
-        return np.concatenate([[0], inner, [horizon_ms]])
+        return _edges(self.horizon_s)
 
     @cached_property
     def _widths_ms(self) -> NDArray[np.int64]:
@@ -232,9 +229,8 @@ class DelayLaw:
     def _curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Ages in ms and F at them: the edges, and points between them that are straight in log(age)."""
         weight = self.prior.events
-        hazard = (self._num / _UNITS_PER_EVENT + weight * self._likely_hazard()) / (
-            self._den / _UNITS_PER_EVENT + weight
-        )
+        num, den = self._num / _UNITS_PER_EVENT, self._den / _UNITS_PER_EVENT
+        hazard = (num + weight * self._likely_hazard()) / (den + weight)
         shares = np.append(0.0, np.cumprod((1.0 - hazard)[:1:-1])[::-1])
         shares = np.append(shares, 1.0)
         edges = self.edges_ms.astype(np.float64)
@@ -261,9 +257,16 @@ class _Candidates(NamedTuple):
     log_rest: NDArray[np.float64]  # the same of 1 - G
 
 
+def _edges(horizon_s: float) -> NDArray[np.int64]:
+    horizon_ms = round(horizon_s * 1000)
+    bins = math.ceil(_BINS_PER_DOUBLING * math.log2(horizon_ms / _FIRST_EDGE_MS))
+    inner = np.floor(_FIRST_EDGE_MS * 2.0 ** (np.arange(bins) / _BINS_PER_DOUBLING)).astype(np.int64)
+    return np.concatenate([[0], inner, [horizon_ms]])
+
+
 @cache
 def _candidates(prior: DelayPrior, horizon_s: float) -> _Candidates:
-    edges_ms = DelayLaw(horizon_s).edges_ms
+    edges_ms = _edges(horizon_s)
     tried = [(step, sigma) for step in _MEDIAN_STEPS.tolist() for sigma in _SIGMAS]
     hazard = np.stack([_hazard(prior.scaled(math.exp(step), sigma), edges_ms) for step, sigma in tried])
     inner = np.clip(hazard[:, 2:], 1e-9, 1.0 - 1e-9)

@@ -64,7 +64,8 @@ class ClickLevel:
             self._fresh = [np.array(state["fresh"])]
             self._since_ms, self._watermark_ms = (int(at) for at in state["clock"])
             self._level, self._variance = (float(one) for one in state["level"])
-            self._recent = np.array(state["recent"])
+            if "recent_by_scale" in state:  # not in older ones
+                self._recent = np.array(state["recent_by_scale"])
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What a restart needs: arrays, copies."""
@@ -74,7 +75,7 @@ class ClickLevel:
             "clicks_ms": self._clicks_ms.copy(),
             "clock": np.array([self._since_ms, self._watermark_ms], np.int64),
             "level": np.array([self._level, self._variance]),
-            "recent": self._recent.copy(),
+            "recent_by_scale": self._recent.copy(),
         }
 
     def know_since(self, since_ms: int) -> None:

@@ -69,7 +69,8 @@ class DelayedTerms:
         self._converted: dict[int, int] = {}  # impression → conversion time, in the order in which they came
         self._since_ms, self._drawn_ms, self._drawn_events = 2**62, 0, 0
         if state:
-            self._since_ms, self._drawn_ms, self._drawn_events = (int(at) for at in state["clock"])
+            self._since_ms, self._drawn_ms = (int(at) for at in state["clock"])
+            self._drawn_events = int(state["drawn_events"][0]) if "drawn_events" in state else 0  # not in older ones
             self._converted = dict(zip(state["converted"].tolist(), state["converted_ms"].tolist(), strict=True))
             self._columns = {name: np.array(state[name]) for name in _COLUMNS if name in state}
             self._rows = len(self._columns["due_ms"]) if self._columns else 0
@@ -127,7 +128,8 @@ class DelayedTerms:
         return {
             **{name: column[: self._rows].copy() for name, column in self._columns.items()},
             **prefixed("law.", self._law.state()),
-            "clock": np.array([self._since_ms, self._drawn_ms, self._drawn_events], np.int64),
+            "clock": np.array([self._since_ms, self._drawn_ms], np.int64),
+            "drawn_events": np.array([self._drawn_events], np.int64),
             "converted": np.array(list(self._converted), np.uint64),
             "converted_ms": np.array(list(self._converted.values()), np.int64),
         }
