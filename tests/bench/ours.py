@@ -48,7 +48,7 @@ class OurDeepFM:
         return 1 / (1 + np.exp(-np.concatenate(logits).astype(np.float64)))
 
 
-def feature_rows(rows: ClickRows, part: slice | NDArray[np.intp]) -> Rows:
+def feature_rows(rows: ClickRows, part: slice) -> Rows:
     """Of the rows of ``part``."""
     ids = rows.ids[part]
     return Rows(ids.view(np.uint64), np.zeros((len(ids), 0), np.float32))

@@ -25,6 +25,7 @@ from tests.bench.turns import take_turns
 
 _RECORD = 8 * BATCH  # impressions
 _MS = 10  # between two displays
+_DELAY_MS = 1_000  # of a click
 
 
 class ShippedLoop:
@@ -51,23 +52,15 @@ class ShippedLoop:
 
 
 def _examples(rows: ClickRows, first: int) -> ExampleRows:
-    number = np.arange(first + 1, first + 1 + len(rows.ids))
-    return concat([_of_kind(rows, number, EXPOSURE), _of_kind(rows, number, CLICK)])
-
-
-def _of_kind(rows: ClickRows, number: NDArray[np.int64], kind: int) -> ExampleRows:
-    kept = np.flatnonzero(rows.labels) if kind == CLICK else np.arange(len(number))
-    features = feature_rows(rows, kept)
-    ts_ms, count = number[kept] * _MS, len(kept)
-    zeros = np.zeros(count, np.float32)
-    delay_ms = np.full(count, 1_000 if kind == CLICK else 0)
-    return ExampleRows(
-        kind=np.full(count, kind, np.uint8),
-        impression_id=number[kept].astype(np.uint64),
-        user_key=number[kept].astype(np.uint64),
-        ts_ms=ts_ms,
-        known_ms=ts_ms + delay_ms,
-        delay_ms=delay_ms,
+    number, count = np.arange(first + 1, first + 1 + len(rows.ids)), len(rows.ids)
+    features, zeros = feature_rows(rows, slice(None)), np.zeros(count, np.float32)
+    shown = ExampleRows(
+        kind=np.full(count, EXPOSURE, np.uint8),
+        impression_id=number.astype(np.uint64),
+        user_key=number.astype(np.uint64),
+        ts_ms=number * _MS,
+        known_ms=number * _MS,
+        delay_ms=np.zeros(count, np.int64),
         value=zeros,
         logit=zeros,
         p=zeros + np.float32(0.2),
@@ -79,6 +72,9 @@ def _of_kind(rows: ClickRows, number: NDArray[np.int64], kind: int) -> ExampleRo
         ids=features.ids,
         dense=features.dense,
     )
+    clicked = shown.take(np.flatnonzero(rows.labels))
+    delay_ms = np.full(len(clicked), _DELAY_MS)
+    return concat([shown, clicked.with_event(CLICK, known_ms=clicked.ts_ms + delay_ms, delay_ms=delay_ms)])
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ from learners.examples.terms import Terms
 from learners.features.shape import ModelShape
 from stream.learn.click_silence import OPEN_MS, ClickSilence, SilenceState
 from stream.learn.config import LearningConfig
-from stream.learn.learn_order import in_learn_order
 from stream.learn.loop import LearningLoop, LoopState
 from stream.learn.outcomes import Heard, Learned, Silent
 from stream.records.examples import concat
 from stream.records.wire import Silence
 from tests.stream.click_log import Record, clicked_log, records
+from tests.stream.learn.test_loop import fetched
 from tests.stream.pipeline import SMALL, SPEC, START_MS, example_rows
 
 CONFIG = LearningConfig(learn_batch_rows=32, learn_interval_s=1.0, publish_interval_s=1.0, snapshot_interval_s=5.0)
@@ -215,15 +215,8 @@ def test_killed_at_any_moment_of_it_the_weights_are_those_of_one_life(cut: int, 
     again = restarted(whole)
     journals = [one.journal for one in run(whole, log[cut:kill]) if isinstance(one, Learned)]
     for journal in journals:
-        parts = [example_rows(0, seed=0)]
-        for r in journal.ranges:
-            for offset in range(r.from_offset, r.to_offset + 1):
-                low = r.from_row if offset == r.from_offset else 0
-                high = r.to_row if offset == r.to_offset else None
-                if (r.partition, offset) in stored:
-                    parts.append(in_learn_order(stored[r.partition, offset]).take(slice(low, high)))
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(journal), type=type(journal)) == journal
-        again.relearn(journal, concat(parts))
+        again.relearn(journal, fetched(stored, journal.ranges))
     assert again.model.weights_sha256() == whole.model.weights_sha256()
     for p, at in again.positions().items():
         for mark in [mark for q, offset, _, mark in log if (q, offset) == (p, at.offset - (at.row == 0))]:
