@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from typing import Any
 
@@ -15,7 +17,8 @@ from learners.examples.kinds import CLICK, EXPOSURE
 from stream.records.partition import partition_of
 from stream.records.topics import CLICKS, IMPRESSIONS, SERVED
 from stream.records.wire import ServedRecord
-from tests.bench.join_log import BATCH, HORIZON_MS, LEAD_MS, SPEC, Encoding, JoinLog, digest, join_log
+from tests.bench.join_log import BATCH, SPEC, Encoding, JoinLog, digest, join_log
+from tests.bench.join_times import HORIZON_MS, LEAD_MS
 from tests.bench.peers.dict_join import INPUTS, DictJoin, Row, rows_of
 
 LOGS = {
@@ -119,3 +122,11 @@ def test_the_digest_sees_kinds_and_repetitions_but_no_order() -> None:
 
 def _served(value: bytes) -> ServedRecord:
     return msgspec.msgpack.decode(value, type=ServedRecord)
+
+
+def test_the_peers_need_nothing_that_their_environment_lacks() -> None:
+    """numpy and msgspec; a dependency of the project's that comes in with an import would end the benchmark."""
+    lacking = ("scipy", "torch", "numba", "orjson", "aiokafka", "redis", "structlog", "pyarrow", "river")
+    blocked = "".join(f"sys.modules[{name!r}] = None; " for name in lacking)
+    program = f"import sys; {blocked}import tests.bench.peers.dict_join, tests.bench.peers.stopwatch, tests.bench.turns"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from stream.embedded.broker import EmbeddedBroker
 from stream.embedded.redis import EmbeddedRedis
 from tests.bench.harness import Bound, Child, Measure, median, progress
-from tests.bench.join_log import HORIZON_MS, join_log
+from tests.bench.join_log import join_log
+from tests.bench.join_times import HORIZON_MS
 from tests.bench.join_peers import PEERS, joined, produce
 from tests.bench.join_worker import Load, end_to_end, recovery
 

@@ -21,7 +21,8 @@ from stream.records.examples import ExampleRows
 from stream.records.served import ServedRows
 from stream.records.topics import CLICKS, IMPRESSIONS, SERVED
 from stream.records.wire import SCORES
-from tests.bench.join_log import HORIZON_MS, SPEC, JoinLog, digest, join_log
+from tests.bench.join_log import SPEC, JoinLog, digest, join_log
+from tests.bench.join_times import HORIZON_MS
 from tests.bench.peers.dict_join import DictJoin, rows_of
 from tests.bench.turns import serve
 

@@ -1,7 +1,6 @@
 """A log for the join: served rows, impressions and clicks as their producers would send them, and what must come out.
 
-Every served ad is displayed; 1.5 % of the impressions are clicked, all within a minute. What stands here needs
-numpy and msgspec only, so that the peers' environment can import it too.
+Every served ad is displayed; 1.5 % of the impressions are clicked, all within a minute.
 """
 
 from __future__ import annotations
@@ -21,16 +20,14 @@ from learners.features.spec import load_spec
 from stream.records.partition import key_bytes, partition_of
 from stream.records.topics import CLICKS, IMPRESSIONS, SERVED
 from stream.records.wire import EventsRecord, ServedRecord
+from tests.bench.join_times import HORIZON_MS, LINGER_MS
 
 Encoding = Literal["batch", "json"]
 
 SPEC = load_spec("marketplace")
 START_MS = 1_767_225_600_000  # 2026-01-01
-HORIZON_MS = 60_000  # a click comes by then after its display
-LEAD_MS = 5_000  # a display may teach so far ahead of the slowest topic
 ADS = 10  # of a request
 BATCH = 100  # rows of a full record
-LINGER_MS = 1_000  # after which a record is sent although it is not full
 CLICK_RATE = 0.015
 USERS = 100_000
 _MEDIAN_DELAY_MS, _DELAY_SPREAD = 20_000, 0.8

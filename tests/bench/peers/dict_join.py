@@ -13,7 +13,7 @@ import msgspec
 from learners.examples.kinds import CLICK, EXPOSURE
 from stream.records.topics import CLICKS, IMPRESSIONS, SERVED
 from stream.records.wire import EventsRecord, ServedRecord
-from tests.bench.join_log import HORIZON_MS, LEAD_MS
+from tests.bench.join_times import HORIZON_MS, LEAD_MS
 
 Row = dict[str, Any]
 

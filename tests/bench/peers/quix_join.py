@@ -18,7 +18,7 @@ from quixstreams import Application, State  # type: ignore[import-not-found, unu
 
 from learners.examples.kinds import CLICK, EXPOSURE
 from stream.records.topics import CLICKS, IMPRESSIONS, SERVED
-from tests.bench.join_log import HORIZON_MS, LINGER_MS
+from tests.bench.join_times import HORIZON_MS, LINGER_MS
 from tests.bench.peers.dict_join import INPUTS, Row, example, rows_of
 from tests.bench.peers.stopwatch import Stopwatch
 from tests.bench.turns import serve
