@@ -125,7 +125,7 @@ def _served(value: bytes) -> ServedRecord:
 
 
 def test_the_peers_need_nothing_that_their_environment_lacks() -> None:
-    """numpy and msgspec; a dependency of the project's that comes in with an import would end the benchmark."""
+    """Numpy and msgspec; a dependency of the project's that comes in with an import would end the benchmark."""
     lacking = ("scipy", "torch", "numba", "orjson", "aiokafka", "redis", "structlog", "pyarrow", "river")
     blocked = "".join(f"sys.modules[{name!r}] = None; " for name in lacking)
     program = f"import sys; {blocked}import tests.bench.peers.dict_join, tests.bench.peers.stopwatch, tests.bench.turns"

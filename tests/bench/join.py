@@ -10,8 +10,8 @@ from stream.embedded.broker import EmbeddedBroker
 from stream.embedded.redis import EmbeddedRedis
 from tests.bench.harness import Bound, Child, Measure, median, progress
 from tests.bench.join_log import join_log
-from tests.bench.join_times import HORIZON_MS
 from tests.bench.join_peers import PEERS, joined, produce
+from tests.bench.join_times import HORIZON_MS
 from tests.bench.join_worker import Load, end_to_end, recovery
 
 _PER_SECOND = 10_000.0  # of event time: clicks come up to 600,000 rows after their display

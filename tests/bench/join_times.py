@@ -1,5 +1,4 @@
-"""Times of the join's log, apart from what makes it: the peers' environment has numpy and msgspec, and no more of the
-project's dependencies."""
+"""Times of the join's log, apart from what makes it: the peers' environment lacks most of what the project needs."""
 
 HORIZON_MS = 60_000
 """A click comes by then after its display."""

@@ -22,8 +22,8 @@ from stream.records.topics import CLICKS, EXAMPLES
 from stream.servers.settings import StreamSettings
 from tests.bench.harness import Child, progress
 from tests.bench.join_log import SPEC, START_MS, Encoding, digest, join_log
-from tests.bench.join_times import HORIZON_MS
 from tests.bench.join_peers import produce
+from tests.bench.join_times import HORIZON_MS
 
 _POLL_S = 0.25  # asking costs the worker some milliseconds
 _PATIENCE_S = 300.0
