@@ -116,7 +116,7 @@ class ClickSilence:
         shown = rows.kind == EXPOSURE
         if self.silent or not shown.any() or (rows.kind == CLICK).any():
             return None
-        p = rows.p[shown].astype(np.float64)
+        p = np.clip(rows.p[shown].astype(np.float64), 0.0, 1.0)  # of the log, not of this process
         if p.sum() + math.fsum(self._expected.values()) <= self._most_expected:  # by far the usual case
             return None
         share = self._law.share(np.maximum(own_watermark_ms - rows.ts_ms[shown], 0))
