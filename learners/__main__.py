@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from learners.snapshots.inspection import facts_of, lines_of
-from learners.snapshots.snapshot import SnapshotError
+from learners.snapshots.manifest import SnapshotError
 from learners.training.cli import base
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train a base model and inspect snapshots.")

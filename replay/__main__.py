@@ -14,7 +14,8 @@ from learners.deepfm.model import DivergenceError
 from learners.features.spec import FeatureSpec, load_spec
 from learners.models.losses import LOSSES
 from learners.models.registry import REGISTRY, Entry
-from learners.snapshots.snapshot import SnapshotError, newest_snapshot
+from learners.snapshots.manifest import SnapshotError
+from learners.snapshots.snapshot import newest_snapshot
 from replay import backtest as in_process
 from replay.base import base_snapshot, read_base_examples, write_base
 from replay.compare import Compared, chosen, comparison_json, comparison_table

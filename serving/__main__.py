@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from learners.features.spec import load_spec
 from learners.features.spec_parts import SpecError
-from learners.snapshots.snapshot import SnapshotError
+from learners.snapshots.manifest import SnapshotError
 from serving.metrics import ServingMetrics
 from serving.server import Clock, ServingOptions, ServingServer
 from serving.settings import ServingSettings

@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import linear, logsigmoid
 
 from learners.deepfm.config import DeepFMConfig
+from learners.deepfm.dense_shapes import dense_shapes, norm_shapes
 from learners.examples.terms import Terms
 from learners.nn.chunk import Floats, Inputs
 from learners.nn.heads import Heads
@@ -68,22 +69,10 @@ class Tower:
     batch_norm: bool = False
     dropout: float = 0.0
 
-    def learned_shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
-        """Of what the optimiser moves: those of `Mlp`, and batch norm's scale and shift."""
-        return Mlp.shapes(self.prefix, inputs, self.hidden) | self._norm_shapes("scale", "shift")
-
-    def statistics_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the running statistics."""
-        return self._norm_shapes("mean", "variance")
-
-    def _norm_shapes(self, *kinds: str) -> dict[str, tuple[int, ...]]:
-        layers = enumerate(self.hidden if self.batch_norm else ())
-        return {f"{self.prefix}.{layer}.{kind}": (width,) for layer, width in layers for kind in kinds}
-
     def start(self, value: Tensors, inputs: int, generator: np.random.Generator) -> None:
         """The start values of `Mlp`; batch norm changes nothing yet."""
         Mlp(self.prefix, inputs, self.hidden, value).start(generator)
-        for name in self._norm_shapes("scale", "variance"):
+        for name in norm_shapes(self.prefix, self.hidden if self.batch_norm else (), "scale", "variance"):
             value[name].fill_(1)
 
     def outputs(self, x: torch.Tensor, value: Tensors, learning: Learning | None = None) -> torch.Tensor:
@@ -126,11 +115,7 @@ class AutogradNetwork:
             for name, hidden in zip(self.heads.names, config.tower_widths, strict=True)
         ]
         width = columns * config.dim + dense
-        learned: dict[str, tuple[int, ...]] = {"linear.weight": (dense,)}
-        statistics: dict[str, tuple[int, ...]] = {}
-        for tower in self._towers:
-            learned |= tower.learned_shapes(width)
-            statistics |= tower.statistics_shapes()
+        learned, statistics = dense_shapes(config, columns=columns, dense=dense)
         self._learned = tuple(learned)
         self.parameters = DenseParameters(learned, statistics)
         for head, tower in enumerate(self._towers):

@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from learners.nn.heads import Head, Heads
 
 PrecisionSetting = Literal["fp32", "bf16"]
+_MOST_THREADS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,7 @@ class DeepFMConfig:
     """A new id starts where its column's default row stands."""
     precision: PrecisionSetting = "fp32"
     """Of the GEMMs of learning; bf16 pays with AMX and layers of 256 or wider."""
-    threads: Annotated[int, Gt(0)] = 1
+    threads: Annotated[int, Gt(0), Le(_MOST_THREADS)] = 1
     """Changes no bits."""
     batch_norm: bool = False
     """Batch norm of the hidden layers; for base models."""
@@ -76,6 +77,11 @@ class DeepFMConfig:
                 raise ValueError(f"{name}={value} must be positive and finite: the model could not learn. Raise it.")
         if any(width < 1 for widths in (self.hidden, *self.tower_widths) for width in widths):
             raise ValueError(f"hidden={self.hidden} must hold positive widths: a layer of 0 passes nothing on.")
+        if self.threads > _MOST_THREADS:
+            raise ValueError(
+                f"threads={self.threads} must be at most {_MOST_THREADS}: each has gradients and buffers of its own. "
+                "Take the machine's cores."
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1): with 1 nothing passes. Take 0.1.")
         if self.precision not in ("fp32", "bf16"):

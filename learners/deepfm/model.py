@@ -21,13 +21,14 @@ from learners.deepfm.gradients import DivergenceError, Gradients
 from learners.deepfm.model_state import ModelCopy, sha256_of, to_state
 from learners.deepfm.network import Inputs, Network
 from learners.deepfm.output_bias import OutputBiases
+from learners.deepfm.state_checks import check_state, table_config
 from learners.examples.terms import Terms
 from learners.features.rows import Rows
 from learners.features.shape import ModelShape
 from learners.nn.optimiser import Adam
 from learners.protocol.batch import check_finite, check_widths, checked_labels, checked_terms, checked_weight
 from learners.protocol.state_names import prefixed, under
-from learners.table.table import EmbeddingTable, TableConfig
+from learners.table.table import EmbeddingTable
 
 __all__ = ["DeepFM", "DeepFMConfig", "DivergenceError", "Gradients"]
 
@@ -57,16 +58,7 @@ class DeepFM:
         torch.set_num_threads(1)
         self.config = config
         self.shape = shape
-        table = TableConfig(
-            admit_after=config.admit_after,
-            expire_after_s=config.expire_after_s,
-            max_rows=config.max_rows,
-            accumulator_half_life_s=config.accumulator_half_life_s,
-            init_scale=config.init_scale,
-            start_from_default=config.start_from_default,
-            seed=config.seed,
-        )
-        self.table = EmbeddingTable(config.dim, shape.default_keys, table)
+        self.table = EmbeddingTable(config.dim, shape.default_keys, table_config(config))
         self._columns = np.array(shape.embedded, np.intp)
         kind = AutogradNetwork if config.regularised else Network
         self.network: Network | AutogradNetwork = kind(config, columns=len(self._columns), dense=shape.dense)
@@ -275,16 +267,12 @@ class DeepFM:
         Raises
         ------
         ValueError
-            A state of another config or shape, or one that lacks arrays.
+            A state of another config or shape, or one that lacks arrays or holds impossible numbers.
         """
+        check_state(config, shape, state)
         model = cls(config, shape)
         model.dense.load(under("dense.", state))
-        try:
-            model._adam.restore(state)
-        except KeyError as error:
-            raise ValueError(
-                f"a model state without {error} cannot be continued: take it from DeepFM.state()."
-            ) from error
+        model._adam.restore(state)
         model.table.restore(under("table.", state))
         return model
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from learners.deepfm.config import DeepFMConfig
+from learners.deepfm.dense_shapes import dense_shapes
 from learners.examples.terms import Terms
 from learners.nn.chunk import Chunk, Floats, Inputs
 from learners.nn.heads import Heads, grad_logits
@@ -33,10 +34,7 @@ class Network:
         self._width = columns * config.dim + dense
         self.heads = Heads(config.heads)
         towers = list(zip((f"mlp.{name}" for name in self.heads.names), config.tower_widths, strict=True))
-        learned: dict[str, tuple[int, ...]] = {"linear.weight": (dense,)}
-        for prefix, hidden in towers:
-            learned |= Mlp.shapes(prefix, self._width, hidden)
-        self.parameters = DenseParameters(learned)
+        self.parameters = DenseParameters(*dense_shapes(config, columns=columns, dense=dense))
         value, bf16 = self.parameters.value, config.precision == "bf16"
         self.mlps = [Mlp(prefix, self._width, hidden, value, bf16=bf16) for prefix, hidden in towers]
         for head, mlp in enumerate(self.mlps):

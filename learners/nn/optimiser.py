@@ -34,7 +34,7 @@ class DenseParameters:
     def __init__(self, learned: Shapes, statistics: Shapes | None = None) -> None:
         self._learned, self._statistics = dict(learned), dict(statistics or {})
         shapes = self._learned | self._statistics
-        sizes = [-(-int(np.prod(shape)) // _ALIGNED_FLOATS) * _ALIGNED_FLOATS for shape in shapes.values()]
+        sizes = [_padded(shape) for shape in shapes.values()]
         starts = np.concatenate(([0], np.cumsum(sizes))).tolist()
         self.learned_size: int = starts[len(self._learned)]
         self.flat = torch.zeros(sum(sizes))
@@ -50,19 +50,32 @@ class DenseParameters:
 
     def check(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
         """Raise ValueError unless ``arrays`` has exactly these names and shapes."""
-        ours = {name: tuple(value.shape) for name, value in self.value.items()}
-        theirs = {name: tuple(array.shape) for name, array in arrays.items()}
-        if ours != theirs:
-            raise ValueError(
-                f"dense weights {theirs} do not fit a model with {ours}: they came from another config or feature "
-                "spec. Build the model with the config that wrote them."
-            )
+        check_shapes({name: tuple(value.shape) for name, value in self.value.items()}, arrays)
 
     def load(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
         """Overwrite all values; ValueError, and nothing written, when names or shapes differ."""
         self.check(arrays)
         for name, array in arrays.items():
             self.value[name].numpy()[...] = array
+
+
+def check_shapes(ours: Shapes, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raise ValueError unless ``arrays`` has exactly the names and shapes of ``ours``."""
+    theirs = {name: tuple(array.shape) for name, array in arrays.items()}
+    if dict(ours) != theirs:
+        raise ValueError(
+            f"dense weights {theirs} do not fit a model with {dict(ours)}: they came from another config or feature "
+            "spec. Build the model with the config that wrote them."
+        )
+
+
+def padded_size(learned: Shapes) -> int:
+    """How many numbers the optimiser moves, with what lies between the parameters."""
+    return sum(map(_padded, learned.values()))
+
+
+def _padded(shape: tuple[int, ...]) -> int:
+    return -(-math.prod(shape) // _ALIGNED_FLOATS) * _ALIGNED_FLOATS
 
 
 def _views(flat: torch.Tensor, shapes: Shapes, starts: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -126,10 +139,7 @@ class Adam:
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from a state; one without ``adam.rows`` is of a version that took every step for a full one.
-
-        Raises KeyError for another name that is missing.
-        """
+        """Go on from a checked state; one without ``adam.rows`` is of a version that took every step for a full one."""
         first, second, steps = state["adam.first"], state["adam.second"], int(state["adam.steps"][0])
         self.first[...], self.second[...], self.steps = first, second, steps
         as_if_full = self._full_rows * (1 - self.decays[1] ** steps)

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.deepfm.model import DeepFM
-from learners.snapshots.snapshot import Snapshot, describe, load_snapshot, read_manifest
+from learners.snapshots.manifest import describe, read_manifest
+from learners.snapshots.snapshot import Snapshot, load_snapshot
 
 _VOCABULARY = "vocabulary"
 

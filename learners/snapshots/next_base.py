@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import structlog
 
-from learners.snapshots.snapshot import Snapshot, TornSnapshotError, Written, load_snapshot, versions, write_snapshot
+from learners.snapshots.manifest import TornSnapshotError
+from learners.snapshots.snapshot import Snapshot, Written, load_snapshot, versions, write_snapshot
 from learners.snapshots.store import store_of
 
 _FOLDER, _FIRST = "next-base", "v000000000001"

@@ -13,9 +13,8 @@ of last week can be made again from the snapshot before it, and a bad day can be
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -26,36 +25,32 @@ from safetensors.numpy import load
 
 from learners.deepfm.model import DeepFM, DeepFMConfig
 from learners.deepfm.model_state import sha256_of
-from learners.deepfm.older_snapshots import with_chosen_precision, without_auto
+from learners.deepfm.older_snapshots import with_chosen_precision
+from learners.deepfm.state_checks import check_state
 from learners.features.shape import ModelShape
+from learners.features.spec import FeatureSpec
+from learners.snapshots.manifest import (
+    CALIBRATION,
+    FORMAT,
+    MANIFEST,
+    MODEL,
+    File,
+    Manifest,
+    SnapshotError,
+    SnapshotSpecError,
+    TornSnapshotError,
+    UnsoundSnapshotError,
+    folder_of,
+    read_manifest,
+)
 from learners.snapshots.safetensors_pieces import pieces_of
 from learners.snapshots.store import Pieces, Store, store_of
+from learners.snapshots.stored import manifest_or_none, stored_versions, superfluous
 
 KEPT, KEPT_DAYS = 3, 30
 """The newest snapshots that stay in a store, and the days of which one more stays."""
 
-_FORMAT = 2
-_DAY_MS = 86_400_000
-_MANIFEST, _MODEL, _CALIBRATION = "manifest.json", "model.safetensors", "calibration.bin"
-_DESCRIBED = ("version", "created_from", "watermark_ms", "newest_event_ms", "weights_sha256")
-_FOLDER = re.compile(r"v(\d{12})$")
 _log = structlog.get_logger(__name__)
-
-
-class SnapshotError(ValueError):
-    """A snapshot that cannot be used.
-
-    ├── TornSnapshotError : incomplete or damaged; an older one may be whole
-    └── SnapshotSpecError : made with another feature spec
-    """
-
-
-class TornSnapshotError(SnapshotError):
-    """A file is missing, has another size or another checksum, or cannot be decoded."""
-
-
-class SnapshotSpecError(SnapshotError):
-    """The snapshot's feature spec is not the one asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,6 +66,7 @@ class Snapshot:
     state: Mapping[str, NDArray[Any]]
     offsets: Mapping[int, int] = field(default_factory=dict)  # examples partition → first offset not learned
     line: int = 0  # the version of the base that it comes from; 0: unknown. Of a base it is the version itself
+    stream: str = ""  # the log that it was learned from; "" where that is unknown, as of a base
     calibration: bytes | None = None  # of the head of clicks, counted on the rows that its base was replayed on
 
     def model(self) -> DeepFM:
@@ -80,27 +76,6 @@ class Snapshot:
     def weights_sha256(self) -> str:
         """What ``model().weights_sha256()`` says."""
         return sha256_of(self.state)
-
-
-class _File(msgspec.Struct, frozen=True):
-    size: int
-    sha256: str
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """``manifest.json``."""
-
-    format: int
-    version: int
-    created_from: str
-    watermark_ms: int
-    newest_event_ms: int
-    offsets: dict[int, int]
-    line: int = 0
-    shape: ModelShape
-    config: DeepFMConfig
-    weights_sha256: str
-    files: dict[str, _File]
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -113,20 +88,56 @@ class Written(msgspec.Struct, frozen=True):
 def write_snapshot(root: str, snapshot: Snapshot, *, keep: int = KEPT, keep_days: int = KEPT_DAYS) -> Written:
     """Write a snapshot under ``root`` (directory or fsspec URL) and drop those that need not be kept.
 
-    A snapshot of the same version is replaced. Fit for a thread beside the learning: what takes long (hashing, writing)
-    does not hold the interpreter.
+    A snapshot of the same version is replaced, but an equal one is let be: killed while it is replaced, a folder that
+    was sound would be in two halves for nothing. Fit for a thread beside the learning: what takes long (hashing,
+    writing) does not hold the interpreter.
+
+    Raises
+    ------
+    OSError
+        The store cannot be written to, or is full; what it held before it still holds. A store behind a URL raises
+        what its client does.
     """
-    files = {_MODEL: _Hashed(pieces_of(snapshot.state))}
+    store, name = store_of(root), folder_of(snapshot.version)
+    written = _written_already(store, snapshot) if name in store.folders() else None
+    if written is None:
+        files = _files_of(snapshot)
+        manifest = _Hashed(_manifest_of(snapshot, snapshot.weights_sha256(), files))
+        # the manifest last, when the others' hashes are known
+        store.write_folder(name, {**files, MANIFEST: manifest})
+        written = Written(store.url(name), manifest.described().sha256)
+    for old in superfluous(store, snapshot.watermark_ms, snapshot.version, keep, keep_days):
+        try:
+            store.remove_folder(folder_of(old))
+        except OSError as error:
+            _log.warning("a snapshot that is no longer needed stays", url=store.url(folder_of(old)), error=str(error))
+    return written
+
+
+def _written_already(store: Store, snapshot: Snapshot) -> Written | None:
+    """The snapshot as it lies in the store, whole; None where it does not, or another one of its version."""
+    url = store.url(folder_of(snapshot.version))
+    files = _files_of(snapshot)
+    for file in files.values():
+        for _ in file:
+            pass
+    (manifest,) = _manifest_of(snapshot, snapshot.weights_sha256(), files)
+    try:
+        found = store.read(f"{folder_of(snapshot.version)}/{MANIFEST}", most_bytes=len(manifest))
+        if found != manifest:
+            return None
+        for name, file in files.items():
+            _read_checked(url, name, file.described())
+    except (OSError, SnapshotError):
+        return None
+    return Written(url, hashlib.sha256(manifest).hexdigest())
+
+
+def _files_of(snapshot: Snapshot) -> dict[str, _Hashed]:
+    files = {MODEL: _Hashed(pieces_of(snapshot.state))}
     if snapshot.calibration is not None:
-        files[_CALIBRATION] = _Hashed([snapshot.calibration])
-    manifest = _Hashed(_manifest_of(snapshot, snapshot.weights_sha256(), files))
-    store = store_of(root)
-    name = f"v{snapshot.version:012d}"
-    store.write_folder(name, {**files, _MANIFEST: manifest})  # the manifest last, when the others' hashes are known
-    for old in _superfluous(store, keep, keep_days):
-        if old != snapshot.version:
-            store.remove_folder(f"v{old:012d}")
-    return Written(store.url(name), manifest.described().sha256)
+        files[CALIBRATION] = _Hashed([snapshot.calibration])
+    return files
 
 
 class _Hashed:
@@ -141,21 +152,22 @@ class _Hashed:
             self._size += len(piece)
             yield piece
 
-    def described(self) -> _File:
+    def described(self) -> File:
         """What has passed."""
-        return _File(self._size, self._digest.hexdigest())
+        return File(self._size, self._digest.hexdigest())
 
 
 def _manifest_of(snapshot: Snapshot, weights_sha256: str, files: Mapping[str, _Hashed]) -> Iterator[bytes]:
     """The manifest in one piece, made when it is asked for: after the files have passed."""
     manifest = Manifest(
-        format=_FORMAT,
+        format=FORMAT,
         version=snapshot.version,
         created_from=snapshot.created_from,
         watermark_ms=snapshot.watermark_ms,
         newest_event_ms=snapshot.newest_event_ms,
         offsets=dict(snapshot.offsets),
         line=snapshot.version if snapshot.created_from == "base" else snapshot.line,
+        stream=snapshot.stream,
         shape=snapshot.shape,
         config=snapshot.config,
         weights_sha256=weights_sha256,
@@ -164,50 +176,15 @@ def _manifest_of(snapshot: Snapshot, weights_sha256: str, files: Mapping[str, _H
     yield msgspec.json.format(msgspec.json.encode(manifest))
 
 
-def _superfluous(store: Store, keep: int, keep_days: int) -> list[int]:
-    """The versions to drop: neither among the newest, nor a day's newest or its base. Torn ones are no day's."""
-    stored = _versions(store)
-    manifests = {version: manifest for version in stored if (manifest := _manifest_or_none(store, version)) is not None}
-    days = {version: manifest.watermark_ms // _DAY_MS for version, manifest in manifests.items()}
-    newest_of_day = {day: version for version, day in sorted(days.items())}
-    first_day = max(days.values(), default=0) - keep_days + 1
-    stays = {version for day, version in newest_of_day.items() if day >= first_day}
-    stays |= {v for v, one in manifests.items() if one.created_from == "base" and days[v] >= first_day}
-    return [version for version in stored[keep:] if version not in stays]
-
-
-def _manifest_or_none(store: Store, version: int) -> Manifest | None:
-    try:
-        return read_manifest(store.url(f"v{version:012d}"))
-    except SnapshotError:
-        return None
-
-
-def read_manifest(url: str) -> Manifest:
-    """The manifest of the snapshot at ``url``; TornSnapshotError when there is none that can be read."""
-    root, _, name = url.rstrip("/").rpartition("/")
-    try:
-        raw = store_of(root or ".").read(f"{name}/{_MANIFEST}")
-        manifest = msgspec.convert(without_auto(msgspec.json.decode(raw)), Manifest, str_keys=True)
-    except (OSError, msgspec.MsgspecError, ValueError) as error:
-        raise TornSnapshotError(
-            f"{url} has no readable {_MANIFEST} ({error}): it was never finished or is no snapshot. Take another one."
-        ) from error
-    if manifest.format != _FORMAT:
-        raise SnapshotError(
-            f"{url} has format {manifest.format}, this program reads {_FORMAT}: the arrays may mean something else. "
-            "Read it with the release that wrote it."
-        )
-    return manifest
-
-
 def load_snapshot(url: str, *, spec_hash: str | None = None) -> Snapshot:
-    """Read the snapshot at ``url``, every checksum checked.
+    """Read the snapshot at ``url``: every checksum is checked, and every number held to what it can be.
 
     Raises
     ------
     TornSnapshotError
         Missing, short or altered files.
+    UnsoundSnapshotError
+        Whole files of what is no model.
     SnapshotSpecError
         ``spec_hash`` is given and the snapshot has another.
     """
@@ -219,68 +196,79 @@ def load_snapshot(url: str, *, spec_hash: str | None = None) -> Snapshot:
         )
     files = {name: _read_checked(url, name, expected) for name, expected in manifest.files.items()}
     try:
-        state = load(files[_MODEL])
-    except (KeyError, SafetensorError) as error:
-        raise TornSnapshotError(f"{url}/{_MODEL} cannot be decoded: {error}. Take an older snapshot.") from error
+        state = load(files[MODEL])
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise TornSnapshotError(f"{url}/{MODEL} cannot be decoded: {error}. Take an older snapshot.") from error
+    try:
+        check_state(manifest.config, manifest.shape, state)
+        config = with_chosen_precision(manifest.config, state)
+    except (ValueError, OverflowError) as error:
+        raise UnsoundSnapshotError(f"{url}/{MODEL} holds no model that could go on: {error}") from error
     return Snapshot(
         version=manifest.version,
         created_from=manifest.created_from,
         watermark_ms=manifest.watermark_ms,
         newest_event_ms=manifest.newest_event_ms,
         shape=manifest.shape,
-        config=with_chosen_precision(manifest.config, state),
+        config=config,
         state=state,
         offsets=manifest.offsets,
-        line=manifest.version if manifest.created_from == "base" else manifest.line,
-        calibration=files.get(_CALIBRATION),
+        line=manifest.line_version,
+        stream=manifest.stream,
+        calibration=files.get(CALIBRATION),
     )
 
 
 def newest_line(root: str) -> int:
     """The line of the newest snapshot under ``root`` whose manifest can be read; 0 where there is none."""
     store = store_of(root)
-    manifests = (_manifest_or_none(store, version) for version in _versions(store))
+    manifests = (manifest_or_none(store, version) for version in stored_versions(store))
     newest = next((one for one in manifests if one is not None), None)
-    if newest is None:
-        return 0
-    return newest.version if newest.created_from == "base" else newest.line
+    return 0 if newest is None else newest.line_version
 
 
-def newest_snapshot(root: str, *, spec_hash: str | None = None) -> tuple[str, Snapshot] | None:
+def newest_snapshot(
+    root: str, *, spec_hash: str | None = None, check: Callable[[Snapshot], None] = lambda snapshot: None
+) -> tuple[str, Snapshot] | None:
     """Url and content of the newest whole snapshot under ``root``; None where there is none.
 
-    A torn one is skipped with a warning. One of another spec is refused, not skipped: SnapshotSpecError.
+    A torn or unsound one is skipped with a warning. One of another spec is refused, not skipped: SnapshotSpecError.
+
+    check : raises UnsoundSnapshotError for one that the caller cannot go on from; it is skipped likewise.
     """
     store = store_of(root)
-    for version in _versions(store):
-        url = store.url(f"v{version:012d}")
+    for version in stored_versions(store):
+        url = store.url(folder_of(version))
         try:
-            return url, load_snapshot(url, spec_hash=spec_hash)
+            snapshot = load_snapshot(url, spec_hash=spec_hash)
+            check(snapshot)
         except TornSnapshotError as error:
             _log.warning("torn snapshot skipped", url=url, error=str(error))
+        else:
+            return url, snapshot
     return None
+
+
+def check_columns(snapshot: Snapshot, spec: FeatureSpec) -> None:
+    """Raise UnsoundSnapshotError for a snapshot that names ``spec``, and has other columns than it."""
+    found, wanted = snapshot.shape, ModelShape.of(spec)
+    for name in ("id_columns", "embedded", "names", "dense"):
+        if getattr(found, name) != getattr(wanted, name):
+            raise UnsoundSnapshotError(
+                f"snapshot {snapshot.version} has {name} {getattr(found, name)}, its feature spec {spec.name} "
+                f"{getattr(wanted, name)}: no row of that spec could be scored. It was altered; take an older snapshot."
+            )
 
 
 def versions(root: str) -> list[int]:
     """The versions under ``root``, newest first, whole or torn."""
-    return _versions(store_of(root))
+    return stored_versions(store_of(root))
 
 
-def describe(manifest: Manifest) -> dict[str, Any]:
-    """The manifest as plain data, for people and JSON."""
-    return {
-        **{name: getattr(manifest, name) for name in _DESCRIBED},
-        "offsets": {str(partition): offset for partition, offset in sorted(manifest.offsets.items())},
-        "shape": asdict(manifest.shape),
-        "config": asdict(manifest.config),
-        "files": {name: {"size": file.size, "sha256": file.sha256} for name, file in manifest.files.items()},
-    }
-
-
-def _read_checked(url: str, name: str, expected: _File) -> bytes:
+def _read_checked(url: str, name: str, expected: File) -> bytes:
     root, _, folder = url.rstrip("/").rpartition("/")
     try:
-        data = store_of(root or ".").read(f"{folder}/{name}")
+        data = store_of(root or ".").read(f"{folder}/{name}", most_bytes=expected.size)
     except OSError as error:
         raise TornSnapshotError(f"{url}/{name} cannot be read: {error}. Take an older snapshot.") from error
     found = hashlib.sha256(data).hexdigest()
@@ -290,9 +278,3 @@ def _read_checked(url: str, name: str, expected: _File) -> bytes:
             f"{expected.sha256}: it was cut short or altered. Take an older snapshot."
         )
     return data
-
-
-def _versions(store: Store) -> list[int]:
-    """Newest first."""
-    matches = (_FOLDER.match(name) for name in store.folders())
-    return sorted((int(match.group(1)) for match in matches if match), reverse=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,8 +29,8 @@ class Store(Protocol):
         """Names of the folders under the root; none when the root does not exist yet."""
         ...
 
-    def read(self, path: str) -> bytes:
-        """Content of ``folder/file``; OSError when it cannot be read."""
+    def read(self, path: str, *, most_bytes: int | None = None) -> bytes:
+        """Content of ``folder/file``; OSError when it cannot be read, is longer, or would lie outside of its folder."""
         ...
 
     def write_folder(self, folder: str, files: Mapping[str, Pieces]) -> None:
@@ -61,32 +63,65 @@ class DirectoryStore:
         """Unfinished ones included: their names start with a dot."""
         if not self.root.is_dir():
             return []
-        return [entry.name for entry in self.root.iterdir() if entry.is_dir()]
+        found = [entry.name for entry in self.root.iterdir() if entry.is_dir()]
+        replaced = (_name_of_replaced(name) for name in found)
+        return found + [name for name in replaced if name is not None and name not in found]
 
-    def read(self, path: str) -> bytes:
-        """The file's content."""
-        return (self.root / path).read_bytes()
+    def read(self, path: str, *, most_bytes: int | None = None) -> bytes:
+        """The file's content, from the folder that was being replaced where a writer died in between."""
+        folder, file = _contained(path)
+        at = self._present(folder) / file
+        status = at.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{at} is no regular file: reading it might never end. Remove it")
+        _check_size(at, status.st_size, most_bytes)
+        return at.read_bytes()
 
     def write_folder(self, folder: str, files: Mapping[str, Pieces]) -> None:
-        """Write under another name, sync, rename; what a writer that died left behind goes."""
-        unfinished, replaced = self.root / f".{folder}{_UNFINISHED}", self.root / f".{folder}{_REPLACED}"
-        for name in self.folders():
-            if name.startswith(".") and name.endswith((_UNFINISHED, _REPLACED)):
-                shutil.rmtree(self.root / name, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        for name, pieces in files.items():
-            write_synced(unfinished / name, pieces)
-        sync_directory(unfinished)
-        final = self.root / folder
-        if final.exists():  # a directory cannot be renamed over another that holds files
-            final.rename(replaced)
-        unfinished.rename(final)
+        """Write under another name, sync, rename; what a writer that died left behind goes, or comes back.
+
+        Where this fails, as on a full disk, what was there before stays, and nothing else.
+        """
+        self._recover()
+        unfinished, replaced = self.root / f".{folder}{_UNFINISHED}", self._replaced(folder)
+        try:
+            unfinished.mkdir(parents=True)
+            for name, pieces in files.items():
+                write_synced(unfinished / name, pieces)
+            sync_directory(unfinished)
+            final = self.root / folder
+            if final.exists():  # a directory cannot be renamed over another that holds files
+                final.rename(replaced)
+            unfinished.rename(final)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)  # it would hold the space that the next try needs
+            with contextlib.suppress(OSError):
+                self._recover()
+            raise
         sync_directory(self.root)
         shutil.rmtree(replaced, ignore_errors=True)
 
     def remove_folder(self, folder: str) -> None:
         """Remove it."""
-        shutil.rmtree(self.root / folder)
+        shutil.rmtree(self._present(folder))
+
+    def _recover(self) -> None:
+        """What a writer that died had moved away comes back, unless the new one is in its place already."""
+        for name in self.folders():
+            if name.startswith(".") and name.endswith(_UNFINISHED):
+                shutil.rmtree(self.root / name, ignore_errors=True)
+            elif (folder := _name_of_replaced(name)) is not None:
+                if (self.root / folder).exists():
+                    shutil.rmtree(self.root / name, ignore_errors=True)
+                else:
+                    (self.root / name).rename(self.root / folder)
+
+    def _present(self, folder: str) -> Path:
+        final, replaced = self.root / folder, self._replaced(folder)
+        return replaced if not final.exists() and replaced.is_dir() else final
+
+    def _replaced(self, folder: str) -> Path:
+        return self.root / f".{folder}{_REPLACED}"
 
 
 class UrlStore:
@@ -109,9 +144,13 @@ class UrlStore:
             return []
         return [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, *, most_bytes: int | None = None) -> bytes:
         """The file's content."""
-        return bytes(self._files.cat_file(f"{self._path}/{path}"))
+        folder, file = _contained(path)
+        at = f"{self._path}/{folder}/{file}"
+        if most_bytes is not None:
+            _check_size(at, int(self._files.info(at)["size"]), most_bytes)
+        return bytes(self._files.cat_file(at))
 
     def write_folder(self, folder: str, files: Mapping[str, Pieces]) -> None:
         """Write in order; a folder of that name loses its last file first."""
@@ -127,6 +166,25 @@ class UrlStore:
     def remove_folder(self, folder: str) -> None:
         """Remove it."""
         self._files.rm(f"{self._path}/{folder}", recursive=True)
+
+
+def _contained(path: str) -> tuple[str, str]:
+    """The folder and the file of a path. OSError unless each is a plain name: names come from files, too."""
+    names = path.split("/")
+    if len(names) != 2 or any(name in ("", ".", "..") or "\\" in name or "\0" in name for name in names):
+        raise OSError(f"{path!r} is no file of a folder of this store, and is not read. Take another one")
+    return names[0], names[1]
+
+
+def _check_size(at: Path | str, size: int, most_bytes: int | None) -> None:
+    if most_bytes is not None and size > most_bytes:
+        raise OSError(f"{at} has {size} bytes where at most {most_bytes} belong, and is not read")
+
+
+def _name_of_replaced(name: str) -> str | None:
+    if name.startswith(".") and name.endswith(_REPLACED):
+        return name[1 : -len(_REPLACED)]
+    return None
 
 
 def write_synced(path: Path, pieces: Pieces) -> None:

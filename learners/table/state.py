@@ -14,10 +14,6 @@ from learners.table.memory import reserved
 
 TableArrays = dict[str, NDArray[Any]]
 
-_ARRAYS = frozenset(
-    "keys values accumulators seen column pending removed sketch sightings admitted expired evicted clock".split()
-)
-
 
 class TableCopy:
     """The table as it was at ``EmbeddingTable.begin_snapshot``: a copy on write, in software.
@@ -106,36 +102,6 @@ def _export(rows: int, width: int) -> tuple[NDArray[Any], ...]:
     shapes = ((rows,), np.uint64), ((rows,), np.uint64), ((rows,), np.int32), ((rows, width - 2), np.float32)
     others = ((rows, 2), np.float32), ((rows,), np.uint32), ((rows,), np.uint16)
     return tuple(reserved(shape, dtype) for shape, dtype in (*shapes, *others))
-
-
-def check_state(state: Mapping[str, NDArray[Any]], store: Store, default_keys: NDArray[np.uint64]) -> None:
-    """ValueError for a state that does not fit these arrays and default keys."""
-    (capacity, width), columns = store.numbers.shape, len(default_keys)
-    missing = sorted(_ARRAYS - state.keys())
-    if missing:
-        raise ValueError(f"a table state without {missing} cannot be continued. Take it from EmbeddingTable.state().")
-    keys, values = state["keys"], state["values"]
-    if values.shape != (len(keys), width - 2) or len(keys) >= capacity:
-        raise ValueError(
-            f"a state of {len(keys)} keys and values {values.shape} does not fit a table of {width - 3} + 1 numbers "
-            f"a row and at most {capacity} rows: it came from another dim or max_rows. Use the snapshot's "
-            "config."
-        )
-    if not (keys[1:] > keys[:-1]).all():
-        raise ValueError(
-            f"the {len(keys)} keys of a state must ascend: two rows of one key would be one. It was damaged; use "
-            "another snapshot."
-        )
-    if not np.isin(default_keys, keys).all() or len(state["admitted"]) != columns:
-        raise ValueError(
-            f"a state of {len(state['admitted'])} columns lacks some of the default keys {default_keys}: it "
-            "came from other columns, and their rows would mean nothing. Use the snapshot's feature spec."
-        )
-    if state["sketch"].shape != store.sketch.shape:
-        raise ValueError(
-            f"a sketch of {state['sketch'].shape} cells does not fit {store.sketch.shape}: sightings would "
-            "be forgotten. Use the snapshot's sketch_bytes and admit_after."
-        )
 
 
 def fill(store: Store, state: Mapping[str, NDArray[Any]], default_keys: NDArray[np.uint64]) -> None:

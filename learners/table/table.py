@@ -31,7 +31,8 @@ from learners.table.config import TableConfig
 from learners.table.expiry import Removed
 from learners.table.memory import aligned
 from learners.table.rows import TableRows
-from learners.table.state import TableArrays, TableCopy, check_state, fill
+from learners.table.state import TableArrays, TableCopy, fill
+from learners.table.state_checks import check_state
 
 __all__ = [
     "Changed",
@@ -275,7 +276,7 @@ class EmbeddingTable:
         ValueError
             A state that lacks arrays, or of another dim, other columns or another sketch. The table is untouched.
         """
-        check_state(state, self._rows.store, self.default_keys)
+        check_state(state, self.dim, self.default_keys, self.config)
         self._rows = TableRows(self.dim, self.default_keys, self.config)
         fill(self._rows.store, state, self.default_keys)
         self._rows.index()

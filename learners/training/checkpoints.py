@@ -97,7 +97,7 @@ class Checkpoints:
         for step in self.steps():
             try:
                 found = self._read(_folder(step))
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
                 _log.warning("torn checkpoint skipped", url=self._store.url(_folder(step)), error=str(error))
                 continue
             if found.progress.fingerprint != fingerprint:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from learners.features.spec import FeatureSpec, load_spec
 from learners.features.spec_parts import SpecError
-from learners.snapshots.snapshot import Manifest, SnapshotError
+from learners.snapshots.manifest import Manifest, SnapshotError
 from stream.kafka.admin import BrokerUnreachableError
 from stream.kafka.broker import find_broker
 from stream.kafka.log_reader import LogEndsEarlierError

@@ -28,8 +28,9 @@ import structlog
 
 from learners.deepfm.model import DeepFM
 from learners.features.spec import FeatureSpec
+from learners.snapshots.manifest import SnapshotError, read_manifest
 from learners.snapshots.next_base import forget_waiting_base, take_waiting_base, waiting_base
-from learners.snapshots.snapshot import Snapshot, SnapshotError, read_manifest, versions
+from learners.snapshots.snapshot import Snapshot, versions
 from learners.snapshots.store import store_of
 from stream.kafka.log_reader import LogEndsEarlierError, LogReader
 from stream.learn.base_gate import Scored, Tail, mature, verdict

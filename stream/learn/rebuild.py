@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from learners.features.spec import FeatureSpec
-from learners.snapshots.snapshot import Manifest, Snapshot, TornSnapshotError, load_snapshot, read_manifest, versions
+from learners.snapshots.manifest import Manifest, TornSnapshotError, read_manifest
+from learners.snapshots.snapshot import Snapshot, load_snapshot, versions
 from stream.kafka.broker import Broker
 from stream.kafka.log_reader import LogReader
 from stream.learn.config import LearningConfig

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from learners.snapshots.snapshot import read_manifest, versions
+from learners.snapshots.manifest import read_manifest
+from learners.snapshots.snapshot import versions
 from serving.followers import WeightsFollower
 from serving.freshness import Freshness
 from serving.metrics import ServingMetrics

@@ -9,7 +9,8 @@ import pytest
 
 from learners.deepfm.model import DeepFM
 from learners.snapshots.inspection import facts_of, lines_of
-from learners.snapshots.snapshot import Snapshot, SnapshotError, write_snapshot
+from learners.snapshots.manifest import SnapshotError
+from learners.snapshots.snapshot import Snapshot, write_snapshot
 from tests.learners.batches import CONFIG, SHAPE, learned
 
 

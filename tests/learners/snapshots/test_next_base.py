@@ -9,15 +9,9 @@ import fsspec  # type: ignore[import-untyped]  # it ships no types
 import pytest
 import structlog
 
+from learners.snapshots.manifest import SnapshotSpecError
 from learners.snapshots.next_base import forget_waiting_base, take_waiting_base, waiting_base, write_base
-from learners.snapshots.snapshot import (
-    Snapshot,
-    SnapshotSpecError,
-    load_snapshot,
-    newest_snapshot,
-    versions,
-    write_snapshot,
-)
+from learners.snapshots.snapshot import Snapshot, load_snapshot, newest_snapshot, versions, write_snapshot
 from tests.learners.batches import SHAPE, learned
 
 

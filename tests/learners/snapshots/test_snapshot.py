@@ -12,19 +12,8 @@ import pytest
 import structlog
 
 from learners.snapshots import store
-from learners.snapshots.snapshot import (
-    Snapshot,
-    SnapshotError,
-    SnapshotSpecError,
-    TornSnapshotError,
-    describe,
-    load_snapshot,
-    newest_line,
-    newest_snapshot,
-    read_manifest,
-    versions,
-    write_snapshot,
-)
+from learners.snapshots.manifest import SnapshotError, SnapshotSpecError, TornSnapshotError, describe, read_manifest
+from learners.snapshots.snapshot import Snapshot, load_snapshot, newest_line, newest_snapshot, versions, write_snapshot
 from tests.learners.batches import CONFIG, SHAPE, batch, learned
 
 
@@ -204,6 +193,97 @@ def test_a_write_that_dies_leaves_what_was_there(tmp_path: Path, monkeypatch: py
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v000000000001", "v000000000002"]
 
 
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_killed_between_the_two_renames_of_a_version_its_old_content_is_found_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Whether the new content is equal or not: a reader finds the old one, the next writer puts it back."""
+    old = write_snapshot(str(tmp_path), snapshot(2, steps=2))
+    rename, remove = Path.rename, store.shutil.rmtree
+
+    def die_at_second(path: Path, target: Path) -> Path:
+        if path.name.endswith(".unfinished"):
+            raise Killed
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", die_at_second)
+        patch.setattr(store.DirectoryStore, "_recover", lambda self: None)  # what is killed mends nothing
+        patch.setattr(store.shutil, "rmtree", lambda *_, **__: None)
+        if steps == 2:  # an equal one is not even begun
+            assert write_snapshot(str(tmp_path), snapshot(2, steps=2)) == old
+            store.DirectoryStore(tmp_path).root.joinpath("v000000000002").rename(tmp_path / ".v000000000002.replaced")
+        else:
+            with pytest.raises(Killed):
+                write_snapshot(str(tmp_path), snapshot(2, steps=3))
+    assert remove is store.shutil.rmtree
+    assert not (tmp_path / "v000000000002").exists()
+    found = newest_snapshot(str(tmp_path))
+    assert found is not None
+    assert found[1].weights_sha256() == snapshot(2, steps=2).weights_sha256()
+    write_snapshot(str(tmp_path), snapshot(3))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v000000000002", "v000000000003"]
+    assert load_snapshot(old.url).weights_sha256() == snapshot(2, steps=2).weights_sha256()
+
+
+def test_an_equal_version_is_not_written_again_but_a_damaged_one_is(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same url and checksum; what lies there is looked at, not believed."""
+    first = write_snapshot(root, snapshot(2))
+    kind = type(store.store_of(root))
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "write_folder", lambda *_: pytest.fail("it lies there already"))
+        assert write_snapshot(root, snapshot(2)) == first
+    store.store_of(root).write_folder(
+        "v000000000002",
+        {"model.safetensors": [b"torn"], "manifest.json": [store.store_of(root).read("v000000000002/manifest.json")]},
+    )
+    assert newest_snapshot(root) is None
+    assert write_snapshot(root, snapshot(2)) == first
+    assert newest_snapshot(root) is not None
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The half that was written would hold the space that the next try needs."""
+    write_snapshot(str(tmp_path), snapshot(1))
+
+    def full(path: Path, pieces: store.Pieces) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_synced", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_snapshot(str(tmp_path), snapshot(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["v000000000001"]
+
+
+def test_an_old_snapshot_that_cannot_be_removed_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new one is there: that is what was asked for."""
+    for version in (1, 2, 3):
+        write_snapshot(str(tmp_path), snapshot(version))
+
+    def refuse(self: store.DirectoryStore, folder: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.DirectoryStore, "remove_folder", refuse)
+        with structlog.testing.capture_logs() as logs:
+            write_snapshot(str(tmp_path), snapshot(4))
+    assert versions(str(tmp_path)) == [4, 3, 2, 1]
+    assert [entry["event"] for entry in logs] == ["a snapshot that is no longer needed stays"]
+
+
+@pytest.mark.parametrize("path", ["../secret", "a/../../secret", "a//b", "/etc/passwd", "a/..", "a", "a/b\\..", "a/\0"])
+def test_a_store_reads_only_files_of_its_folders(root: str, path: str) -> None:
+    """Names come from files that anybody may have written."""
+    with pytest.raises(OSError, match="is no file of a folder"):
+        store.store_of(root).read(path)
+
+
 def test_a_snapshot_of_another_spec_is_refused_with_both_hashes(root: str) -> None:
     """It is not skipped in favour of an older one: the configuration is wrong, not the file."""
     write_snapshot(root, snapshot(1))
@@ -211,6 +291,17 @@ def test_a_snapshot_of_another_spec_is_refused_with_both_hashes(root: str) -> No
     write_snapshot(root, dataclasses.replace(snapshot(2), shape=other))
     with pytest.raises(SnapshotSpecError, match=f"toy ffffffffffffffff.*{SHAPE.spec_hash}"):
         newest_snapshot(root, spec_hash=SHAPE.spec_hash)
+
+
+def test_a_snapshot_of_before_streams_had_names_is_read(tmp_path: Path) -> None:
+    """It is of no stream in particular."""
+    path = Path(write_snapshot(str(tmp_path), snapshot(1)).url) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["stream"]
+    path.write_text(json.dumps(manifest))
+    found = newest_snapshot(str(tmp_path))
+    assert found is not None
+    assert found[1].stream == ""
 
 
 def test_another_format_is_refused_with_both_numbers(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from learners.examples.kinds import CLICK
 from learners.examples.terms import Terms
 from learners.features.rows import Rows
 from learners.features.spec import load_spec
-from learners.snapshots.snapshot import SnapshotSpecError, newest_snapshot, versions
+from learners.snapshots.manifest import SnapshotSpecError
+from learners.snapshots.snapshot import newest_snapshot, versions
 from stream.kafka.broker import find_broker
 from stream.kafka.input_record import InputRecord
 from stream.kafka.log_reader import LogReader
