@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from learners.deepfm.model import DeepFM
 from learners.features.spec import FeatureSpec
-from learners.snapshots.snapshot import newest_snapshot
+from learners.snapshots.snapshot import check_columns, newest_snapshot
 
 
 class NoSnapshotError(RuntimeError):
@@ -31,7 +32,13 @@ def load_newest(root: str, spec: FeatureSpec) -> LoadedModel:
     Raises NoSnapshotError; learners.snapshots.snapshot.SnapshotSpecError (both hashes named) when it is of another
     spec.
     """
-    found = newest_snapshot(root, spec_hash=spec.hash)
+    try:
+        found = newest_snapshot(root, spec_hash=spec.hash, check=partial(check_columns, spec=spec))
+    except OSError as error:
+        raise NoSnapshotError(
+            f"{root} cannot be read ({error}): there is no model to serve. Give --snapshots a folder that this user "
+            "may read."
+        ) from error
     if found is None:
         raise NoSnapshotError(
             f"{root} holds no whole snapshot: there is no model to serve. Train one with 'python -m learners base "

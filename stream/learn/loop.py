@@ -17,15 +17,13 @@ from stream.learn.model_step import ModelStep
 from stream.learn.outcomes import Diverged, Heard, Learned, LearnOutcome, Rejected, Silent, Skipped
 from stream.learn.publication import Publication
 from stream.learn.queue import Batch, PendingExamples, Position
-from stream.learn.state import LoopState
+from stream.learn.state import CLICK_DELAYS, STEP, LoopState
 from stream.learn.watermarks import LeastWatermark
 from stream.records.examples import ExampleRows
 from stream.records.validity import faults, learnable, sampled
 from stream.records.wire import JournalRecord, Silence
 
 __all__ = ["Diverged", "LearnOutcome", "Learned", "LearningLoop", "LoopState", "Rejected", "Skipped"]
-
-_CLICK_DELAYS, _STEP = "click_delays.", "step."  # arrays in a snapshot
 
 
 class LearningLoop:
@@ -68,11 +66,11 @@ class LearningLoop:
             batches=config.diverged_loss_batches,
             state=state.loss_watch if state else None,
         )
-        self._step = ModelStep(model, config, under(_STEP, state.arrays) if state else {})
+        self._step = ModelStep(model, config, under(STEP, state.arrays) if state else {})
         self._silence = ClickSilence(
             least_probability=config.silence_probability,
             state=state.silence if state else None,
-            law=under(_CLICK_DELAYS, state.arrays) if state else None,
+            law=under(CLICK_DELAYS, state.arrays) if state else None,
         )
         self.left_out_rows = 0
         self.newest_event_ms = state.newest_event_ms if state else 0
@@ -234,7 +232,7 @@ class LearningLoop:
             loss_watch=self._loss_watch.state(),
             skipped_in_a_row=self._skipped_in_a_row,
             silence=self._silence.state(),
-            arrays=prefixed(_CLICK_DELAYS, self._silence.law_state()) | prefixed(_STEP, self._step.state()),
+            arrays=prefixed(CLICK_DELAYS, self._silence.law_state()) | prefixed(STEP, self._step.state()),
         )
 
     def _kept(self, rows: ExampleRows, exposure_rate: float) -> NDArray[np.bool_]:

@@ -34,6 +34,14 @@ class Stepped(NamedTuple):
     skipped: str  # why the weights are as they were; "" when the step was made
 
 
+def check_step_state(state: Mapping[str, NDArray[Any]]) -> None:
+    """Raise what reading a step's state raises, a ValueError or LookupError, where it is none. Needs no model."""
+    ClickLevel(under(_LEVEL, state))
+    Balance(under(_BALANCE, state))
+    config = LearningConfig()
+    DelayedTerms(config.conversion_delays, most_rows=config.most_delayed_clicks, state=under(_DELAYED, state) or None)
+
+
 class ModelStep:
     """Learns rows, and follows their click rate; with a `DelayedTerms` when the model has a conversion head."""
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from learners.deepfm.model import DeepFM
 from learners.deepfm.model_state import ModelCopy, State
 from learners.features.spec import FeatureSpec
 from learners.snapshots.snapshot import Snapshot, Written, newest_snapshot, write_snapshot
+from stream.learn.restart_check import check_restart
 from stream.learn.state import LoopState
 
 _COPY_BYTES = 8 << 20  # between two learning steps: some 30 ms, most of them for fresh memory
@@ -19,12 +21,19 @@ class NoSnapshotError(RuntimeError):
 
 
 def first_snapshot(root: str, spec: FeatureSpec) -> Snapshot:
-    """The newest whole snapshot under ``root``. Raises NoSnapshotError, SnapshotSpecError, TornSnapshotError."""
-    found = newest_snapshot(root, spec_hash=spec.hash)
+    """The newest snapshot under ``root`` that a learner can go on from. Raises NoSnapshotError, SnapshotSpecError."""
+    try:
+        found = newest_snapshot(root, spec_hash=spec.hash, check=partial(check_restart, spec=spec))
+    except OSError as error:
+        raise NoSnapshotError(
+            f"{root} cannot be read ({error}): there is no model to learn on. Give --snapshots a folder that this user "
+            "may read."
+        ) from error
     if found is None:
         raise NoSnapshotError(
-            f"{root} holds no snapshot: there is no model to learn on. Train a base first: python -m learners base "
-            f"--spec {spec.name} --examples FILE.parquet --out {root}"
+            f"{root} holds no snapshot that is whole and sound (warnings name what was skipped): there is no model to "
+            f"learn on. Train a base first: python -m learners base --spec {spec.name} --examples FILE.parquet "
+            f"--out {root}"
         )
     return found[1]
 

@@ -13,6 +13,8 @@ from learners.metrics.divergence import WatchState
 from learners.protocol.state_names import prefixed, under
 from stream.learn.click_silence import SilenceState
 
+CLICK_DELAYS, STEP = "click_delays.", "step."
+"""Of ``LoopState.arrays``: the law of the clicks' delays, and what the step follows."""
 _JSON, _ARRAYS = "loop.state", "loop.array."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import uuid
 from pathlib import Path
 
@@ -203,7 +204,7 @@ def test_killed_between_the_two_renames_of_a_version_its_old_content_is_found_an
 ) -> None:
     """Whether the new content is equal or not: a reader finds the old one, the next writer puts it back."""
     old = write_snapshot(str(tmp_path), snapshot(2, steps=2))
-    rename, remove = Path.rename, store.shutil.rmtree
+    rename, remove = Path.rename, shutil.rmtree
 
     def die_at_second(path: Path, target: Path) -> Path:
         if path.name.endswith(".unfinished"):
@@ -213,14 +214,14 @@ def test_killed_between_the_two_renames_of_a_version_its_old_content_is_found_an
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", die_at_second)
         patch.setattr(store.DirectoryStore, "_recover", lambda self: None)  # what is killed mends nothing
-        patch.setattr(store.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         if steps == 2:  # an equal one is not even begun
             assert write_snapshot(str(tmp_path), snapshot(2, steps=2)) == old
             store.DirectoryStore(tmp_path).root.joinpath("v000000000002").rename(tmp_path / ".v000000000002.replaced")
         else:
             with pytest.raises(Killed):
                 write_snapshot(str(tmp_path), snapshot(2, steps=3))
-    assert remove is store.shutil.rmtree
+    assert remove is shutil.rmtree
     assert not (tmp_path / "v000000000002").exists()
     found = newest_snapshot(str(tmp_path))
     assert found is not None
