@@ -15,6 +15,8 @@ from stream.agents.lag import Lag
 from stream.agents.source import Source, SourceKind
 from stream.kafka.broker import Broker
 from stream.kafka.input_record import InputRecord, TopicPartition
+from stream.kafka.log_cuts import LogCut, LogWatch, report_cut
+from stream.kafka.log_reader import LogReader
 from stream.metrics import WorkerMetrics
 
 COMMIT_INTERVAL_S = 0.5
@@ -53,7 +55,10 @@ class Agent:
         self.source = _source(source)(broker.group(name), broker, runner.topics, assignor)
         self._runner = runner
         self._on_failure = on_failure
+        self._broker = broker
         self._lag = Lag(name, runner.topics, metrics)
+        self._watch = LogWatch(broker)
+        self._cut_records = {t: metrics.counter("log_cut_records_total", agent=name, topic=t) for t in runner.topics}
         self._step_seconds = metrics.histogram("step_seconds", agent=name)
         self._inbox_records = metrics.gauge("inbox_records", agent=name)
         self._tasks: list[asyncio.Task[None]] = []
@@ -62,6 +67,7 @@ class Agent:
         self._partitions: frozenset[int] = frozenset()  # restored
         self._early: list[InputRecord] = []  # they came before the notice that their partitions are assigned
         self._committed: dict[TopicPartition, int] = {}
+        self._assignments = 0  # so far, and revocations
         self._paused: frozenset[TopicPartition] = frozenset()
         self._taking = True
         self._ending = False
@@ -94,14 +100,20 @@ class Agent:
     # ------------------------------------------------------------------------------------------ what the source says
 
     async def arrived(self, records: Sequence[InputRecord]) -> None:
-        """These were read; returns once there is room for more."""
-        if self._taking:
-            self._lag.arrived(records)
-            await self._runner.inbox.put(records)
+        """These were read, of one partition; returns once there is room for more."""
+        if not self._taking or not records:
+            return
+        if (cut := await self._watch.cut_before(records)) is not None:
+            await self._take_cut(cut, records[0])
+        if self._runner.inbox.skip_to:
+            records = self._without_known(records)
+        await self._put(records)
 
     def assigned(self, partitions: frozenset[int]) -> None:
         """These partitions are ours from here on; the runner restores them before it gets a record of them."""
         _log.info("partitions assigned", agent=self.name, partitions=sorted(partitions))
+        self._assignments += 1
+        self._watch.forget()
         self._paused = frozenset()
         self._notice = partitions
         self._runner.inbox.wake()
@@ -110,15 +122,58 @@ class Agent:
         """All partitions are revoked, once the step under way is stored."""
         if not self._taking:
             return
+        self._assignments += 1
         try:
             async with self._busy:
                 self._runner.inbox.clear()
+                self._runner.inbox.skip_to.clear()
+                self._watch.forget()
                 self._early.clear()
                 self._lag.reset()
                 self._notice, self._partitions = None, frozenset()
                 await self._leave_partitions()
         except Exception as error:  # noqa: BLE001 - the library would swallow it; it must end the process
             self._fail(error)
+
+    # ----------------------------------------------------------------------------------------------- logs that were cut
+
+    async def _put(self, records: Sequence[InputRecord]) -> None:
+        if records:
+            self._lag.arrived(records)
+            await self._runner.inbox.put(records)
+
+    async def _take_cut(self, cut: LogCut, first: InputRecord) -> None:
+        """Let the runner know, behind what came before the cut; then see to it that all that is new comes.
+
+        ``first`` is what came after it. Where the consumer was sent back to the beginning, it stands before the cut;
+        where the log has grown again meanwhile, the consumer has passed over what lies between.
+        """
+        assignments = self._assignments
+        while len(self._runner.inbox) and self._taking and assignments == self._assignments:
+            await asyncio.sleep(_MAX_REST_S)
+        async with self._busy:
+            if not self._taking or assignments != self._assignments or cut.partition not in self._partitions:
+                return  # who takes it over looks at its log
+            report_cut(cut, self._cut_records[cut.topic])
+            await self._runner.log_cut(cut.topic, cut.partition, cut.offset)
+            self._committed.pop(cut.topic_partition, None)
+        if first.offset < cut.offset:
+            self._runner.inbox.skip_to[cut.topic_partition] = cut.offset
+            await self.source.seek(cut.topic_partition, cut.offset)
+            return
+        async with LogReader(self._broker) as log:
+            async for record in log.read(cut.topic, cut.partition, cut.offset, stop=first.offset):
+                if assignments != self._assignments:
+                    return
+                await self._put([InputRecord.of(cut.topic, record)])
+
+    def _without_known(self, records: Sequence[InputRecord]) -> list[InputRecord]:
+        """The records but for those that are to be skipped; a partition that has come so far skips no more."""
+        skip_to = self._runner.inbox.skip_to
+        kept = [one for one in records if one.offset >= skip_to.get(one.topic_partition, 0)]
+        for tp in {one.topic_partition for one in kept} & skip_to.keys():
+            del skip_to[tp]
+        return kept
 
     # ---------------------------------------------------------------------------------------------------------- loops
 
@@ -141,6 +196,8 @@ class Agent:
             return False
         partitions, self._notice = self._notice, None
         await self._runner.on_assigned(partitions)
+        for tp, offset in self._runner.inbox.skip_to.items():
+            await self.source.seek(tp, offset)
         self._partitions = partitions
         early, self._early = self._early, []
         await self._work([record for record in early if record.partition in partitions])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from aiokafka import ConsumerRebalanceListener  # type: ignore[import-untyped]
@@ -91,6 +92,11 @@ class AiokafkaSource:
         self._consumer.pause(*map(self._to_broker, (partitions - self._paused) & ours))
         self._consumer.resume(*map(self._to_broker, (self._paused - partitions) & ours))
         self._paused = partitions
+
+    async def seek(self, tp: TopicPartition, offset: int) -> None:
+        """Go on reading a partition there."""
+        with suppress(IllegalStateError):
+            self._consumer.seek(self._to_broker(tp), offset)
 
     def forget_paused(self) -> None:
         """Whatever is assigned next is not paused."""

@@ -13,11 +13,14 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 import faust
+from aiokafka import AIOKafkaConsumer  # type: ignore[import-untyped]
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor  # type: ignore[import-untyped]
+from aiokafka.errors import IllegalStateError  # type: ignore[import-untyped]
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.exceptions import ConsumerNotStarted
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
@@ -101,6 +104,12 @@ class FaustSource:
         consumer.resume_partitions([self._to_broker(tp) for tp in (self._paused - partitions) & ours])
         self._paused = partitions
 
+    async def seek(self, tp: TopicPartition, offset: int) -> None:
+        """Go on reading a partition there; a fetch or two that were under way come first."""
+        thread = self.app.consumer._thread
+        with suppress(IllegalStateError):
+            await thread.call_thread(_seek, thread._consumer, self._to_broker(tp), offset)
+
     def _assignment(self) -> AbstractSet[TP]:
         try:
             assigned: AbstractSet[TP] = self.app.consumer.assignment()
@@ -138,6 +147,11 @@ class FaustSource:
             await self._listener.revoked()
 
 
+async def _seek(consumer: AIOKafkaConsumer, tp: TP, offset: int) -> None:
+    """In the consumer's own thread: a fetch that is handed out meanwhile would move the position, too."""
+    consumer.seek(tp, offset)
+
+
 class _ConsumerThread(AIOKafkaConsumerThread):
     app: Any
 
@@ -157,6 +171,14 @@ class _Consumer(Consumer):
 
     def _new_consumer_thread(self) -> Any:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def perform_seek(self) -> None:
+        """As Faust's own, which ends the process where a rebalance takes the partitions away meanwhile.
+
+        There is nothing to seek then: an assignment begins at the commits by itself, and another one is on its way.
+        """
+        with suppress(IllegalStateError, AssertionError):  # the assertion of aiokafka: none is assigned
+            await super().perform_seek()
 
     async def _drain_messages(self, fetcher: Any) -> None:
         """As Faust's own, but for what an event is."""

@@ -31,6 +31,10 @@ class Runner(Protocol):
         """Work off records of assigned partitions. An error ends the process: nothing more is committed."""
         ...
 
+    async def log_cut(self, topic: str, partition: int, offset: int) -> None:
+        """A log goes on with other records than those taken in: what comes from ``offset`` on is new."""
+        ...
+
     async def tick(self) -> None:
         """Called a few times a second: what must happen although nothing arrives."""
         ...
@@ -58,6 +62,7 @@ class Inbox:
 
     def __init__(self, max_items: int = 512, max_bytes: int = 64 << 20, at_once: int = 64) -> None:
         self.paused: frozenset[TopicPartition] = frozenset()  # not to be read on for now: it would only wait in memory
+        self.skip_to: dict[TopicPartition, int] = {}  # what comes before these offsets is known; read on there
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._at_once = at_once

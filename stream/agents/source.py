@@ -14,7 +14,7 @@ class Listener(Protocol):
     """What a source calls."""
 
     async def arrived(self, records: Sequence[InputRecord]) -> None:
-        """These were read, each partition's in order; returns once there is room for more."""
+        """These were read, some of one partition in their order; returns once there is room for more."""
         ...
 
     def assigned(self, partitions: frozenset[int]) -> None:
@@ -56,4 +56,8 @@ class Source(Protocol):
 
     def pause(self, partitions: frozenset[TopicPartition]) -> None:
         """Read nothing more of these partitions, and of all others again."""
+        ...
+
+    async def seek(self, tp: TopicPartition, offset: int) -> None:
+        """Go on reading a partition there; what was fetched already may still come first. Nothing if it is not ours."""
         ...

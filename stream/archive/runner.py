@@ -17,7 +17,7 @@ from stream.agents.inbox import Inbox
 from stream.archive.part_buffer import ArchiveConfig, ArchivePart, PartBuffer
 from stream.archive.store import ArchiveStore
 from stream.kafka.broker import Broker
-from stream.kafka.gaps import LogGaps
+from stream.kafka.gaps import LogGaps, report_loss
 from stream.kafka.input_record import InputRecord, TopicPartition
 from stream.kafka.log_reader import LogReader
 from stream.metrics import WorkerMetrics
@@ -43,8 +43,8 @@ class ArchiveRunner:
         self._config = config
         self._store = store
         self._metrics = metrics
-        lost = metrics.counter("archive_lost_records_total")
-        self._gaps = LogGaps(broker, EXAMPLES, lost, "archived")
+        self._lost = metrics.counter("archive_lost_records_total")
+        self._gaps = LogGaps(broker, EXAMPLES, self._lost, "archived")
         self._buffers: dict[int, PartBuffer] = {}
         self._offsets_to_commit: dict[TopicPartition, int] = {}
 
@@ -68,6 +68,16 @@ class ArchiveRunner:
             await self._take(self._buffers[record.partition], record)
         await self._gaps.check(time.monotonic())
         self._metrics.gauge("archive_waiting_rows").set(sum(map(len, self._buffers.values())))
+
+    async def log_cut(self, topic: str, partition: int, offset: int) -> None:
+        """Go on where the files end: they name offsets, and a name cannot stand for two records.
+
+        So the examples that the log holds from ``offset`` up to there will not be archived; they are counted and said.
+        """
+        next_offset = self._buffers[partition].next_offset
+        if offset < next_offset:
+            remedy = "if these rows matter, archive this log into a new folder (--archive), from its beginning"
+            report_loss(self._lost, "archived", topic, partition, (offset, next_offset), remedy)
 
     async def tick(self) -> None:
         """Nothing: time is the watermark."""

@@ -118,6 +118,10 @@ class PartitionCalibrator:
             del self._converted[impression]
         return first
 
+    def log_cut(self, offset: int) -> None:
+        """What comes from ``offset`` on was not counted; what the log held there before was, and stays so."""
+        self.next_offset = min(self.next_offset, offset)
+
     def skip(self, offset: int) -> None:
         """Pass over a record that cannot be read."""
         self.next_offset = max(self.next_offset, offset + 1)

@@ -87,6 +87,10 @@ class CalibrateRunner:
         await self._gaps.check(time.monotonic())
         self._measure()
 
+    async def log_cut(self, topic: str, partition: int, offset: int) -> None:
+        """Count what the log holds from ``offset`` on, where it held other examples."""
+        self._calibrators[partition].log_cut(offset)
+
     async def tick(self) -> None:
         """Nothing: time is the watermark."""
 

@@ -60,6 +60,14 @@ class CommitTracker:
         numbers = (first + np.arange(count)) % _RECORD_NUMBERS
         return np.repeat(numbers.astype(np.uint32), rows)
 
+    def log_cut(self, offset: int) -> None:
+        """Records from ``offset`` on are others than those noted, which finish as ever but do not commit the others."""
+        if self.next_offset is not None:
+            self.next_offset = min(self.next_offset, offset)
+        if self._pinned is not None:
+            self._pinned = min(self._pinned, offset)
+        np.minimum(self._offsets[: self._count], offset, out=self._offsets[: self._count])
+
     def finish(self, records: NDArray[np.uint32]) -> None:
         """Note that rows are finished, by the numbers of their records."""
         np.subtract.at(self._open, self._at(records), 1)

@@ -137,6 +137,13 @@ class JoinCore:
         self._examples_end = resume.examples
         self._state.note_record(0, resume.examples)
 
+    def log_cut(self, topic: str, offset: int) -> None:
+        """An input's log goes on with other records than those that came: from ``offset`` on they are new.
+
+        Rows and events of the records that are gone from it stay: they were served, displayed, clicked.
+        """
+        self._inputs.log_cut(topic, offset)
+
     def restore(self, examples: ExampleRows, offset: int, watermark_ms: int = 0) -> None:
         """Take in one record of the partition's examples, in their order; only before the first input.
 

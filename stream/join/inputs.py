@@ -55,6 +55,10 @@ class JoinInputs:
         for topic, offset in offsets.items():
             self._commits[topic].start_at(offset)
 
+    def log_cut(self, topic: str, offset: int) -> None:
+        """The input's log goes on with other records than those that came: from ``offset`` on they are new."""
+        self._commits[topic].log_cut(offset)
+
     def arrive(self, topic: str, ts_ms: NDArray[np.int64], records: Records) -> Arrived:
         """Take note of records, whose rows are of these times."""
         commits = self._commits[topic]

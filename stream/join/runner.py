@@ -107,6 +107,10 @@ class JoinRunner:
         await self._feed(arrived)
         await self._settle({partition for _, partition in arrived})
 
+    async def log_cut(self, topic: str, partition: int, offset: int) -> None:
+        """Take what stands in an input's log from ``offset`` on for new; what it held before was joined."""
+        self._partitions[partition].log_cut(topic, offset)
+
     async def tick(self) -> None:
         """Let time pass, on the wall clock, where nothing happens; ask again for clicks of a store that was away."""
         waiting = {p for p, joined in self._partitions.items() if len(joined.core.wanted_clicks())}
@@ -133,7 +137,24 @@ class JoinRunner:
         core = JoinCore(self._config, partition, self._salt)
         clicks = ClickSync(self._clicks, self._broker, self._spec, partition, self._metrics)
         opened = JoinedPartition.open(self._broker, self._group, self._spec, core, clicks, self._metrics)
-        self._partitions[partition] = await opened
+        self._partitions[partition] = joined = await opened
+        for topic in joined.cut:
+            await self._read_cut_log(joined, topic)
+
+    async def _read_cut_log(self, joined: JoinedPartition, topic: str) -> None:
+        """Take in what the log holds now: the consumer begins at the commit, beyond its end or in the midst of it."""
+        log_partition = topic, joined.partition
+        start, records = joined.unread[topic], []
+        async with LogReader(self._broker) as log:
+            async for record in log.read(topic, joined.partition, start):
+                records.append(InputRecord.of(topic, record))
+                if len(records) == _MAX_STEP_RECORDS:
+                    await self._feed({log_partition: records})
+                    await self._settle({joined.partition})
+                    records = []
+        if records:
+            await self._feed({log_partition: records})
+        self.inbox.skip_to[log_partition] = joined.read[topic].next_offset if topic in joined.read else start
 
     # ----------------------------------------------------------------------------------------------------------- feed
 
@@ -141,22 +162,8 @@ class JoinRunner:
         for (topic, partition), records in sorted(arrived.items(), key=lambda item: INPUTS.index(item[0][0])):
             joined = self._partitions[partition]
             self._metrics.counter("input_records_total", topic=topic).inc(len(records))
-            self._decode(joined, topic, await self._with_unread(joined, topic, records))
-
-    async def _with_unread(self, joined: JoinedPartition, topic: str, records: list[InputRecord]) -> list[InputRecord]:
-        """The records, and before the first ones of a partition those that lie between them and the committed offset.
-
-        What was under way when the partitions were assigned can come before what is read from that offset on.
-        """
-        first = joined.unread.pop(topic, records[0].offset)
-        if first >= records[0].offset:
-            return records
-        async with LogReader(self._broker) as log:
-            missed = [
-                InputRecord.of(topic, record)
-                async for record in log.read(topic, joined.partition, first, stop=records[0].offset)
-            ]
-        return [*missed, *records]
+            self._decode(joined, topic, await joined.with_unread(self._broker, topic, records))
+            joined.note_read(topic, records)
 
     def _decode(self, joined: JoinedPartition, topic: str, records: Sequence[InputRecord]) -> None:
         max_ahead_ms = self._config.ms("max_ahead_s")
@@ -214,7 +221,7 @@ class JoinRunner:
         commits = Commits(
             self._group,
             {(topic, joined.partition): offset for topic, offset in output.offsets.items()},
-            msgspec.json.encode(output.resume._asdict()).decode(),
+            joined.metadata(output.resume),
         )
         offsets = (await joined.writer.write([*examples, *dead_letters], commits))[: len(examples)]
         joined.written_at, joined.offsets = time.monotonic(), output.offsets
@@ -237,7 +244,7 @@ class JoinRunner:
             if watermark_ms < joined.watermark_ms + step_ms:
                 return [], []
             rows = ExampleRows.empty(self._spec.id_columns, self._spec.dense_inputs)
-        *before, last = split_rows(rows)
+        *before, last = split_rows(rows, self._broker.record_bytes(EXAMPLES))
         marked = [*((part, joined.watermark_ms) for part in before), (last, watermark_ms)]
         joined.watermark_ms = watermark_ms
         records = [part.rows.to_record(self._spec.hash, mark).encode() for part, mark in marked]
@@ -246,7 +253,8 @@ class JoinRunner:
     def _dead_letter(self, partition: int, reject: Reject) -> Outgoing:
         self._metrics.counter("dead_letters_total", topic=reject.topic, reason=reject.reason).inc()
         source = (reject.topic, partition, reject.offset)
-        dead_letter = DeadLetter.of(*source, reject.reason, reject.detail, reject.payload)
+        room = self._broker.record_bytes(DEADLETTER)
+        dead_letter = DeadLetter.of(*source, reject.reason, reject.detail, reject.payload, record_bytes=room)
         return Outgoing(DEADLETTER, msgspec.msgpack.encode(dead_letter), key=dead_letter.key())
 
     # --------------------------------------------------------------------------------------------------------- memory

@@ -184,6 +184,21 @@ async def check_topics(
     return differences
 
 
+async def topic_settings(
+    bootstrap: str,
+    table: Sequence[Topic],
+    options: Mapping[str, Any] | None = None,
+    timeout_s: float = CONNECT_TIMEOUT_S,
+) -> dict[str, dict[str, str]]:
+    """The settings of the topics of `table` by their names on the broker; none for those that it says nothing of.
+
+    Raises BrokerUnreachableError.
+    """
+    async with _admin(bootstrap, options, timeout_s) as client:
+        existing = await _partition_counts(client)
+        return await _settings(client, [topic.name for topic in table if topic.name in existing])
+
+
 async def _settings(client: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {name: {} for name in names}
     if not names:

@@ -1,27 +1,37 @@
 """What is private to aiokafka and used all the same: the names stand here and nowhere else. Written against 0.14.0.
 
 aiokafka offers no way to read a position without a call, to forbid the repetition of a produce request, to bound what
-a fetch inflates to, or to change a consumer that Faust has made. `missing_names` names what another version lacks.
+a fetch inflates to, to know the leader epoch of a record, or to change a consumer that Faust has made. `missing_names`
+names what another version lacks. What is asked of the broker beside aiokafka's own requests: `leader_epochs.py`.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import struct
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # type: ignore[import-untyped]
+from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
 from aiokafka.consumer import fetcher  # type: ignore[import-untyped]
 from aiokafka.consumer.subscription_state import (  # type: ignore[import-untyped]
     Assignment,
     SubscriptionState,
     TopicPartitionState,
 )
-from aiokafka.errors import KafkaConnectionError, RequestTimedOutError  # type: ignore[import-untyped]
+from aiokafka.errors import (  # type: ignore[import-untyped]
+    KafkaConnectionError,
+    KafkaError,
+    LeaderNotAvailableError,
+    RequestTimedOutError,
+)
 from aiokafka.producer.sender import Sender, SendProduceReqHandler  # type: ignore[import-untyped]
 from aiokafka.protocol import admin  # type: ignore[import-untyped]
 from aiokafka.record.default_records import DefaultRecord  # type: ignore[import-untyped]
+from aiokafka.structs import ConsumerRecord  # type: ignore[import-untyped]
 
 CONNECTION_LOG = "aiokafka.conn"  # at level DEBUG it quotes every request and response
 DECODERS = ("gzip_decode", "snappy_decode", "lz4_decode", "zstd_decode")
@@ -29,13 +39,16 @@ _PROOFS = "SaslAuthenticate"  # requests and responses whose names begin so hold
 _RECORD_MODULES = ("default_records", "legacy_records", "_crecords.default_records", "_crecords.legacy_records")
 _NAMES: tuple[tuple[Any, tuple[str, ...]], ...] = (  # those that its classes set in __init__ are looked for in its text
     (AIOKafkaConsumer, ("_subscription", "_fetch_max_wait_ms", "_isolation_level", "_partition_assignment_strategy")),
+    (AIOKafkaConsumer, ("_client",)),
+    (AIOKafkaClient, ("cluster", "send", "force_metadata_update", "_wait_on_metadata")),
     (SubscriptionState, ("subscription",)),
     (Assignment, ("state_value",)),
     (TopicPartitionState, ("has_valid_position", "position")),
     (AIOKafkaProducer, ("_sender",)),
     (Sender, ("_send_produce_req", "_in_flight", "_muted_partitions")),
     (SendProduceReqHandler, ("do", "_can_retry")),
-    (fetcher, ("PartitionRecords",)),
+    (fetcher, ("PartitionRecords", "MemoryRecords")),
+    (fetcher.PartitionRecords, ("_consumer_record", "_records", "_key_deserializer", "_value_deserializer")),
     (DefaultRecord, ("offset", "timestamp_type")),
 )
 
@@ -70,6 +83,20 @@ def unread_records(consumer: AIOKafkaConsumer, partitions: Iterable[Any]) -> Map
     return unread
 
 
+async def ask_leader(consumer: AIOKafkaConsumer, tp: Any, request: Any) -> Any:
+    """What the leader of a partition answers to a request of the protocol. Raises KafkaError; ask again then."""
+    client = consumer._client
+    await client._wait_on_metadata(tp.topic)
+    leader = client.cluster.leader_for_partition(tp)
+    try:
+        if leader is None or leader < 0:
+            raise LeaderNotAvailableError(f"{tp.topic}[{tp.partition}] has no leader")
+        return await client.send(leader, request)
+    except KafkaError:
+        await client.force_metadata_update()
+        raise
+
+
 def read_in_this_way(
     consumer: AIOKafkaConsumer, *, fetch_max_wait_ms: int, isolation_level: str, assignor: type[Any]
 ) -> None:
@@ -95,13 +122,79 @@ def replace_decoders(decoders: Mapping[str, Callable[[bytes], bytes]]) -> None:
                 setattr(module, name, decoder)
 
 
-def wrap_batches(wrapped: Callable[[Any, Any], Any]) -> None:
-    """Let every consumer of this process read ``wrapped(tp, batches)`` where it has fetched ``batches``."""
-    unwrapped = fetcher.PartitionRecords
+@dataclass
+class LoggedRecord(ConsumerRecord):  # type: ignore[misc]
+    """A record with the leader epoch of its batch, -1 where the broker does not say."""
 
-    def partition_records(tp: Any, batches: Any, *settings: Any) -> Any:
-        return unwrapped(tp, wrapped(tp, batches), *settings)
+    leader_epoch: int = -1
 
+
+class EpochBatches:
+    """The batches of one fetch in their order; ``leader_epoch`` is that of the batch that was given last."""
+
+    _HEAD = struct.Struct(">qiib")  # base offset, length of what follows it, leader epoch, magic
+    _LENGTH_END = 12
+    _FIRST_MAGIC = 2  # older formats have no epoch
+
+    def __init__(self, batches: Any, fetched: bytes) -> None:
+        self._batches = batches
+        self._fetched = fetched
+        self._at = 0
+        self.leader_epoch = -1
+
+    def size_in_bytes(self) -> int:
+        """Of the fetch."""
+        return int(self._batches.size_in_bytes())
+
+    def has_next(self) -> bool:
+        """Whether there is another whole batch."""
+        return bool(self._batches.has_next())
+
+    def next_batch(self) -> Any:
+        """The next one."""
+        _, length, epoch, magic = self._HEAD.unpack_from(self._fetched, self._at)
+        self.leader_epoch = epoch if magic >= self._FIRST_MAGIC else -1
+        self._at += self._LENGTH_END + length
+        return self._batches.next_batch()
+
+
+class _EpochRecords(fetcher.PartitionRecords):  # type: ignore[misc]
+    """As aiokafka's own, but the records of consumers that deserialize nothing, as ours, know their leader epoch."""
+
+    def _consumer_record(self, tp: Any, record: Any) -> Any:
+        if self._key_deserializer or self._value_deserializer:
+            return super()._consumer_record(tp, record)
+        key, value = record.key, record.value
+        return LoggedRecord(
+            tp.topic,
+            tp.partition,
+            record.offset,
+            record.timestamp,
+            record.timestamp_type,
+            key,
+            value,
+            None,
+            -1 if key is None else len(key),
+            -1 if value is None else len(value),
+            tuple(record.headers),
+            self._records.leader_epoch,
+        )
+
+
+def wrap_batches(wrapped: Callable[[Any, EpochBatches], Any]) -> None:
+    """Let every consumer of this process read ``wrapped(tp, batches)`` where it has fetched ``batches``.
+
+    What is returned has the ``leader_epoch`` of its last batch; the consumer's records are `LoggedRecord`.
+    """
+    unwrapped = fetcher.MemoryRecords
+
+    def memory_records(fetched: bytes) -> EpochBatches:
+        return EpochBatches(unwrapped(fetched), fetched)
+
+    def partition_records(tp: Any, batches: EpochBatches, *settings: Any) -> Any:
+        return _EpochRecords(tp, wrapped(tp, batches), *settings)
+
+    fetcher.MemoryRecords = memory_records
     fetcher.PartitionRecords = partition_records
 
 

@@ -74,6 +74,10 @@ class _Batches:
             return False
         return bool(self._batches.has_next())
 
+    @property
+    def leader_epoch(self) -> int:
+        return int(self._batches.leader_epoch)
+
     def next_batch(self) -> Any:
         batch = self._batches.next_batch()
         compressed = getattr(batch, "compression_type", 0)  # the formats before Kafka 0.11 do not say

@@ -10,13 +10,15 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaError, UnknownError, UnsupportedVersionError  # type: ignore[import-untyped]
 
-from stream.kafka.admin import BrokerUnreachableError
+from stream.kafka.admin import BrokerUnreachableError, topic_settings
 from stream.kafka.bounded_fetch import bound_fetches
 from stream.kafka.client_options import kafka_client_options
+from stream.kafka.topic_settings import record_limit
 from stream.servers.settings import StreamSettings
 
 MAX_RECORD_BYTES = 8 << 20  # the table's limit for columnar topics
 REQUEST_ROOM_BYTES = 64 << 10  # headers of the batch around one record of the greatest size
+_BATCH_BYTES = 16 << 10  # aiokafka's own choice; a larger record has a batch of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +26,8 @@ class Broker:
     """A broker that answered once.
 
     ``long_poll`` is False for the embedded broker: it neither wakes a waiting fetch when a record arrives, nor knows
-    idempotent producers; it also joins groups in half the session timeout.
+    idempotent producers; it also joins groups in half the session timeout. ``record_limits`` says by topic of the table
+    how large a record may be by its settings; a topic that is not among them takes `MAX_RECORD_BYTES`.
     """
 
     bootstrap: str
@@ -32,6 +35,7 @@ class Broker:
     partitions: int
     idempotent: bool
     given_session_timeout_s: float | None = None
+    record_limits: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -69,8 +73,13 @@ class Broker:
             "acks": "all",
             "linger_ms": 0,  # a record waits for nobody: what rides together was put together before
             "max_request_size": MAX_RECORD_BYTES + REQUEST_ROOM_BYTES,
+            "max_batch_size": min(_BATCH_BYTES, *self.record_limits.values(), MAX_RECORD_BYTES),
         }
         return AIOKafkaProducer(**{**usual, **self.options, **options})
+
+    def record_bytes(self, topic: str) -> int:
+        """How large a record of a topic of the table may be, at most `MAX_RECORD_BYTES`: what is larger is refused."""
+        return self.record_limits.get(topic, MAX_RECORD_BYTES)
 
     def group(self, agent: str) -> str:
         """The consumer group of an agent."""
@@ -86,7 +95,10 @@ class Broker:
 
 
 async def find_broker(settings: StreamSettings) -> Broker:
-    """Ask the broker of the settings what it can do, and bound what may come from it. Raises BrokerUnreachableError."""
+    """Ask the broker of the settings what it and its topics can take, and bound what may come from it.
+
+    Raises BrokerUnreachableError.
+    """
     bound_fetches()
     asked = Broker(
         bootstrap=settings.kafka_bootstrap_servers or "",
@@ -96,7 +108,10 @@ async def find_broker(settings: StreamSettings) -> Broker:
         given_session_timeout_s=settings.kafka_session_timeout_s,
         options=kafka_client_options(settings),
     )
-    return replace(asked, idempotent=await _gives_producer_ids(asked))
+    idempotent = await _gives_producer_ids(asked)
+    found = await topic_settings(asked.bootstrap, settings.topics(), asked.options)
+    limits = {asked.table_name(name): record_limit(these, MAX_RECORD_BYTES) for name, these in found.items() if these}
+    return replace(asked, idempotent=idempotent, record_limits=limits)
 
 
 async def _gives_producer_ids(broker: Broker) -> bool:

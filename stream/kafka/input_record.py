@@ -10,7 +10,10 @@ TopicPartition = tuple[str, int]
 
 
 class InputRecord(NamedTuple):
-    """One record as it was read; ``produced_ms`` is its Kafka timestamp (wall clock)."""
+    """One record as it was read; ``produced_ms`` is its Kafka timestamp (wall clock).
+
+    ``leader_epoch`` counts the partition's leaders up to the one that took the record; -1: the broker did not say.
+    """
 
     topic: str
     partition: int
@@ -18,12 +21,14 @@ class InputRecord(NamedTuple):
     value: bytes | None
     produced_ms: int
     content_type: str | None = None
+    leader_epoch: int = -1
 
     @classmethod
     def of(cls, topic: str, record: Any) -> InputRecord:
         """A record of aiokafka's, of a topic by its name in the table."""
         content_type = _content_type(record.headers) if record.headers else None
-        return cls(topic, record.partition, record.offset, record.value, record.timestamp, content_type)
+        where = (topic, record.partition, record.offset)
+        return cls(*where, record.value, record.timestamp, content_type, record.leader_epoch)
 
     @property
     def topic_partition(self) -> TopicPartition:

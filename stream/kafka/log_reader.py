@@ -11,6 +11,7 @@ from aiokafka import TopicPartition  # type: ignore[import-untyped]
 from aiokafka.errors import OffsetOutOfRangeError  # type: ignore[import-untyped]
 
 from stream.kafka.broker import Broker
+from stream.kafka.leader_epochs import epoch_end
 
 _POLL_MS = 100
 _FETCH_WAIT_MS = 20  # what is read is there already; a broker that waits for more answers nothing else meanwhile
@@ -75,6 +76,26 @@ class LogReader:
         """The first offset that the broker still holds."""
         tp = TopicPartition(self._broker.topic(topic), partition)
         return int((await self._consumer.beginning_offsets([tp]))[tp])
+
+    @property
+    def tells_ends(self) -> bool:
+        """Whether the broker says exactly where a log ends. The embedded one does not; its log dies with it anyway."""
+        return self._broker.idempotent
+
+    async def end(self, topic: str, partition: int) -> int:
+        """The offset behind the last record that can be read, as far as the broker knows it without a fetch."""
+        tp = TopicPartition(self._broker.topic(topic), partition)
+        return int((await self._consumer.end_offsets([tp]))[tp])
+
+    async def epoch_end(self, topic: str, partition: int, epoch: int) -> int | None:
+        """Where a leader's epoch ends, see `stream.kafka.leader_epochs`; None where the broker does not say."""
+        return await epoch_end(self._consumer, TopicPartition(self._broker.topic(topic), partition), epoch)
+
+    async def offset_at(self, topic: str, partition: int, produced_ms: int) -> int | None:
+        """The first offset of a record of this time or later; None when there is none."""
+        tp = TopicPartition(self._broker.topic(topic), partition)
+        found = (await self._consumer.offsets_for_times({tp: produced_ms}))[tp]
+        return None if found is None else int(found.offset)
 
     async def tail_start(self, topic: str, partition: int, records: int) -> int:
         """An offset at most ``records`` before the end, as far as the broker knows it without a fetch."""

@@ -16,18 +16,48 @@ from typing import Any, NamedTuple, Protocol
 
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka import TopicPartition as BrokerPartition
-from aiokafka.errors import InvalidProducerEpoch, ProducerFenced  # type: ignore[import-untyped]
+from aiokafka.errors import (  # type: ignore[import-untyped]
+    InvalidProducerEpoch,
+    InvalidTimestampError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    PolicyViolationError,
+    ProducerFenced,
+    RecordListTooLargeError,
+    UnknownError,
+)
 from aiokafka.structs import OffsetAndMetadata  # type: ignore[import-untyped]
 
 from stream.kafka.aiokafka_internals import never_retry
 from stream.kafka.broker import Broker
 from stream.kafka.input_record import TopicPartition
 
+_TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+# aiokafka does not know INVALID_RECORD: a record of a compacted topic without a key is an UnknownError to it.
+_REFUSALS = (*_TOO_LARGE, InvalidTimestampError, PolicyViolationError, UnknownError)
+
 TRANSACTION_TIMEOUT_MS = 15_000  # how long a worker that stops in the middle can hold readers back, unless it is fenced
 
 
 class FencedError(RuntimeError):
     """Another worker has taken over; nothing of what was to be written was."""
+
+
+class RecordRefusedError(RuntimeError):
+    """The broker does not take a record as it is; a restart makes the same one, and would end the same way."""
+
+    def __init__(self, record: Outgoing, topic: str, limit: int, error: KafkaError) -> None:
+        remedy = (
+            f"Raise max.message.bytes of {topic} above {len(record.value)} and what a batch takes beside it "
+            f"(kafka-configs.sh --alter --entity-type topics --entity-name {topic} --add-config max.message.bytes=…)."
+            if isinstance(error, _TOO_LARGE)
+            else "Compare the topic with what is needed: python -m stream topics --check; the broker's log says more."
+        )
+        super().__init__(
+            f"{topic}: a record of {len(record.value)} bytes was refused ({type(error).__name__}: {error}); its "
+            f"settings take {limit}. This step ends here, and after every restart again: the same records come again. "
+            f"{remedy}"
+        )
 
 
 class Outgoing(NamedTuple):
@@ -104,7 +134,7 @@ class TransactionalWriter:
                     sends.append(await _send(self._producer, self._broker, record))  # noqa: PERF401 - see below
                 if commits is not None:
                     await self._producer.send_offsets_to_transaction(self._named(commits), commits.group)
-                metadata = await asyncio.gather(*sends)
+                metadata = await _stored(self._broker, records, sends)
         except (ProducerFenced, InvalidProducerEpoch) as error:
             await asyncio.gather(*sends, return_exceptions=True)  # they failed for the same reason
             raise FencedError(
@@ -151,8 +181,9 @@ class PlainWriter:
         """Store records; their offsets. Those of a topic are all stored before those of the next are sent."""
         offsets: list[int] = []
         for _, run in groupby(records, key=lambda record: record.topic):
-            sends = [await _send(self._producer, self._broker, record) for record in run]
-            offsets += [int(one.offset) for one in await asyncio.gather(*sends)]
+            sent = [*run]
+            sends = [await _send(self._producer, self._broker, record) for record in sent]
+            offsets += [int(one.offset) for one in await _stored(self._broker, sent, sends)]
         return offsets
 
     async def close(self) -> None:
@@ -161,7 +192,24 @@ class PlainWriter:
 
 
 async def _send(producer: AIOKafkaProducer, broker: Broker, record: Outgoing) -> asyncio.Future[Any]:
-    sent: asyncio.Future[Any] = await producer.send(
-        broker.topic(record.topic), record.value, key=record.key, partition=record.partition
-    )
+    try:
+        sent: asyncio.Future[Any] = await producer.send(
+            broker.topic(record.topic), record.value, key=record.key, partition=record.partition
+        )
+    except MessageSizeTooLargeError as error:  # larger than any topic of ours takes
+        raise _refused(broker, record, error) from error
     return sent
+
+
+async def _stored(broker: Broker, records: Sequence[Outgoing], sends: Sequence[asyncio.Future[Any]]) -> list[Any]:
+    """Where the records are, once all are stored. Raises RecordRefusedError, KafkaError."""
+    try:
+        return await asyncio.gather(*sends)
+    except _REFUSALS as error:
+        await asyncio.gather(*sends, return_exceptions=True)
+        refused = next(one for one, sent in zip(records, sends, strict=True) if sent.exception() is not None)
+        raise _refused(broker, refused, error) from error
+
+
+def _refused(broker: Broker, record: Outgoing, error: KafkaError) -> RecordRefusedError:
+    return RecordRefusedError(record, broker.topic(record.topic), broker.record_bytes(record.topic), error)

@@ -126,6 +126,10 @@ class LearningLoop:
         """The first offset of a partition that ``step`` has not seen whole."""
         return self._pending.next_position(partition).offset
 
+    def log_cut(self, partition: int, offset: int) -> None:
+        """What comes from ``offset`` on is new; take a snapshot at once, since the journal names what was there."""
+        self._pending.log_cut(partition, offset)
+
     def step(self, rows: ExampleRows, partition: int, offset: int, watermark_ms: int) -> list[LearnOutcome]:
         """Take one examples record and learn the batches that it fills, or that its watermark makes due.
 

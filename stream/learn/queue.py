@@ -70,6 +70,15 @@ class PendingExamples:
         self._rows = sum(len(s.number) for s in self._segments)
         self._cut[partition] = self._read[partition] = position
 
+    def log_cut(self, partition: int, offset: int) -> None:
+        """Expect the records from ``offset`` on; waiting rows from there are dropped: no journal could name them."""
+        if offset >= self.next_position(partition).offset:
+            return
+        self._segments = deque(s for s in self._segments if s.partition != partition or s.offset < offset)
+        self._rows = sum(len(s.number) for s in self._segments)
+        self._read[partition] = Position(offset, 0)
+        self._cut[partition] = min(self._cut.get(partition, self._read[partition]), self._read[partition])
+
     def add(self, rows: ExampleRows, keep: NDArray[np.bool_], partition: int, offset: int) -> None:
         """Append the kept rows of the record at ``offset``; those before the partition's position are left out."""
         expected = self.next_position(partition)

@@ -11,6 +11,7 @@ import structlog
 
 from learners.features.spec import FeatureSpec
 from learners.metrics.drift import DriftWatch
+from stream.kafka.broker import MAX_RECORD_BYTES
 from stream.kafka.log_writer import Outgoing
 from stream.learn.loop import LearningLoop
 from stream.learn.outcomes import Diverged, Heard, Learned, LearnOutcome, Rejected, Silent, Skipped
@@ -25,7 +26,8 @@ _log = structlog.get_logger(__name__)
 class LearnReports:
     """Turns the outcomes of a `LearningLoop` into records, metrics and log lines."""
 
-    def __init__(self, spec: FeatureSpec, metrics: WorkerMetrics) -> None:
+    def __init__(self, spec: FeatureSpec, metrics: WorkerMetrics, dead_letter_bytes: int = MAX_RECORD_BYTES) -> None:
+        self._dead_letter_bytes = dead_letter_bytes
         self.drift_watch: DriftWatch | None = None
         self._spec = spec
         self._metrics = metrics
@@ -74,7 +76,9 @@ class LearnReports:
     def dead_letter(self, partition: int, offset: int, reason: str, detail: str, payload: bytes) -> Outgoing:
         """Of a record of the examples, or rows of it."""
         self._metrics.counter("dead_letters_total", topic=EXAMPLES, reason=reason).inc()
-        record = DeadLetter.of(EXAMPLES, partition, offset, reason, detail, payload)
+        record = DeadLetter.of(
+            EXAMPLES, partition, offset, reason, detail, payload, record_bytes=self._dead_letter_bytes
+        )
         return Outgoing(DEADLETTER, _encode(record), key=record.key())
 
     def measure(self, loop: LearningLoop) -> None:

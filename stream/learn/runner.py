@@ -37,7 +37,7 @@ from stream.records.columns import RecordError
 from stream.records.deltas import to_parts
 from stream.records.examples import ExampleRows
 from stream.records.examples_codec import decode_examples, refuse_settled
-from stream.records.topics import EXAMPLES, JOURNAL, WEIGHTS
+from stream.records.topics import DEADLETTER, EXAMPLES, JOURNAL, WEIGHTS
 from stream.records.wire import SnapshotNotice
 
 MAX_PART_BYTES = 4 << 20  # half of the topic's limit
@@ -93,7 +93,7 @@ class LearnRunner:
         self._loop: LearningLoop | None = None
         self._offsets_to_commit: dict[TopicPartition, int] = {}
         self._drift = asyncio.create_task(asyncio.to_thread(DriftWatch))  # made while the group is joined
-        self._reports = LearnReports(spec, metrics)
+        self._reports = LearnReports(spec, metrics, broker.record_bytes(DEADLETTER))
 
     async def work(self, records: Sequence[InputRecord]) -> None:
         """Learn from the records, then publish what is due; nothing while it stands by."""
@@ -110,6 +110,14 @@ class LearnRunner:
             await self._begin_snapshot(self._loop)
         await self._gaps.check(time.monotonic())
         self._reports.measure(self._loop)
+
+    async def log_cut(self, topic: str, partition: int, offset: int) -> None:
+        """Learn what stands from ``offset`` on. The journal names what stood there: no restart may lead over it."""
+        if self._loop is not None:
+            self._loop.log_cut(partition, offset)
+            await self._snapshots.end()
+            await self._begin_snapshot(self._loop)
+            await self._snapshots.end()
 
     async def tick(self) -> None:
         """On the wall clock, learn and publish what waits. A snapshot that failed is raised here or in `work`."""
@@ -270,7 +278,8 @@ class LearnRunner:
         return [] if delta is None else self._parts(delta)
 
     def _parts(self, delta: Delta) -> list[Outgoing]:
-        parts = [Outgoing(WEIGHTS, _encode(part), key=b"model") for part in to_parts(delta, MAX_PART_BYTES)]
+        part_bytes = min(MAX_PART_BYTES, self._broker.record_bytes(WEIGHTS) // 2)
+        parts = [Outgoing(WEIGHTS, _encode(part), key=b"model") for part in to_parts(delta, part_bytes)]
         if not delta.is_heartbeat:
             self._metrics.counter("deltas_total").inc()
             self._metrics.counter("delta_bytes_total").inc(sum(len(part.value) for part in parts))

@@ -14,7 +14,6 @@ from stream.records.limits import MAX_RECORD_BYTES
 from stream.records.wire import ExamplesRecord
 
 SPLIT_ROWS = 8_192  # what one call of the session store should fold
-_SPLIT_BYTES = MAX_RECORD_BYTES // 2
 
 _decoder = msgspec.msgpack.Decoder(ExamplesRecord)
 
@@ -91,9 +90,9 @@ class ExamplesPart(NamedTuple):
     first_row: int
 
 
-def split_rows(rows: ExampleRows) -> Iterator[ExamplesPart]:
-    """Split a step's rows, in their order; at least one part."""
-    most = max(1, min(SPLIT_ROWS, _SPLIT_BYTES // _row_bytes(rows)))
+def split_rows(rows: ExampleRows, record_bytes: int = MAX_RECORD_BYTES) -> Iterator[ExamplesPart]:
+    """Split a step's rows, in their order, into parts of half of what a record may have; at least one part."""
+    most = max(1, min(SPLIT_ROWS, record_bytes // 2 // _row_bytes(rows)))
     for first in range(0, max(len(rows), 1), most):
         yield ExamplesPart(rows.take(slice(first, first + most)), first)
 

@@ -264,15 +264,28 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", 
     payload: bytes
 
     @classmethod
-    def of(cls, topic: str, partition: int, offset: int, reason: str, detail: str, payload: bytes) -> Self:
-        """The dead letter of a record of ``topic``, by its name in the table; what is too long is cut."""
+    def of(
+        cls,
+        topic: str,
+        partition: int,
+        offset: int,
+        reason: str,
+        detail: str,
+        payload: bytes,
+        *,
+        record_bytes: int = 2 * _PAYLOAD_BYTES,
+    ) -> Self:
+        """The dead letter of a record of ``topic``, by its name in the table; what is too long is cut.
+
+        ``record_bytes`` is what a record of the dead letters may have: half of it is for the payload.
+        """
         return cls(
             topic=topic,
             partition=partition,
             offset=offset,
             reason=reason,
             detail=detail[:_DETAIL_CHARACTERS],
-            payload=payload[:_PAYLOAD_BYTES],
+            payload=payload[: min(_PAYLOAD_BYTES, record_bytes // 2)],
         )
 
     def key(self) -> bytes:

@@ -57,6 +57,7 @@ class _Partition:
     fence: int | None = None  # where the store stands; None: it was not asked yet
     behind: bool = True  # the log holds records from the fence on that the inbox does not bring
     watermark_ms: int = 0  # the newest folded record's
+    cut: int | None = None  # where the log was cut, until the store stands there
 
 
 @dataclass(slots=True)
@@ -117,6 +118,13 @@ class SessionRunner:
         await asyncio.gather(*(self._take(self._partitions[p], those) for p, those in arrived.items()))
         self._pause_behind()
 
+    async def log_cut(self, topic: str, partition: int, offset: int) -> None:
+        """Fold what the log holds from ``offset`` on, where it held other examples, on what was folded of those."""
+        cut = self._partitions[partition]
+        cut.cut, cut.behind = offset, True
+        await self._catch_up(cut)
+        self._pause_behind()
+
     async def tick(self) -> None:
         """Go on reading the log where the store stands behind it."""
         await asyncio.gather(
@@ -143,12 +151,25 @@ class SessionRunner:
         if partition.fence is not None and partition.fence != current:
             self._count_rewind(partition.number, partition.fence, current)
         self._note_fence(partition, current)
+        if not await self._pass_over_cut(partition):
+            return
         async with LogReader(self._broker) as log:
             partition.behind = not (
                 await self._pass_over_lost(log, partition) and await self._replay(log, partition, stop)
             )
         if not partition.behind:
             _log.info("session states have caught up with the log", partition=partition.number, fence=partition.fence)
+
+    async def _pass_over_cut(self, partition: _Partition) -> bool:
+        """Move the fence back to where the log was cut, if it was; whether it stands no further."""
+        fence, cut = partition.fence or 0, partition.cut
+        if cut is not None and cut < fence:
+            moved = await self._query(lambda: self._store.move_back(partition.number, fence, cut))
+            if moved != cut:
+                return False
+            self._note_fence(partition, cut)
+        partition.cut = None
+        return True
 
     async def _pass_over_lost(self, log: LogReader, partition: _Partition) -> bool:
         """Move the fence to the oldest record, if the log no longer reaches back to it."""

@@ -51,6 +51,14 @@ class SeedError(ValueError):
     """A store that already holds state under a fence cannot be seeded."""
 
 
+_MOVE_BACK = """
+local current = redis.call('GET', KEYS[1]) or '0'
+if current ~= ARGV[1] then return current end
+redis.call('SET', KEYS[1], ARGV[2])
+return ARGV[2]
+"""
+
+
 class RedisSessionStore:
     """The session state of one feature spec in Redis.
 
@@ -70,6 +78,7 @@ class RedisSessionStore:
         self.names = [KeyNames(spec, partition) for partition in range(partitions)]
         lua = (resources.files("stream.sessions") / "store.lua").read_text("utf-8")
         self._apply = redis.register_script(lua)
+        self._move_back = redis.register_script(_MOVE_BACK)
         self._ttl_s = (str(max(1, round(spec.rates.own_ttl_s))), str(max(1, round(spec.rates.shared_ttl_s))))
         self._own_request = np.array([spec.own(counter) for counter in spec.request_counters], bool)
         self._own_ad = np.array([spec.own(counter) for counter in spec.ad_counters], bool)
@@ -112,6 +121,10 @@ class RedisSessionStore:
         if current != expected:
             return current
         return await self.apply(partition, expected, fence, fold.fold(states, records))
+
+    async def move_back(self, partition: int, expected: int, fence: int) -> int:
+        """Move the fence back to where the log was cut, states as they are; returns where it stands afterwards."""
+        return int(await self._answer(self._move_back(keys=[self.names[partition].fence], args=[expected, fence])))
 
     async def read(self, encoder: Encoder, ids: EncodedIds, shared: SharedCounters) -> SessionView:
         """The states that encoded requests read: the users' own in one round trip, shared sums from memory."""

@@ -23,10 +23,11 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from stream.agents.agent import Agent
 from stream.agents.single_owner import SingleOwnerAssignor
 from stream.embedded.process import ServerStartError
-from stream.kafka.admin import BrokerUnreachableError, TopicMismatchError, ensure_topics
+from stream.kafka.admin import BrokerUnreachableError, TopicMismatchError, ensure_topics, topic_settings
 from stream.kafka.broker import find_broker
 from stream.kafka.client_options import kafka_client_options
-from stream.kafka.log_writer import shared_writer
+from stream.kafka.log_writer import RecordRefusedError, shared_writer
+from stream.kafka.topic_settings import warn_of_unfit
 from stream.metrics import WorkerMetrics
 from stream.records.examples_codec import SettledLogError
 from stream.servers.settings import StreamSettings
@@ -92,7 +93,9 @@ async def run_worker(options: WorkerOptions, settings: StreamSettings, intervals
 
 def _log_failure(error: BaseException, before: Sequence[BaseException]) -> None:
     """Log why the worker stops; a log that is refused once, although every agent that reads it meets it."""
-    if not isinstance(error, SettledLogError):
+    if isinstance(error, RecordRefusedError):
+        _log.error("the broker refuses a record; the worker stops without committing", reason=str(error))
+    elif not isinstance(error, SettledLogError):
         _log.error("an agent failed; the worker stops without committing", exc_info=error)
     elif not any(isinstance(one, SettledLogError) for one in before):
         _log.error("the log of examples is refused; the worker stops", reason=str(error))
@@ -151,7 +154,9 @@ async def _prepare(
     if fresh_log and "archive" in agents:
         await asyncio.to_thread(refuse_other_log, options.archive or "")
     settings = await stack.enter_async_context(servers(settings))
-    await ensure_topics(settings.kafka_bootstrap_servers or "", settings.topics(), kafka_client_options(settings))
+    kafka = settings.kafka_bootstrap_servers or "", settings.topics(), kafka_client_options(settings)
+    await ensure_topics(*kafka)
+    warn_of_unfit(settings.topics(), await topic_settings(*kafka))
     broker = await find_broker(settings)
     if not broker.idempotent:
         _log.warning("this broker has no transactions: one worker must own all partitions, start no second one")

@@ -64,3 +64,29 @@ def test_a_long_log_needs_room_for_its_unfinished_records_only() -> None:
         tracker.finish(rows)
         assert tracker.to_commit() == offset + 1
     assert (len(tracker), tracker.bytes) == (0, bytes_before)
+
+
+def test_records_of_a_log_that_was_cut_are_new_from_there_on() -> None:
+    """Unfinished ones of before the cut no longer commit what stands in their place now."""
+    tracker = CommitTracker()
+    rows = tracker.start(ints(5, 6, 9), ints(1, 1, 1))
+    tracker.pin(9)
+    tracker.log_cut(6)
+    assert not tracker.seen(ints(6, 7, 8)).any()
+    assert tracker.seen(ints(5)).all()
+    more = tracker.start(ints(6, 7), ints(1, 1))
+    tracker.finish(rows[[0]])
+    assert tracker.to_commit() == 6
+    tracker.finish(rows[[1, 2]])
+    tracker.pin(7)
+    assert tracker.to_commit() == 6
+    tracker.finish(more)
+    assert tracker.to_commit() == 7  # it moved the watermark
+
+
+def test_a_cut_behind_what_was_read_changes_nothing() -> None:
+    """The log lost what nobody had."""
+    tracker = CommitTracker()
+    tracker.finish(tracker.start(ints(5), ints(1)))
+    tracker.log_cut(20)
+    assert tracker.to_commit() == 6

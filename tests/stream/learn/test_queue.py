@@ -76,3 +76,20 @@ def test_nothing_is_cut_of_nothing() -> None:
     """The message says what to ask first."""
     with pytest.raises(ValueError, match=r"cut\(1\) of 0 waiting rows"):
         PendingExamples().cut(1)
+
+
+def test_what_a_cut_log_holds_now_is_expected_and_what_waited_of_it_is_dropped() -> None:
+    """Rows of before the cut stay and are learned; a cut behind all that was read changes nothing."""
+    pending = PendingExamples()
+    for offset in range(4):
+        add(pending, 3, offset)
+    add(pending, 3, 7, partition=1)
+    pending.cut(4)  # in the midst of record 1
+    pending.log_cut(0, 9)
+    assert pending.next_position(0) == Position(4, 0)
+    pending.log_cut(0, 2)
+    assert (len(pending), pending.next_position(0), pending.positions()[0]) == (5, Position(2, 0), Position(1, 1))
+    add(pending, 3, 2)
+    assert len(pending) == 8
+    pending.log_cut(0, 0)
+    assert pending.positions() == {0: Position(0, 0), 1: Position(7, 0)}

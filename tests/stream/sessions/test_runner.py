@@ -36,6 +36,7 @@ from stream.sessions.runner import SessionRunner
 from stream.sessions.store import RedisSessionStore
 from tests.brokers import TestTopics
 from tests.learners.small_spec import SMALL
+from tests.stream.created_again import created_again
 from tests.stream.measured import measured
 from tests.stream.retained import retained_from
 from tests.stream.session_events import START_MS, Event, rows_of
@@ -337,6 +338,23 @@ async def test_a_log_that_ends_before_the_fence_ends_the_worker(world: World) ->
     await RedisSessionStore(world.redis, SMALL, PARTITIONS).apply(1, 0, 500, nothing)
     with pytest.raises(LogEndsEarlierError, match=r"ends before offset (499|500),"):
         await world.assigned()
+
+
+@pytest.mark.usefixtures("apache_kafka")
+async def test_what_a_log_holds_that_was_cut_is_folded_on_what_it_held(world: World, kafka_topics: TestTopics) -> None:
+    """The fence goes back to the cut, once; the states hold both."""
+    await world.write(40)
+    runner = await world.assigned()
+    await created_again(kafka_topics)
+    world.records.clear()
+    async with shared_writer(world.broker) as world.writer:
+        await world.write(20)
+        for partition in range(PARTITIONS):
+            await runner.log_cut(EXAMPLES, partition, 0)
+        await world.caught_up(runner)
+        await world.check()
+        await runner.work(await world.write(10, seed=4))
+        await world.check()
 
 
 @pytest.mark.usefixtures("apache_kafka")

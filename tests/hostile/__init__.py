@@ -1,0 +1,1 @@
+"""What breaks systems of this kind, tried on real programs."""
