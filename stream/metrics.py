@@ -37,6 +37,7 @@ JOIN_COUNTS = (
 
 _TOPICS = (SERVED, IMPRESSIONS, CLICKS, CONVERSIONS, EXAMPLES)
 _AGENTS = ("join", "sessions", "learn", "calibrate", "archive")
+_STORES = ("snapshots", "archive")
 _STEP_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 # fmt: off
@@ -114,6 +115,11 @@ TABLE = (
     Metric("millstream_deltas_total", "counter", "Weights deltas published, heartbeats not counted"),
     Metric("millstream_delta_bytes_total", "counter", "Bytes of published deltas"),
     Metric("millstream_snapshots_total", "counter", "Snapshots written"),
+    Metric("millstream_store_failures_total", "counter", "Failed tries to write a snapshot or a part of the archive",
+           {"store": _STORES}),
+    Metric("millstream_store_failing", "gauge",
+           "1 while the folder of the snapshots or of the archive cannot be written; it is tried again",
+           {"store": _STORES}),
     Metric("millstream_archived_rows_total", "counter", "Examples in part files of the archive"),
     Metric("millstream_archive_parts_total", "counter", "Part files written to the archive"),
     Metric("millstream_archive_lost_records_total", "counter",
@@ -136,3 +142,4 @@ class WorkerMetrics(MetricRegistry):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry, TABLE)
+        self.degraded: dict[str, str] = {}  # what does not work now, though the worker goes on → why; for `/healthz`

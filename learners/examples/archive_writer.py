@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
@@ -116,11 +117,16 @@ def _write(path: Path, examples: Encoded, spec: NamedSpec, positions: Mapping[st
         names=[*MATRICES, *scalars],
     ).replace_schema_metadata({"spec_name": spec.name, "spec_hash": spec.hash})
     unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())  # an archiver commits its offsets next: what they skip must be on the disk
-    os.replace(unfinished, path)
+    try:
+        with unfinished.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())  # an archiver commits its offsets next: what they skip must be on the disk
+        os.replace(unfinished, path)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink()  # it would hold the space that the next try needs
+        raise
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -28,12 +28,10 @@ def waiting_base(root: str, *, spec_hash: str | None = None) -> Snapshot | None:
 
     Raises SnapshotSpecError for one of another feature spec.
     """
-    if not versions(_waiting_root(root)):
-        return None
     url = f"{_waiting_root(root)}/{_FIRST}"
     try:
-        return load_snapshot(url, spec_hash=spec_hash)
-    except TornSnapshotError as error:
+        return load_snapshot(url, spec_hash=spec_hash) if versions(_waiting_root(root)) else None
+    except (OSError, TornSnapshotError) as error:
         _log.warning("torn base skipped", url=url, error=str(error))
         return None
 
@@ -46,8 +44,11 @@ def take_waiting_base(root: str, base: Snapshot) -> Written:
 
 
 def forget_waiting_base(root: str) -> None:
-    """Remove the base that waits."""
-    store_of(_waiting_root(root)).remove_folder(_FIRST)
+    """Remove the base that waits; one that cannot be removed is found taken already at the next start."""
+    try:
+        store_of(_waiting_root(root)).remove_folder(_FIRST)
+    except OSError as error:
+        _log.warning("a base that was taken stays where it waited", url=_waiting_root(root), error=str(error))
 
 
 def _waiting_root(root: str) -> str:

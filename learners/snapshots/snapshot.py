@@ -220,9 +220,13 @@ def load_snapshot(url: str, *, spec_hash: str | None = None) -> Snapshot:
 
 
 def newest_line(root: str) -> int:
-    """The line of the newest snapshot under ``root`` whose manifest can be read; 0 where there is none."""
+    """The line of the newest snapshot under ``root`` whose manifest can be read; 0 where there is none to be read."""
     store = store_of(root)
-    manifests = (manifest_or_none(store, version) for version in stored_versions(store))
+    try:
+        stored = stored_versions(store)
+    except OSError:  # it is away for now
+        return 0
+    manifests = (manifest_or_none(store, version) for version in stored)
     newest = next((one for one in manifests if one is not None), None)
     return 0 if newest is None else newest.line_version
 

@@ -16,6 +16,11 @@ from stream.archive.part_buffer import ArchivePart
 class ArchiveStore(Protocol):
     """Part files under one root."""
 
+    @property
+    def url(self) -> str:
+        """Where they lie, for people."""
+        ...
+
     def up_to(self) -> dict[int, int]:
         """Partition → the first offset that no part holds."""
         ...
@@ -38,6 +43,11 @@ class DirectoryArchive:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @property
+    def url(self) -> str:
+        """The directory."""
+        return str(self.root)
+
     def up_to(self) -> dict[int, int]:
         """By the names of the part files."""
         return archived_up_to(self.root)
@@ -51,8 +61,9 @@ class UrlArchive:
     """Behind a URL: a part is made on the local disk, sent under another name, moved."""
 
     def __init__(self, root: str) -> None:
+        self.url = root.rstrip("/")
         self._files: Any
-        self._files, self._path = fsspec.core.url_to_fs(root.rstrip("/"))
+        self._files, self._path = fsspec.core.url_to_fs(self.url)
 
     def up_to(self) -> dict[int, int]:
         """By the names of the part files."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -56,7 +56,14 @@ _log = structlog.get_logger(__name__)
 
 
 async def take_base(
-    log: LogReader, root: str, spec: FeatureSpec, config: LearningConfig, partitions: int, *, new_log: bool
+    log: LogReader,
+    root: str,
+    spec: FeatureSpec,
+    config: LearningConfig,
+    partitions: int,
+    *,
+    new_log: bool,
+    on_full: Callable[[BaseException], None] = lambda error: None,
 ) -> bool:
     """Give the base that waits in the store the number after all others; False when none waits, or it is refused.
 
@@ -68,6 +75,8 @@ async def take_base(
         How its line will learn; with ``force_base`` it is taken without a trial.
     new_log
         The log is another one than the base's examples came from: its offsets mean nothing, and there is no tail.
+    on_full
+        Told why the base cannot be written as a version; it waits on then, and the old line goes on.
 
     Raises
     ------
@@ -90,7 +99,11 @@ async def take_base(
         elif not _passes(reason, figures):
             return False
     taken = replace(base, version=newest + 1, offsets={} if new_log else base.offsets)
-    written = await asyncio.to_thread(take_waiting_base, root, taken)
+    try:
+        written = await asyncio.to_thread(take_waiting_base, root, taken)
+    except Exception as error:  # noqa: BLE001 - of any store's client
+        on_full(error)
+        return False
     _log.info("going over to a new base", version=taken.version, url=written.url, offsets=dict(taken.offsets))
     return True
 

@@ -19,6 +19,7 @@ from learners.features.spec import FeatureSpec
 from learners.metrics.drift import DriftWatch
 from learners.snapshots.snapshot import Snapshot, Written
 from stream.agents.inbox import Inbox
+from stream.agents.store_health import StoreHealth
 from stream.kafka.broker import Broker
 from stream.kafka.gaps import LogGaps
 from stream.kafka.input_record import InputRecord, TopicPartition
@@ -83,7 +84,8 @@ class LearnRunner:
         self._spec = spec
         self._config = config
         self._root = snapshots
-        self._snapshots = LearnSnapshots(snapshots, self._tell_snapshot)
+        self._store_health = StoreHealth("snapshots", snapshots, metrics)
+        self._snapshots = LearnSnapshots(snapshots, self._store_health, self._tell_snapshot)
         self._metrics = metrics
         self._fresh_log = fresh_log
         self._foreign_version = -1  # snapshots up to it are of another log
@@ -105,9 +107,7 @@ class LearnRunner:
             outcomes += await self._step(self._loop, record)
         self._metrics.counter("learned_conversions_total").inc(self._loop.conversions - conversions)
         await self._write([*self._reports.records(self._loop, outcomes), *self._publication(self._loop)])
-        await self._snapshots.end_if_done()
-        if self._loop.snapshot_due() and not self._snapshots.is_under_way:
-            await self._begin_snapshot(self._loop)
+        await self._go_on_with_snapshots(self._loop)
         await self._gaps.check(time.monotonic())
         self._reports.measure(self._loop)
 
@@ -120,9 +120,11 @@ class LearnRunner:
             await self._snapshots.end()
 
     async def tick(self) -> None:
-        """On the wall clock, learn and publish what waits. A snapshot that failed is raised here or in `work`."""
-        await self._snapshots.end_if_done()
-        if self._loop is None or self._wall_s is None:
+        """On the wall clock, learn and publish what waits; try a snapshot again whose folder failed."""
+        if self._loop is None:
+            return
+        await self._go_on_with_snapshots(self._loop)
+        if self._wall_s is None:
             return
         now_s = self._wall_s()
         if now_s - self._acted_s >= self._config.learn_interval_s:
@@ -143,7 +145,7 @@ class LearnRunner:
         await self.close()
 
     async def snapshot_written(self) -> None:
-        """Wait for a snapshot that is under way; if it fails, the next step raises that."""
+        """Wait for a snapshot that is under way."""
         await self._snapshots.written()
 
     async def close(self) -> None:
@@ -169,7 +171,13 @@ class LearnRunner:
             self._writer = await self._open_writer(self._broker, self._broker.group("learn"))
         async with LogReader(self._broker) as log:
             if await take_base(
-                log, self._root, self._spec, self._config, self._broker.partitions, new_log=self._fresh_log
+                log,
+                self._root,
+                self._spec,
+                self._config,
+                self._broker.partitions,
+                new_log=self._fresh_log,
+                on_full=self._store_health.failed,
             ):
                 self._metrics.counter("learn_bases_total").inc()
             snapshot = await asyncio.to_thread(first_snapshot, self._root, self._spec)
@@ -284,6 +292,11 @@ class LearnRunner:
             self._metrics.counter("deltas_total").inc()
             self._metrics.counter("delta_bytes_total").inc(sum(len(part.value) for part in parts))
         return parts
+
+    async def _go_on_with_snapshots(self, loop: LearningLoop) -> None:
+        await self._snapshots.end_if_done()
+        if self._snapshots.is_due(loop):
+            await self._begin_snapshot(loop)
 
     async def _begin_snapshot(self, loop: LearningLoop) -> None:
         """Begin a snapshot of the state as it is now, after publishing it."""

@@ -10,6 +10,8 @@ from learners.deepfm.model import DeepFM
 from learners.deepfm.model_state import ModelCopy, State
 from learners.features.spec import FeatureSpec
 from learners.snapshots.snapshot import Snapshot, Written, newest_snapshot, write_snapshot
+from stream.agents.store_health import StoreHealth
+from stream.learn.loop import LearningLoop
 from stream.learn.restart_check import check_restart
 from stream.learn.state import LoopState
 
@@ -38,33 +40,32 @@ def first_snapshot(root: str, spec: FeatureSpec) -> Snapshot:
     return found[1]
 
 
-async def write_beside(copy: ModelCopy, root: str, snapshot_of: Callable[[State], Snapshot]) -> Written:
-    """Copy a piece between two learning steps; then sort, hash and write in a thread.
-
-    Parameters
-    ----------
-    copy : the model's, just begun.
-    root : directory or URL of the snapshots.
-    snapshot_of : makes the snapshot of the copied state; called in the thread.
-    """
+async def copied(copy: ModelCopy) -> State:
+    """The state of a model's copy that was just begun, a piece between two learning steps."""
     while not copy.step(_COPY_BYTES):
         await asyncio.sleep(0)
-    return await asyncio.to_thread(lambda: write_snapshot(root, snapshot_of(copy.state())))
+    return await asyncio.to_thread(copy.state)
 
 
 class LearnSnapshots:
     """Writes one snapshot at a time, of the state at which it began, while the learning goes on.
 
+    One that cannot be written is logged and counted, and is no failure: the log holds what it would have.
+
     Parameters
     ----------
     root : directory or URL of the snapshots.
+    health : of that folder.
     on_written : awaited once one is written, with the state of the loop that it holds.
     """
 
-    def __init__(self, root: str, on_written: Callable[[LoopState, Written], Awaitable[None]]) -> None:
-        self.version = -1  # the newest one, begun or loaded
+    def __init__(
+        self, root: str, health: StoreHealth, on_written: Callable[[LoopState, Written], Awaitable[None]]
+    ) -> None:
+        self.version = -1  # the newest one, written or loaded
         self.calibration: bytes | None = None  # that the line brought
         self._root = root
+        self._health = health
         self._on_written = on_written
         self._line = 0
         self._task: asyncio.Task[None] | None = None
@@ -73,23 +74,22 @@ class LearnSnapshots:
         """What is written from now on is of this snapshot's line."""
         self.version, self._line, self.calibration = snapshot.version, snapshot.line, snapshot.calibration
 
-    @property
-    def is_under_way(self) -> bool:
-        """Whether one was begun that `end` was not called for."""
-        return self._task is not None
+    def is_due(self, loop: LearningLoop) -> bool:
+        """Whether one is to be begun now: at the loop's intervals, and some time after one that failed."""
+        due = loop.snapshot_due() or (self._health.failing and loop.whole)
+        return due and self._task is None and self._health.may_write
 
     def begin(self, model: DeepFM, state: LoopState) -> None:
         """Hold on to the state as it is now; copy and write it beside the learning."""
         self._task = asyncio.create_task(self._write(model, state, model.begin_snapshot()))
-        self.version = state.version
 
     async def end_if_done(self) -> None:
-        """Raise the failure of one that has ended."""
+        """Raise what ended one, unless it was the folder."""
         if self._task is not None and self._task.done():
             await self.end()
 
     async def end(self) -> None:
-        """Wait for the one that is under way. Raises its failure."""
+        """Wait for the one that is under way. Raises what ended it, unless it was the folder."""
         task, self._task = self._task, None
         if task is not None:
             await task
@@ -117,5 +117,12 @@ class LearnSnapshots:
                 calibration=calibration,
             )
 
-        written = await write_beside(copy, self._root, snapshot_of)
+        taken = await copied(copy)
+        try:
+            written = await asyncio.to_thread(lambda: write_snapshot(self._root, snapshot_of(taken)))
+        except Exception as error:  # noqa: BLE001 - of any store's client; whatever it is, learning goes on
+            self._health.failed(error)
+            return
+        self._health.wrote()
+        self.version = at.version
         await self._on_written(at, written)

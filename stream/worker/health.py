@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -10,10 +12,14 @@ from stream.embedded.process import ServerStartError
 
 
 class HealthServer:
-    """`/healthz` answers 200 while ``ready``, else 503; `/metrics` always answers."""
+    """`/healthz` answers 200 while ``ready``, else 503; `/metrics` always answers.
+
+    ``degraded`` says what does not work though the worker goes on, by name; the answer tells it.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.ready = False
+        self.degraded: Mapping[str, str] = {}
         self._registry = registry
         app = web.Application()
         app.add_routes([web.get("/metrics", self._metrics), web.get("/healthz", self._healthz)])
@@ -38,4 +44,5 @@ class HealthServer:
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _healthz(self, _: web.Request) -> web.Response:
-        return web.json_response({"ready": self.ready}, status=200 if self.ready else 503)
+        told = {"ready": self.ready} | ({"degraded": dict(self.degraded)} if self.degraded else {})
+        return web.json_response(told, status=200 if self.ready else 503)

@@ -163,6 +163,7 @@ async def _prepare(
     writer = await stack.enter_async_context(shared_writer(broker))
     redis = redis_client(stack, settings)
     metrics = WorkerMetrics(registry)
+    health.degraded = metrics.degraded
     parts = WorkerRunners(broker, writer, metrics, options, intervals)
     runners = {
         "join": lambda: parts.join(redis),

@@ -95,7 +95,7 @@ class WorkerRunners:
 
 def check_snapshot(options: WorkerOptions) -> None:
     """Raise WorkerStartError when there is no snapshot to learn on."""
-    from learners.snapshots.snapshot import SnapshotError
+    from learners.snapshots.manifest import SnapshotError
     from stream.learn.snapshots import NoSnapshotError, first_snapshot
 
     try:

@@ -19,8 +19,8 @@ from learners.deepfm.model import DeepFM, DeepFMConfig
 from learners.deepfm.model_state import State
 from learners.features.rows import Rows
 from learners.features.shape import ModelShape
-from learners.snapshots.snapshot import Snapshot, load_snapshot
-from stream.learn.snapshots import write_beside
+from learners.snapshots.snapshot import Snapshot, load_snapshot, write_snapshot
+from stream.learn.snapshots import copied
 from tests.bench.harness import Bound, Child, Measure, median, progress
 from tests.bench.turns import serve
 
@@ -104,7 +104,8 @@ class Learning:
         began, used, learned = time.perf_counter(), time.process_time(), self._learning_s
         copy = self.model.begin_snapshot()
         begun = time.perf_counter()
-        written = await write_beside(copy, str(root), self._snapshot)
+        taken = await copied(copy)
+        written = await asyncio.to_thread(lambda: write_snapshot(str(root), self._snapshot(taken)))
         ended, core_s = time.perf_counter(), time.process_time() - used - (self._learning_s - learned)
         self.stopped = True
         gaps = await learning

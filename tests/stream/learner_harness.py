@@ -42,7 +42,7 @@ _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
 }
 
 
-class Killed(Exception):  # noqa: N818 - not an error of the program
+class Killed(BaseException):
     """The process ends here."""
 
 

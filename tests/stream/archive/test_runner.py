@@ -26,6 +26,7 @@ from stream.records.examples_codec import decode_examples
 from stream.records.topics import EXAMPLES
 from tests.brokers import TestTopics
 from tests.stream.learner_harness import Killed
+from tests.stream.measured import measured
 from tests.stream.pipeline import SPEC, START_MS, example_rows
 
 CONFIG = ArchiveConfig(archive_rows=40, archive_interval_s=60.0)
@@ -115,6 +116,7 @@ class _Dying:
 
     def __init__(self, store: ArchiveStore, number: int, after: bool) -> None:
         self._store, self._left, self._after = store, number, after
+        self.url = store.url
 
     def up_to(self) -> dict[int, int]:
         return self._store.up_to()
@@ -189,3 +191,73 @@ async def test_an_archive_behind_a_url(kafka_topics: TestTopics, tmp_path: Path)
     files.get(path, str(tmp_path / "copy"), recursive=True)
     check(read_examples(tmp_path / "copy"))
     no_gaps(tmp_path / "copy")
+
+
+class _Full:
+    """Refuses to be read or written for a while."""
+
+    def __init__(self, store: ArchiveStore) -> None:
+        self._store = store
+        self.url = store.url
+        self.readable = self.writable = False
+
+    def up_to(self) -> dict[int, int]:
+        if not self.readable:
+            raise PermissionError(13, "Permission denied")
+        return self._store.up_to()
+
+    def write(self, part: ArchivePart, spec: NamedSpec) -> None:
+        if not self.writable:
+            raise OSError(28, "No space left on device")
+        self._store.write(part, spec)
+
+
+async def test_while_the_folder_fails_parts_wait_their_partitions_pause_and_nothing_is_lost(
+    kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Away at the assignment, then full, then sound again: all rows once, in files without gaps, by itself."""
+    monkeypatch.setattr("stream.agents.store_health.RETRY_S", 0.0)
+    broker = await find_broker(kafka_topics.settings())
+    records = await written(broker)
+    store, metrics = _Full(archive_store_of(str(tmp_path))), WorkerMetrics(CollectorRegistry())
+    one = ArchiveRunner(broker, SPEC, CONFIG, store, metrics)
+    await assign(one, broker)
+    assert {partition for _, partition in one.inbox.paused} == set(range(broker.partitions))
+    await one.work(records[:4])
+    await one.tick()
+    assert measured(metrics, "store_failing", store="archive") == 1
+    store.readable = True
+    await one.tick()
+    assert not one.inbox.paused
+    await one.work(records[4:])
+    assert one.inbox.paused
+    assert "No space left" in metrics.degraded["archive"]
+    assert measured(metrics, "archive_waiting_rows") > CONFIG.archive_rows
+    committed = dict(one.offsets_to_commit())
+    for (_, partition), offset in committed.items():
+        before = [r for r in records if r.partition == partition and r.offset < offset and r.value != b"junk"]
+        assert sum(map(rows_in, before)) == 0
+    store.writable = True
+    await one.tick()
+    assert not one.inbox.paused
+    assert not metrics.degraded
+    assert measured(metrics, "store_failing", store="archive") == 0
+    await one.on_revoked()
+    check(read_examples(tmp_path))
+    no_gaps(tmp_path)
+
+
+async def test_a_stop_while_the_folder_is_full_leaves_all_to_the_next_start(
+    kafka_topics: TestTopics, tmp_path: Path
+) -> None:
+    """What could not be written is not committed, and read again."""
+    broker = await find_broker(kafka_topics.settings())
+    records = await written(broker)
+    store = _Full(archive_store_of(str(tmp_path)))
+    store.readable = True
+    one = ArchiveRunner(broker, SPEC, CONFIG, store, WorkerMetrics(CollectorRegistry()))
+    await feed(one, broker, records, {})
+    assert not list(tmp_path.rglob("*.parquet"))  # noqa: ASYNC240
+    await feed(runner(broker, archive_store_of(str(tmp_path))), broker, records, dict(one.offsets_to_commit()))
+    check(read_examples(tmp_path))
+    no_gaps(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,34 +42,48 @@ from tests.stream.measured import measured
 from tests.stream.pipeline import SPEC, START_MS, base_snapshot, example_rows, values
 
 
-async def test_a_snapshot_that_cannot_be_written_stops_the_learner(
+async def test_while_snapshots_cannot_be_written_the_learner_goes_on_and_tries_again(
     kafka_topics: TestTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when the next one is due before anybody looked: no later success hides it."""
+    """Counted and said, nothing committed beyond the last one; then one is written, by itself."""
+    monkeypatch.setattr("stream.agents.store_health.RETRY_S", 0.0)
     base_snapshot(tmp_path)
     broker = await find_broker(kafka_topics.settings())
     config = LearningConfig(learn_batch_rows=8, snapshot_interval_s=60)
-    runner = LearnRunner(broker, SPEC, config, str(tmp_path), WorkerMetrics(CollectorRegistry()))
-    failed = asyncio.Event()
+    metrics = WorkerMetrics(CollectorRegistry())
+    runner = LearnRunner(broker, SPEC, config, str(tmp_path), metrics)
 
     def full(*_: Any) -> None:
-        loop.call_soon_threadsafe(failed.set)
-        raise OSError("no space left on device")
+        raise OSError(28, "No space left on device")
 
     def records(offset: int) -> list[InputRecord]:
         record = example_rows(8, seed=offset).to_record(SPEC.hash, START_MS + offset * 120_000).encode()
         return [InputRecord(EXAMPLES, p, offset, record, START_MS) for p in range(broker.partitions)]
 
-    loop = asyncio.get_running_loop()
-    monkeypatch.setattr("stream.learn.snapshots.write_snapshot", full)
     try:
         await runner.on_assigned(frozenset(range(broker.partitions)))
         await runner.work([*records(0)])
-        await runner.work(records(1))
-        await failed.wait()
-        await asyncio.sleep(0.05)  # the task ends after its thread
-        with pytest.raises(OSError, match="no space left"):
-            await runner.work(records(2))
+        with monkeypatch.context() as patch:
+            patch.setattr("stream.learn.snapshots.write_snapshot", full)
+            for offset in (1, 2, 3):
+                await runner.work(records(offset))
+                await runner.snapshot_written()
+                await runner.tick()
+            await runner.snapshot_written()
+        assert versions(str(tmp_path)) == [0]
+        assert not runner.offsets_to_commit()
+        assert measured(metrics, "store_failing", store="snapshots") == 1
+        assert measured(metrics, "store_failures_total", store="snapshots") >= 3
+        assert "No space left on device" in metrics.degraded["snapshots"]
+        learned_rows = measured(metrics, "learned_rows_total")
+        await runner.tick()
+        await runner.snapshot_written()
+        await runner.tick()
+        assert len(versions(str(tmp_path))) == 2
+        assert set(runner.offsets_to_commit().values()) == {4}
+        assert measured(metrics, "store_failing", store="snapshots") == 0
+        assert not metrics.degraded
+        assert learned_rows >= 8 * 3 * broker.partitions
     finally:
         await runner.close()
 
