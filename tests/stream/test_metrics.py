@@ -14,6 +14,7 @@ UNITS = ("_total", "_seconds", "_ratio", "_bytes", "_rows", "_records", "_events
 WITHOUT_UNIT = {  # a version, and switches
     "millstream_model_version",
     "millstream_learn_diverged",
+    "millstream_store_failing",
     "millstream_learn_silent",
 }
 
