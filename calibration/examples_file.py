@@ -11,6 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.columns import BOUNDS, Locate, check_bounds
+
 CLICK_WINDOW_S: Final = 600.0
 EXAMPLE_COLUMNS: Final = ("kind", "impression_id", "ts_ms", "known_ms")
 _EXPOSURE, _CLICK = 0, 1  # of `learners.examples.kinds`
@@ -77,19 +79,59 @@ def _slice(table: Any, name: str) -> NDArray[Any]:
         width = len(column.flatten()) // max(len(column), 1)
         if int(match["at"]) >= width:
             raise ValueError(f"slice {name!r}: the lists of {match['column']} hold {width} values. Count from 0.")
-        values = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)[:, int(match["at"])]
+        flat = column.flatten().to_numpy(zero_copy_only=False)
+        if column.null_count or len(flat) != width * len(column):
+            raise ValueError(f"slice {name!r}: the lists of {match['column']} differ in length. Mend them.")
+        values = flat.reshape(-1, width)[:, int(match["at"])]
     else:
         values = column.to_numpy(zero_copy_only=False)
     if match["edges"] is None:
         return np.asarray(values)
-    edges = np.array([float(edge) for edge in match["edges"].split(",")])
+    try:
+        edges = np.array([float(edge) for edge in match["edges"].split(",")])
+    except ValueError as error:
+        raise ValueError(f"slice {name!r}: its edges are no numbers ({error}). Give them as 0.5,2.") from error
     ends = ["-inf", *(f"{edge:g}" for edge in edges), "inf"]
     names = np.array([f"[{low}, {high})" for low, high in pairwise(ends)])
     return np.asarray(names[np.searchsorted(edges, values, side="right")])
 
 
-def parquet_table(path: Path) -> Any:
-    """The table of a file or of all ``*.parquet`` below a folder. Raises ValueError when it cannot be read."""
+def event_columns(table: Any, locate: Locate) -> dict[str, NDArray[Any]]:
+    """The columns that say what happened, each (N,), and ``model_version`` where there is one.
+
+    Raises ValueError for a column of other values than whole numbers, or a number out of its bound.
+    """
+    names = [*EXAMPLE_COLUMNS, *(name for name in ("model_version",) if name in table.column_names)]
+    columns = {name: column_of(table, name) for name in names}
+    for name, column in columns.items():
+        if column.dtype.kind not in "iu":
+            nulls = np.asarray(table.column(name).is_null())
+            what = f"null in {locate(int(np.argmax(nulls)))}" if nulls.any() else f"values of {column.dtype}"
+            raise ValueError(
+                f"column {name} holds {what}, which must be whole numbers: events would be taken for others. Mend it."
+            )
+    bounded = {name: column.astype(np.float64) for name, column in columns.items() if name in BOUNDS}
+    check_bounds(bounded, locate)
+    return columns
+
+
+def column_of(table: Any, name: str) -> NDArray[Any]:
+    """A column as numpy sees it. Raises ValueError for a type that it does not know, or a name that is there twice."""
+    import pyarrow
+
+    if table.column_names.count(name) > 1:
+        raise ValueError(f"has {table.column_names.count(name)} columns {name!r}: either could be meant. Drop one.")
+    try:
+        return np.asarray(table.column(name).to_numpy())
+    except (pyarrow.ArrowException, TypeError, ValueError) as error:
+        raise ValueError(f"column {name} of {table.schema.field(name).type} holds no numbers: convert it.") from error
+
+
+def parquet_table(path: Path) -> tuple[Any, Locate]:
+    """The table of a file or of all ``*.parquet`` below a folder, and where each of its rows stands.
+
+    Raises ValueError when it cannot be read.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -97,6 +139,23 @@ def parquet_table(path: Path) -> Any:
     if not files:
         raise ValueError("holds no *.parquet file: there is nothing to read.")
     try:
-        return pyarrow.concat_tables([pyarrow.parquet.read_table(file, partitioning=None) for file in files])
-    except pyarrow.ArrowException as error:
+        tables = [pyarrow.parquet.read_table(file, partitioning=None) for file in files]
+        table = pyarrow.concat_tables(tables)
+    except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"not a readable Parquet file ({error}): write it again.") from error
+    groups = [
+        (file, group, file_metadata.row_group(group).num_rows)
+        for file in files
+        for file_metadata in [pyarrow.parquet.read_metadata(file)]
+        for group in range(file_metadata.num_row_groups)
+    ]
+
+    def locate(index: int) -> str:
+        for file, group, rows in groups:
+            if index < rows:
+                inside = f"{file.relative_to(path)}, " if file != path else ""
+                return f"{inside}row group {group}, row {index + 1}"
+            index -= rows
+        return f"row {index + 1}"
+
+    return table, locate

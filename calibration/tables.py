@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.columns import COLUMNS, check_bounds, check_names, numbers_of
 from calibration.examples_file import (
     CLICK_WINDOW_S,
     EXAMPLE_COLUMNS,
     check_measurable,
+    column_of,
+    event_columns,
     labelled,
     parquet_table,
     slice_values,
 )
 from calibration.logistic import logit, sigmoid
-
-COLUMNS = ("label", "logit", "p")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def read_predictions(path: Path, slices: Sequence[str] = (), *, click_window_s: 
     are read from Parquet only, see `examples_file.slice_values`.
 
     Raises FileNotFoundError, and ValueError that names the column and the row (the first row of data is 1)
-    for a value that is no number, a label outside {0, 1}, a logit that is not finite or a p outside [0, 1]; for
+    for a value that is no number or out of its bound (`columns.BOUNDS`), a column that is nearly called so; for
     a file with both kind and label, and examples without a mature exposure or served by no model.
     """
     readers = {".csv": _read_csv, ".npz": _read_npz}
@@ -82,8 +83,8 @@ def read_predictions(path: Path, slices: Sequence[str] = (), *, click_window_s: 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. Give a file with the columns label and logit or p.")
     try:
-        columns = {name: _numbers(name, values) for name, values in readers[path.suffix](path).items()}
-        _check(columns)
+        columns = {name: numbers_of(name, values) for name, values in readers[path.suffix](path).items()}
+        check_bounds(columns)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
             f"{path}: no CSV in UTF-8 ({error}): save it as that, or name it by its own suffix."
@@ -95,9 +96,10 @@ def read_predictions(path: Path, slices: Sequence[str] = (), *, click_window_s: 
 
 
 def _read_csv(path: Path) -> Mapping[str, Any]:
-    with path.open(newline="", encoding="utf-8") as lines:
+    with path.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets write a byte order mark
         rows = csv.reader(lines)
         header = [name.strip() for name in next(rows, [])]
+        check_names(header)
         wanted = {name: header.index(name) for name in COLUMNS if name in header}
         columns: dict[str, list[str]] = {name: [] for name in wanted}
         for number, row in enumerate(rows, start=1):
@@ -110,68 +112,34 @@ def _read_csv(path: Path) -> Mapping[str, Any]:
 
 def _read_npz(path: Path) -> Mapping[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in COLUMNS if name in archive.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            names, columns = archive.files, {name: archive[name] for name in COLUMNS if name in archive.files}
     except Exception as error:  # numpy raises zipfile, pickle and OS errors for a damaged archive
         raise ValueError(f"not a readable .npz archive ({error}): write it with numpy.savez.") from error
+    check_names(names)
+    return columns
 
 
 def _read_parquet(path: Path, slices: Sequence[str], click_window_s: float) -> Predictions:
     try:
-        table = parquet_table(path)
+        table, locate = parquet_table(path)
+        check_names(table.column_names)
         if {"kind", "label"} <= set(table.column_names):
             raise ValueError(
                 "has the columns kind and label: an archive of examples has kind, and its clicks are rows; "
                 "labelled rows, one an impression, have label. Drop or rename the one that does not say what it is."
             )
         values = slice_values(table, slices)
-        columns = {name: table.column(name).to_numpy() for name in COLUMNS if name in table.column_names}
+        columns = {name: column_of(table, name) for name in COLUMNS if name in table.column_names}
+        numbers = {name: numbers_of(name, column, locate) for name, column in columns.items()}
+        check_bounds(numbers, locate)
         if "label" not in columns and set(EXAMPLE_COLUMNS) <= set(table.column_names):
-            events = {name: table.column(name).to_numpy() for name in EXAMPLE_COLUMNS}
+            events = event_columns(table, locate)
             rows, clicked = labelled(events, click_window_s)
-            versions = table.column("model_version").to_numpy() if "model_version" in table.column_names else None
-            check_measurable(rows, events["kind"], versions, click_window_s)
-            columns = {name: column[rows] for name, column in columns.items()} | {"label": clicked}
+            check_measurable(rows, events["kind"], events.get("model_version"), click_window_s)
+            numbers = {name: column[rows] for name, column in numbers.items()} | {"label": clicked.astype(np.float64)}
             values = {name: column[rows] for name, column in values.items()}
-        numbers = {name: _numbers(name, column) for name, column in columns.items()}
-        _check(numbers)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     label = numbers.get("label")
     return Predictions(None if label is None else label == 1, numbers.get("logit"), numbers.get("p"), values)
-
-
-def _numbers(name: str, values: Any) -> NDArray[np.float64]:
-    try:
-        numbers = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        row = next(i for i, value in enumerate(values, start=1) if not _is_number(value))
-        raise ValueError(f"{name}={values[row - 1]!r} in row {row} is not a number: mend or drop the row.") from None
-    if numbers.ndim != 1:
-        raise ValueError(f"column {name} has shape {numbers.shape}, expected one number a row: flatten it.")
-    return numbers
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _check(columns: Mapping[str, NDArray[np.float64]]) -> None:
-    lengths = {name: len(values) for name, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"columns differ in length ({lengths}): pair them first.")
-    bounds: dict[str, tuple[Callable[[NDArray[np.float64]], NDArray[np.bool_]], str]] = {
-        "label": (lambda x: (x == 0) | (x == 1), "outside {0, 1}"),
-        "logit": (np.isfinite, "not finite"),
-        "p": (lambda x: (x >= 0) & (x <= 1), "outside [0, 1]"),
-    }
-    for name, values in columns.items():
-        holds, fault = bounds[name]
-        good = holds(values)
-        if not good.all():
-            row = int(np.argmin(good))
-            raise ValueError(f"{name}={values[row]:g} in row {row + 1} is {fault}: mend or drop the row.")
