@@ -102,6 +102,25 @@ async def test_a_source_that_has_not_started_yet_reads_nothing(kafka_topics: Tes
     await app.leave()
 
 
+async def test_a_seek_whose_partitions_are_taken_away_is_no_failure(kafka_topics: TestTopics) -> None:
+    """Faust seeks at every rebalance, and another one may come meanwhile: aiokafka then knows no assignment."""
+    failures: list[BaseException] = []
+    app = agent(await find_broker(kafka_topics.settings()), Idle(), failures.append, "faust")
+    await app.start()
+    assert isinstance(app.source, FaustSource)
+    consumer, thread = app.source.app.consumer, app.source.app.consumer._thread
+
+    async def lose_all() -> None:
+        thread._consumer.unsubscribe()
+
+    seek = asyncio.create_task(consumer.perform_seek())
+    await asyncio.gather(thread.call_thread(lose_all), seek)
+    await consumer.perform_seek()
+    await app.abandon()
+    await app.leave()
+    assert failures == []
+
+
 class Noting(Idle):
     """A runner that notes what it is called with, in order."""
 
