@@ -10,6 +10,26 @@ from collections.abc import Callable
 import structlog
 
 _EVERY_S = 10.0
+_PATIENCE_S = 5.0  # an election takes less, and so does all that a client gets over by itself
+_PAUSE_S = 2.0  # between two lines of one trouble; a client that tries again waits for less
+_RETRIED = (  # what aiokafka calls a warning or an error and tries again, mostly with success
+    "Error sending %s to node %s [%s] -- marking coordinator dead",
+    "Failed fetch messages from %s",
+    "Failed fetch offsets from %s",
+    "FindCoordinator Request failed",
+    "Got error produce response on topic-partition %s, retrying",
+    "Group Coordinator Request failed",
+    "Heartbeat failed for group %s",
+    "Heartbeat failed: local member_id was not recognized",
+    "Heartbeat send request failed",
+    "Marking the coordinator dead",
+    "OffsetCommit failed for group %s due to group",
+    "Topic %s is not available during auto-create initialization",
+    "Topic %s not found in cluster metadata",
+    "Unable connect to node with id",
+    "Unable to request metadata from node",
+    "Unable to update metadata from",
+)
 
 
 def log_to_stderr() -> None:
@@ -27,6 +47,7 @@ def log_to_stderr() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(RetriedFilter())
     handler.addFilter(RateLimitFilter())
     line = "%(asctime)s %(levelname)s %(name)s %(message)s"
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format=line)
@@ -58,6 +79,32 @@ class RateLimitFilter(logging.Filter):
         if left_out := self._left_out.pop(kind, 0):
             line.msg, line.args = f"{line.getMessage()} (and {left_out} like it)", None
         return True
+
+
+class RetriedFilter(logging.Filter):
+    """Holds back what aiokafka says of a request that it tries again, until that has failed for ``patience_s``.
+
+    A new group's coordinator is not there at once, a partition that was made just now has no leader, a transaction
+    begins before the last one's end is everywhere (the broker calls that too few replicas): none of it is a trouble.
+    """
+
+    def __init__(self, patience_s: float = _PATIENCE_S, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._patience_s = patience_s
+        self._now = now
+        self._since: dict[str, tuple[float, float]] = {}  # line → when it came first, and last, without a pause
+
+    def filter(self, line: logging.LogRecord) -> bool:
+        """Return whether the line passes."""
+        if not line.name.startswith("aiokafka") or line.exc_info or not str(line.msg).startswith(_RETRIED):
+            return True
+        now, text = self._now(), line.getMessage()
+        first, last = self._since.get(text, (now, now))
+        if now - last > _PAUSE_S:
+            first = now
+        self._since = {one: times for one, times in self._since.items() if now - times[1] <= _PAUSE_S}
+        self._since[text] = first, now
+        return now - first >= self._patience_s
 
 
 class RateLimitedLog:
