@@ -71,6 +71,7 @@ class Agent:
         self._paused: frozenset[TopicPartition] = frozenset()
         self._taking = True
         self._ending = False
+        self._failed = False  # nothing of the runner is stored any more: it may be ahead of what its log holds
         self._settled = asyncio.Event()  # the first assignment was worked off, or the runner failed
 
     async def start(self) -> None:
@@ -125,6 +126,8 @@ class Agent:
         self._assignments += 1
         try:
             async with self._busy:
+                if self._failed:
+                    return
                 self._runner.inbox.clear()
                 self._runner.inbox.skip_to.clear()
                 self._watch.forget()
@@ -182,6 +185,8 @@ class Agent:
         while True:
             await inbox.filled()
             async with self._busy:
+                if self._failed:
+                    return
                 began = time.monotonic()
                 is_assigned = await self._take_over()
                 await self._work(inbox.take())
@@ -228,6 +233,8 @@ class Agent:
                     "must be started again."
                 ) from reason
             async with self._busy:
+                if self._failed:
+                    return
                 await self._runner.tick()
                 self._pause()
             self._lag.measure(self.source.unread())
@@ -238,6 +245,8 @@ class Agent:
             await self._commit()
 
     async def _commit(self) -> None:
+        if self._failed:
+            return
         ours = self.source.assignment()
         offsets = {
             tp: offset
@@ -263,6 +272,8 @@ class Agent:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
+        """Runs before anybody who waits for the step that failed."""
+        self._failed, self._taking = True, False
         self._on_failure(error)
         self._settled.set()
 

@@ -89,7 +89,7 @@ class ClickSync:
                     "clicks are no longer in the log that the store lacks: their conversions will be rejected",
                     topic=EXAMPLES, partition=self._partition, offsets=(start, oldest),
                 )  # fmt: skip
-            async for record in log.read(EXAMPLES, self._partition, start, stop=end):
+            async for record in log.read(EXAMPLES, self._partition, start, written_to=end):
                 try:
                     parts.append(decode_examples(record.value, self._spec)[0])
                 except RecordError as error:

@@ -49,7 +49,7 @@ class ExamplesCache:
 
     async def _read(self, log: LogReader, partition: int, offsets: Sequence[int]) -> dict[int, ExampleRows]:
         found, wanted = {}, set(offsets)
-        async for record in log.read(EXAMPLES, partition, offsets[0], stop=offsets[-1] + 1):
+        async for record in log.read(EXAMPLES, partition, offsets[0], written_to=offsets[-1] + 1):
             if record.offset not in wanted:
                 continue
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +16,7 @@ from stream.kafka.leader_epochs import epoch_end
 
 _POLL_MS = 100
 _FETCH_WAIT_MS = 20  # what is read is there already; a broker that waits for more answers nothing else meanwhile
+_READABLE_WITHIN_S = 30.0  # twice the time after which the broker rolls a transaction back
 
 
 class LogEndsEarlierError(RuntimeError):
@@ -41,16 +43,27 @@ class LogReader:
         await self._consumer.stop()
 
     async def read(
-        self, topic: str, partition: int, start: int = 0, *, stop: int | None = None, at_least: int = 0
+        self,
+        topic: str,
+        partition: int,
+        start: int = 0,
+        *,
+        stop: int | None = None,
+        written_to: int | None = None,
+        at_least: int = 0,
     ) -> AsyncGenerator[Any, None]:
         """The records from ``start`` (or the oldest kept) up to ``stop`` (excluded) or to the end reached.
 
-        Raises LogEndsEarlierError when the partition ends before ``start`` or before ``at_least``.
+        Instead of ``stop``, ``written_to`` says that all before it was written, so that it is waited for: a commit is
+        answered before its end stands in the partition, and until then what was committed cannot be read.
+        Raises LogEndsEarlierError when the partition ends before ``start``, ``at_least`` or ``written_to``.
         """
+        stop = stop if written_to is None else written_to
         tp = TopicPartition(self._broker.topic(topic), partition)
         self._consumer.assign([tp])
         oldest = (await self._consumer.beginning_offsets([tp]))[tp]
         self._consumer.seek(tp, max(start, oldest))
+        deadline = time.monotonic() + _READABLE_WITHIN_S
         while True:
             try:
                 fetched = await self._consumer.getmany(tp, timeout_ms=_POLL_MS)
@@ -70,7 +83,10 @@ class LogReader:
             readable = self._consumer.last_stable_offset(tp) if self._broker.idempotent else end
             position = await self._consumer.position(tp)
             if position >= (readable if stop is None else min(stop, readable)):
-                return
+                if written_to is None or position >= written_to:
+                    return
+                if time.monotonic() > deadline:
+                    raise _ends_earlier(topic, partition, written_to)
 
     async def oldest(self, topic: str, partition: int) -> int:
         """The first offset that the broker still holds."""

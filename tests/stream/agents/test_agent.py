@@ -172,6 +172,29 @@ def record(partition: int, offset: int) -> InputRecord:
     return InputRecord(EXAMPLES, partition, offset, b"", 0)
 
 
+class Failing(Noting):
+    """A runner whose step fails once it is let: it has taken in what its log does not hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let = asyncio.Event()
+        self.stored: list[str] = []
+
+    async def work(self, records: Sequence[InputRecord]) -> None:
+        """Wait, then fail."""
+        await self.let.wait()
+        raise OSError("fenced")
+
+    async def tick(self) -> None:
+        """Note that more is learned."""
+        if self.let.is_set():
+            self.stored.append("tick")
+
+    async def on_revoked(self) -> None:
+        """Note that a snapshot is taken."""
+        self.stored.append("revoked")
+
+
 @pytest.fixture
 async def noting(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Agent, Noting]]:
     """A started agent, which reads nothing by itself, and its runner."""
@@ -200,6 +223,25 @@ async def test_records_of_a_partition_that_is_not_ours_reach_no_runner(noting: t
     app.assigned(frozenset([1]))
     await asyncio.sleep(0.1)
     assert runner.calls[2:] == [[(0, 6)], frozenset([1]), [(1, 20)]]
+
+
+async def test_after_a_step_that_failed_nothing_of_the_runner_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by a revocation that waited for the step: a learner would snapshot versions that its journal lacks."""
+    monkeypatch.setattr("stream.agents.agent._source", lambda _: NoSource)
+    broker, runner = Broker(bootstrap="nowhere", prefix="", partitions=2, idempotent=False), Failing()
+    failures: list[BaseException] = []
+    app = agent(broker, runner, failures.append, "faust")
+    starting = asyncio.create_task(app.start())
+    await asyncio.sleep(0.2)  # the step is under way
+    revocation = asyncio.create_task(app.revoked())
+    await asyncio.sleep(0.05)
+    runner.let.set()
+    await asyncio.gather(starting, revocation)
+    await app.arrived([record(0, 9)])
+    await asyncio.sleep(0.3)
+    assert [str(one) for one in failures] == ["fenced"]
+    assert runner.stored == []
+    await app.abandon()
 
 
 async def test_a_log_reader_that_reads_nothing_closes_like_any_other(kafka_topics: TestTopics) -> None:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from stream.kafka.broker import Broker, find_broker
 from stream.kafka.gaps import CHECK_INTERVAL_S, LogGaps
-from stream.kafka.log_reader import LogReader
+from stream.kafka.log_reader import LogEndsEarlierError, LogReader
 from stream.metrics import WorkerMetrics
 from stream.records.topics import EXAMPLES
 from tests.brokers import TestTopics
@@ -80,6 +80,38 @@ async def test_a_read_of_nothing_but_the_ends_of_transactions_ends(kafka_topics:
             assert read == found, (start, stop)
         await producer.commit_transaction()
         assert [record.value async for record in log.read(EXAMPLES, 0, 6)] == [b"7"]
+
+
+@pytest.mark.usefixtures("apache_kafka")
+async def test_what_was_written_is_waited_for(kafka_topics: TestTopics) -> None:
+    """A commit is answered before its end stands in the partition; what is left out then, nobody reads again."""
+    name = kafka_topics.name(EXAMPLES)
+    broker = await find_broker(kafka_topics.settings())
+
+    async def read(log: LogReader) -> list[bytes]:
+        return [record.value async for record in log.read(EXAMPLES, 0, 0, written_to=2)]
+
+    async with transactional(kafka_topics) as slow, LogReader(broker) as log:
+        await slow.begin_transaction()
+        await slow.send_and_wait(name, b"0", partition=0)
+        async with AIOKafkaProducer(bootstrap_servers=kafka_topics.broker.bootstrap) as producer:
+            await producer.send_and_wait(name, b"1", partition=0)
+        reading = asyncio.create_task(read(log))
+        await asyncio.sleep(0.5)
+        assert not reading.done()
+        await slow.commit_transaction()
+        async with asyncio.timeout(10):
+            assert await reading == [b"0", b"1"]
+
+
+async def test_what_was_written_and_is_gone_is_said(kafka_topics: TestTopics, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that ends before it has been cut off, or is another one: to go on would lose what is missing."""
+    monkeypatch.setattr("stream.kafka.log_reader._READABLE_WITHIN_S", 0.5)
+    async with AIOKafkaProducer(bootstrap_servers=kafka_topics.broker.bootstrap) as producer:
+        await producer.send_and_wait(kafka_topics.name(EXAMPLES), b"0", partition=0)
+    async with LogReader(await find_broker(kafka_topics.settings())) as log:
+        with pytest.raises(LogEndsEarlierError, match="ends before offset 2"):
+            assert [record.value async for record in log.read(EXAMPLES, 0, 0, written_to=2)] == [b"0"]
 
 
 async def test_the_first_record_of_an_assignment_shows_what_is_to_be_fetched(kafka_topics: TestTopics) -> None:
