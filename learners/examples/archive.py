@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from learners.examples.archive_checks import check_types, check_values
+from learners.examples.archive_checks import Whole, check_types, check_values
 from learners.examples.archive_parts import ArchiveError
-from learners.examples.examples import REQUIRED, SCALARS, Examples
+from learners.examples.examples import MATRICES, REQUIRED, SCALARS, Examples
 from learners.features.rows import Rows
 
 T = TypeVar("T")
@@ -68,7 +68,9 @@ def log_reach(path: Path | str, *, until_ms: int = 2**62) -> dict[int, int]:
         if not {"partition", "offset"} <= set(_read_schema(file).names):  # refuses what is no archive
             continue
         read = partial(pq.read_table, columns=["partition", "offset", "known_ms"], partitioning=None)
-        partition, offset, known_ms = (column.to_numpy() for column in _of_parquet(file, read).columns)
+        table = _of_parquet(file, read)
+        check_values(file.path, table, _whole(file))
+        partition, offset, known_ms = (table[name].to_numpy() for name in ("partition", "offset", "known_ms"))
         for one in np.unique(partition[partition >= 0]).tolist():
             here = partition == one
             ends[one] = max(ends.get(one, 0), int(offset[here].max()) + 1)
@@ -80,7 +82,8 @@ def log_reach(path: Path | str, *, until_ms: int = 2**62) -> dict[int, int]:
 
 def spec_name_of(path: Path | str) -> str:
     """The name of the feature spec that an archive was written under. Raises ArchiveError."""
-    return _read_schema(_files(path)[0]).metadata[b"spec_name"].decode()
+    file = _files(path)[0]
+    return _spec_of(file, _read_schema(file))[0]
 
 
 class _File(NamedTuple):
@@ -120,8 +123,7 @@ def _each_place_once(examples: Examples) -> Examples:
 
 
 def _read_file(file: _File, spec_hash: str | None, known_ms: tuple[int, int] | None) -> Examples:
-    metadata = _read_schema(file).metadata
-    found = metadata[b"spec_hash"].decode()
+    spec_name, found = _spec_of(file, _read_schema(file))
     if spec_hash is not None and found != spec_hash:
         raise ArchiveError(
             f"{file.path} was encoded with feature spec {found}, this run has {spec_hash}: its columns mean other "
@@ -132,17 +134,15 @@ def _read_file(file: _File, spec_hash: str | None, known_ms: tuple[int, int] | N
     # partitioning=None: the day in a folder's name is no column
     read = partial(pq.read_table, filters=within, partitioning=None)
     table = _of_parquet(file, read)
-
-    def whole_column(name: str) -> pa.ChunkedArray[Any]:
-        return _of_parquet(file, partial(pq.read_table, columns=[name], partitioning=None))[name]
-
-    check_values(file.path, table, whole_column)
+    check_values(file.path, table, _whole(file))
     columns = {
-        name: table[name].to_numpy() if name in table.column_names else np.full(table.num_rows, default, dtype)
+        name: table[name].to_numpy().astype(dtype, copy=False)
+        if name in table.column_names
+        else np.full(table.num_rows, default, dtype)
         for name, (dtype, default) in SCALARS.items()
     }
     return Examples(
-        spec_name=metadata[b"spec_name"].decode(),
+        spec_name=spec_name,
         spec_hash=found,
         rows=Rows(_matrix(table, "ids"), _matrix(table, "dense")),
         columns=columns,
@@ -151,18 +151,44 @@ def _read_file(file: _File, spec_hash: str | None, known_ms: tuple[int, int] | N
 
 def _read_schema(file: _File) -> pa.Schema:
     schema = _of_parquet(file, pq.read_schema)
-    if missing := sorted(REQUIRED - set(schema.names)) or b"spec_hash" not in (schema.metadata or {}):
+    lacks = sorted(REQUIRED - set(schema.names)) or [
+        name for name in ("spec_hash", "spec_name") if name.encode() not in (schema.metadata or {})
+    ]
+    if lacks:
         raise ArchiveError(
-            f"{file.path} is no archive of examples: it lacks {missing or 'spec_hash'}. Write it with write_examples."
+            f"{file.path} is no archive of examples: it lacks {', '.join(lacks)}. Write it with write_examples."
         )
     check_types(file.path, schema)
     return schema
 
 
+def _spec_of(file: _File, schema: pa.Schema) -> tuple[str, str]:
+    """Name and hash of the feature spec."""
+    raw = schema.metadata[b"spec_name"], schema.metadata[b"spec_hash"]
+    name, hash_ = (one.decode(errors="replace") for one in raw)
+    if not (name.isprintable() and hash_.isprintable()):
+        raise ArchiveError(
+            f"{file.path} names a feature spec {raw[0][:80]!r} of hash {raw[1][:80]!r}, which is no text: it is no "
+            "archive, or damaged. Write it with write_examples."
+        )
+    return name, hash_
+
+
+def _whole(file: _File) -> Whole:
+    def column(name: str) -> pa.ChunkedArray[Any]:
+        return _of_parquet(file, partial(pq.read_table, columns=[name], partitioning=None))[name]
+
+    def group_rows() -> list[int]:
+        metadata = _of_parquet(file, pq.read_metadata)
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+    return Whole(column, group_rows)
+
+
 def _of_parquet(file: _File, read: Callable[..., T]) -> T:
     try:
         return read(file.path, filesystem=file.store)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise ArchiveError(
             f"{file.path} cannot be read as parquet: {error}. Write it again, or take another file."
         ) from error
@@ -171,4 +197,4 @@ def _of_parquet(file: _File, read: Callable[..., T]) -> T:
 def _matrix(table: pa.Table, name: str) -> NDArray[Any]:
     width = table.schema.field(name).type.list_size
     flat = pc.list_flatten(table[name]).to_numpy()
-    return np.asarray(flat).reshape(table.num_rows, width)
+    return np.asarray(flat, MATRICES[name]).reshape(table.num_rows, width)

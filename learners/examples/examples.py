@@ -40,6 +40,8 @@ SCALARS: Mapping[str, tuple[str, float]] = {
 MATRICES: Mapping[str, str] = {"ids": "u8", "dense": "f4"}
 REQUIRED = frozenset({*MATRICES, "impression_id", "ts_ms", "known_ms"})
 """What an archive must hold; the other columns may be missing."""
+MAX_WEIGHT = 1e6
+"""Of one row: what stands for more rows than this is a mistake, and would drown all others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

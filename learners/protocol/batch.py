@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.examples.examples import MAX_WEIGHT
 from learners.examples.terms import Terms
 from learners.features.rows import Rows
 from learners.features.shape import ModelShape
-
-MAX_WEIGHT = 1e6
-"""Of one row: what stands for more rows than this is a mistake, and would drown all others."""
 
 
 class Batch(NamedTuple):
