@@ -9,6 +9,8 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.distrust import MOST_BYTES, check_counts, check_times, inflated
+
 COHORT_MS: Final = 10_000
 _LENGTHS_MS: Final = np.array([COHORT_MS, 60_000, 600_000, 3_600_000], np.int64)
 _LENGTH_FROM_AGE_MS: Final = np.array([0, 120_000, 720_000, 21_600_000], np.int64)
@@ -156,13 +158,30 @@ class CohortTable:
                 f"cohorts of format {fmt} with CRC {zlib.crc32(packed):08x}, expected format {_FORMAT} and CRC "
                 f"{crc:08x}: they were cut or damaged; drop them."
             )
-        planes = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(columns + 2, 8, rows)
+        size = (columns + 2) * 8 * rows
+        if size > MOST_BYTES:
+            raise ValueError(f"{rows} cohorts of {columns} sums are more than {MOST_BYTES} bytes: drop them.")
+        planes = np.frombuffer(inflated(packed, size + 1), np.uint8).reshape(columns + 2, 8, rows)
         found = [np.ascontiguousarray(plane.T).view("<i8")[:, 0].astype(np.int64) for plane in planes]
         table = cls(columns)
         table._start, table._cell = np.cumsum(found[0]), np.cumsum(found[1])
         table._sums = np.stack(found[2:], axis=1) if rows else np.zeros((0, columns), np.int64)
         table.now_ms, table.since_ms = now_ms, since_ms
+        table._check()
         return table
+
+    def _check(self) -> None:
+        """Raise ValueError for what no worker has counted."""
+        for name, times_ms in (("starts", self._start), ("now_ms", self.now_ms), ("since_ms", self.since_ms)):
+            check_times(name, times_ms)
+        check_counts("sums", np.abs(self._sums))
+        if len(self._cell) and int(self._cell.min()) < 0:
+            raise ValueError(f"a cell of a calibration state is {self._cell.min()}, below 0: drop the state.")
+        ordered = (self._start[1:] > self._start[:-1]) | (
+            (self._start[1:] == self._start[:-1]) & (self._cell[1:] > self._cell[:-1])
+        )
+        if not ordered.all():
+            raise ValueError("cohorts of a calibration state are out of order: it was damaged; drop it.")
 
     def _fold(self, kept: NDArray[np.bool_] | None = None, *, again: bool = False) -> None:
         """Take in the fresh rows, drop all but ``kept``, and add up what is of one cell and one cohort."""

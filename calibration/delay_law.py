@@ -23,6 +23,8 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.distrust import check_counts, check_times
+
 _FIRST_EDGE_MS: Final = 250
 _BINS_PER_DOUBLING: Final = 4
 _UNITS_PER_EVENT: Final = 1024  # so that halving loses nothing that matters
@@ -222,9 +224,19 @@ class DelayLaw:
             ) from error
         if counts.shape != (2, len(law._den)) or waiting.ndim != 2 or waiting.shape[1] != 4:
             raise ValueError(f"delay law of {counts.shape} counts, expected {(2, len(law._den))}: it was cut; drop it.")
+        for name, numbers in (("counts", counts), ("waiting events", waiting)):
+            check_counts(f"{name} of a delay law", numbers)
+        if (counts[0] > counts[1]).any() or (len(waiting) and int(waiting[:, 0].max()) >= len(law._den)):
+            raise ValueError("a delay law counts more in a bin than within it, or events of no bin: drop it.")
+        check_times("the delay law's clock", now_ms)
         law._num, law._den = counts
         law._waiting, law.now_ms = waiting, now_ms
         return law
+
+    def magnitude(self) -> float:
+        """The largest sum of its counts."""
+        sums = (self._num, self._den, self._waiting[:, 3])
+        return max(float(one.sum(dtype=np.float64)) for one in sums)
 
     def _curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Ages in ms and F at them: the edges, and points between them that are straight in log(age)."""

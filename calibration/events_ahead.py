@@ -7,6 +7,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.distrust import check_finite, check_times
+
 _DTYPE: Final = np.dtype(
     [("ts_ms", "<i8"), ("delay_ms", "<i8"), ("path", "<i8"), ("logit", "<f4"), ("p", "<f4"), ("of_line", "?")]
 )
@@ -57,4 +59,11 @@ class EventsAhead:
     @classmethod
     def from_state(cls, state: NDArray[np.uint8]) -> EventsAhead:
         """Of what `state` gave. Raises ValueError for bytes that are no whole events."""
-        return cls(np.frombuffer(state.tobytes(), _DTYPE).copy())
+        events = np.frombuffer(state.tobytes(), _DTYPE).copy()
+        check_times("events ahead", events["ts_ms"])
+        check_times("delays of events ahead", events["delay_ms"])
+        check_finite("logits of events ahead", events["logit"], np.inf)
+        check_finite("p of events ahead", events["p"], 1.0)
+        if len(events) and int(events["path"].min()) < 0:
+            raise ValueError(f"an event ahead has path {events['path'].min()}, below 0: drop the state.")
+        return cls(events)

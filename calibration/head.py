@@ -19,6 +19,7 @@ from calibration.bins import WEIGHT_SCALE
 from calibration.cohorts import COHORT_MS, CohortTable
 from calibration.config import CalibratorConfig
 from calibration.delay_law import DelayLaw, DelayPrior
+from calibration.distrust import check_counts, unreadable_is_a_value_error
 from calibration.events_ahead import Come, EventsAhead
 from calibration.evidence import MapEvidence, Weighed
 from calibration.fit import fit_slice_map, gain_of
@@ -217,6 +218,12 @@ class HeadCalibration:
         )
         return to_wire(content)
 
+    def magnitude(self) -> float:
+        """The largest sum over a table of counts: those of states that are merged must not wrap an int64."""
+        tables = (self.evidence.table, self.instruments.table, self.gains)
+        of_tables = [float(np.abs(one.sums()).sum(axis=0, dtype=np.float64).max(initial=0)) for one in tables]
+        return max(*of_tables, self.law.magnitude())
+
     @classmethod
     def from_bytes(
         cls,
@@ -230,7 +237,18 @@ class HeadCalibration:
 
         config : None goes on with the one that the state was counted with.
         """
-        content = from_wire(data)
+        with unreadable_is_a_value_error("a calibration state"):
+            return cls._of_content(from_wire(data), plan, config, prior, pace)
+
+    @classmethod
+    def _of_content(
+        cls,
+        content: HeadContent,
+        plan: SlicePlan,
+        config: CalibratorConfig | None,
+        prior: DelayPrior | None,
+        pace: Pace,
+    ) -> Self:
         if content.plan != plan.fingerprint:
             raise ValueError(
                 "calibration state was counted by other slices than the feature spec's: its paths mean other rows. "
@@ -241,6 +259,11 @@ class HeadCalibration:
         head.evidence = MapEvidence(CohortTable.from_bytes(content.evidence))
         head.instruments = Instruments(CohortTable.from_bytes(content.instruments))
         head.gains = CohortTable.from_bytes(content.gains)
+        for table, columns in ((head.evidence.table, 2), (head.instruments.table, 5), (head.gains, 2)):
+            if table.columns != columns:
+                raise ValueError(f"cohorts of {table.columns} sums where {columns} are counted: drop the state.")
+        for table in (head.evidence.table, head.instruments.table):
+            check_counts("sums", table.sums()[:, :3])  # losses may be negative
         head.exposures, head.events = content.exposures, content.events
         head._fitted_at_events = content.fitted_at_events
         head._first_ms, head._ahead = content.first_ms, EventsAhead.from_state(content.ahead.array())

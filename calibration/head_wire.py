@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 
 from calibration.config import CalibratorConfig
 from calibration.curve import CalibrationMap
+from calibration.distrust import check_counts, check_finite, check_times, inflated
 from calibration.slice_map import SliceMap
 from calibration.slices import SlicePlan
 
+MOST_LOG_ODDS: Final = 100.0
+"""Beyond what any map adds or any knot lies at: a probability has no bits left at 25."""
+_DTYPES: Final = ("<i8", "<f8", "<f4", "|u1", "|b1")
 _MAGIC: Final = b"MSCH"
 _FORMAT: Final = 1
 _HEADER: Final = struct.Struct("<4sII")  # magic, format, CRC-32 of the rest
@@ -35,6 +39,8 @@ class ArrayContent(msgspec.Struct, frozen=True, array_like=True):
 
     def array(self) -> NDArray[Any]:
         """A copy."""
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"an array of a calibration state is of {self.dtype[:20]!r}, not of {_DTYPES}: drop it.")
         return np.frombuffer(self.data, self.dtype).reshape(self.shape).copy()
 
 
@@ -56,6 +62,11 @@ class TrialContent(msgspec.Struct, frozen=True, array_like=True):
     def candidate(self, plan: SlicePlan) -> SliceMap:
         """The candidate."""
         logits, log_odds, nodes, offsets = (one.array() for one in self.arrays)
+        if nodes.ndim != 1 or offsets.shape != nodes.shape or nodes.dtype != np.int64:
+            raise ValueError(f"a map has nodes {nodes.shape} and offsets {offsets.shape}: one each. Drop it.")
+        for name, numbers in (("knots", log_odds), ("offsets", offsets), ("shift", self.shift)):
+            check_finite(name, numbers, MOST_LOG_ODDS)
+        check_times("a trial", np.array([self.from_ms, self.until_ms]))
         return SliceMap(plan, CalibrationMap(logits, log_odds), nodes, offsets, self.shift)
 
 
@@ -96,4 +107,7 @@ def from_wire(data: bytes) -> HeadContent:
             f"calibration state of format {fmt} has CRC {zlib.crc32(packed):08x}, expected format {_FORMAT} and "
             f"CRC {crc:08x}: it was damaged; drop it."
         )
-    return msgspec.msgpack.decode(zlib.decompress(packed), type=HeadContent)
+    content = msgspec.msgpack.decode(inflated(packed), type=HeadContent)
+    check_counts("exposures and events", np.array([content.exposures, content.events, content.fitted_at_events]))
+    check_times("first_ms", content.first_ms)
+    return content

@@ -7,9 +7,13 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import structlog
 
+from calibration.bins import BIN_LIMIT
 from calibration.delay_law import CONVERSION_PRIOR
+from calibration.distrust import check_finite, unreadable_is_a_value_error
 from calibration.head import CONVERSION_PACE, HeadCalibration
+from calibration.head_wire import MOST_LOG_ODDS
 from calibration.instruments import figures
 from calibration.merged import map_of
 from calibration.slice_map import SliceMap
@@ -19,12 +23,17 @@ from serving.cohorts import ALL, WINDOWS_OF, CohortFigures, sliced
 from serving.metrics import VARIANT
 from stream.records.wire import CalibrationRecord
 
+log = structlog.get_logger()
+
+_NO_MAP = (ValueError, ArithmeticError, IndexError, MemoryError)  # what a fit to hostile sums may raise
+
 
 class HeadStates(NamedTuple):
     """What a record holds of one partition."""
 
     clicks: HeadCalibration
     conversions: HeadCalibration | None  # None: no model with that head has served
+    magnitude: float  # the largest of their sums
 
 
 class HotCalibrator:
@@ -88,15 +97,21 @@ class HotCalibrator:
     def decoded(self, record: CalibrationRecord) -> HeadStates:
         """The states of a record, for `offer`; milliseconds of work that changes nothing here, fit for a thread.
 
-        Raises ValueError for a state that is damaged or of other slices.
+        Raises ValueError for a state that is damaged, of other slices, or that no sound map can be made of.
         """
+        with unreadable_is_a_value_error("what a calibration state counts"):
+            return self._decoded(record)
+
+    def _decoded(self, record: CalibrationRecord) -> HeadStates:
         clicks = HeadCalibration.from_bytes(record.state, self.plan)
-        if not record.conversion_state:
-            return HeadStates(clicks, None)
-        conversions = HeadCalibration.from_bytes(
-            record.conversion_state, self.plan, prior=CONVERSION_PRIOR, pace=CONVERSION_PACE
-        )
-        return HeadStates(clicks, conversions)
+        conversions = None
+        if record.conversion_state:
+            conversions = HeadCalibration.from_bytes(
+                record.conversion_state, self.plan, prior=CONVERSION_PRIOR, pace=CONVERSION_PACE
+            )
+        for one in filter(None, (clicks, conversions)):
+            _sound(map_of([one]))
+        return HeadStates(clicks, conversions, max(one.magnitude() for one in (clicks, conversions) if one))
 
     def offer(self, record: CalibrationRecord, states: HeadStates | None = None) -> bool:
         """Take a partition's state, decoded already or not; False when a newer one of that partition was taken.
@@ -106,12 +121,26 @@ class HotCalibrator:
         known = self._records.get(record.partition)
         if known is not None and (record.version, record.watermark_ms) <= (known.version, known.watermark_ms):
             return False
-        self._states[record.partition] = self.decoded(record) if states is None else states
+        states = self.decoded(record) if states is None else states
+        before = dict(self._records), dict(self._states), dict(self._of_line)
+        self._states[record.partition] = states
         self._records[record.partition] = record
-        self._of_line[record.line, record.partition] = (record.version, self._states[record.partition])
-        self._stale, self._figures = True, None
-        self._refit_when_due()
+        self._of_line[record.line, record.partition] = (record.version, states)
+        try:
+            self._check_sums()
+            self._stale = True
+            self._refit_when_due()
+        except _NO_MAP as error:
+            self._records, self._states, self._of_line = before
+            raise ValueError(f"the state of partition {record.partition} makes no map ({error}): drop it.") from error
+        self._figures = None
         return True
+
+    def _check_sums(self) -> None:
+        """Raise ValueError where the states' sums, added up over partitions, could wrap."""
+        magnitude = sum(one.magnitude for one in self._states.values())
+        if not magnitude < BIN_LIMIT:
+            raise ValueError(f"sums of {magnitude:g} over all partitions do not stay below {BIN_LIMIT}")
 
     def figures(self) -> Sequence[CohortFigures]:
         """How good served p was, by cohort of display time, in windows that end now or, mature, a click window ago.
@@ -121,10 +150,14 @@ class HotCalibrator:
         if self._figures is None:
             states = list(self._states.values())
             conversions = [one.conversions for one in states if one.conversions is not None]
-            self._figures = [
-                *_figures(CLICK_HEAD, [one.clicks for one in states], self.plan),
-                *_figures(CONVERSION_HEAD, conversions, self.plan),
-            ]
+            try:
+                self._figures = [
+                    *_figures(CLICK_HEAD, [one.clicks for one in states], self.plan),
+                    *_figures(CONVERSION_HEAD, conversions, self.plan),
+                ]
+            except _NO_MAP as error:
+                log.error("no figures can be made of the calibration's states", exc_info=error)
+                self._figures = []  # until the next state
         return self._figures
 
     def _refit_when_due(self) -> None:
@@ -144,10 +177,18 @@ class HotCalibrator:
         newest_states = [self._of_line[newest[partition]] for partition in sorted(newest)]
         version = sum(state_version for state_version, _ in newest_states)
         brought = [] if self._brought is None else [self._brought]
-        self.map = map_of([*brought, *(states.clicks for _, states in newest_states)], version)
+        clicks = _sound(map_of([*brought, *(states.clicks for _, states in newest_states)], version))
         conversions = [states.conversions for _, states in newest_states if states.conversions is not None]
-        self.conversion_map = map_of(conversions, version) if conversions else SliceMap(self.plan)
+        self.conversion_map = _sound(map_of(conversions, version)) if conversions else SliceMap(self.plan)
+        self.map = clicks
         self._stale = False
+
+
+def _sound(found: SliceMap) -> SliceMap:
+    """Raise ValueError for a map that would answer no number, or push every p to its end."""
+    for name, numbers in (("knots", found.curve.log_odds), ("offsets", found.offsets), ("shift", found.shift)):
+        check_finite(name, numbers, MOST_LOG_ODDS)
+    return found
 
 
 def _figures(head: str, states: Sequence[HeadCalibration], plan: SlicePlan) -> list[CohortFigures]:

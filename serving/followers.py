@@ -4,117 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from contextlib import suppress
 
-import msgspec
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition  # type: ignore[import-untyped]
-from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
+from aiokafka import AIOKafkaConsumer, ConsumerRecord  # type: ignore[import-untyped]
 
+from learners.features.rows import Rows
 from serving.calibrator import HotCalibrator
 from serving.metrics import ServingMetrics
 from serving.model import HotModel, OfferResult
 from serving.snapshots import LoadedModel, NoSnapshotError
-from serving.tasks import begin, end
-from stream.kafka.admin import BrokerUnreachableError
+from serving.topic_follower import RETRY_PAUSE_S, TopicFollower
 from stream.kafka.broker import Broker
+from stream.records.columns import RecordError
 from stream.records.deltas import DeltaSpecError
+from stream.records.internal import decode_calibration, decode_weights
 from stream.records.topics import CALIBRATION, WEIGHTS
-from stream.records.wire import CalibrationRecord, DeltaPart, SnapshotNotice
-from stream.servers.logs import RateLimitedLog
+from stream.records.wire import CalibrationRecord, DeltaPart
 
 log = structlog.get_logger()
 
-RETRY_PAUSE_S = 2.0
 _FIRST_STEP_BACK = 256  # records; four minutes of deltas, about the time between two snapshots
-
-
-class TopicFollower:
-    """Reads partition 0 of one topic, alone, with no group: every serving process sees every record.
-
-    Subclasses say which topic it is (`NAME`, without a prefix), where to begin (`position`) and what to do with records
-    (`take`).
-    """
-
-    NAME: ClassVar[str]
-
-    def __init__(
-        self,
-        broker: Broker,
-        metrics: ServingMetrics,
-    ) -> None:
-        self.topic = broker.topic(self.NAME)
-        self.metrics = metrics
-        self.heard_at: float | None = None  # monotonic time of the last record
-        self.caught_up = asyncio.Event()
-        self.rejection: str | None = None  # why the newest record could not be used
-        self._broker = broker
-        self._tp = TopicPartition(self.topic, 0)
-        self._task: asyncio.Task[None] | None = None
-        self.report = RateLimitedLog(topic=self.topic)
-
-    async def start(self) -> None:
-        """Connect and begin to follow. Raises BrokerUnreachableError."""
-        consumer = self._broker.consumer(auto_offset_reset="earliest")
-        try:
-            await consumer.start()
-            consumer.assign([self._tp])
-            consumer.seek(self._tp, await self.position(consumer))
-        except (KafkaError, OSError) as error:
-            await consumer.stop()
-            raise BrokerUnreachableError(
-                f"{self.topic} cannot be read at {self._broker.bootstrap} ({type(error).__name__}: {error}): serving "
-                "would never learn anything new. Check KAFKA_BOOTSTRAP_SERVERS, that the broker runs, and that the "
-                "topics exist (python -m stream topics --check)."
-            ) from error
-        self._consumer = consumer
-        self._task = begin(self._run(), f"follow {self.topic}")
-
-    async def stop(self) -> None:
-        """Stop following."""
-        if self._task is not None:
-            await end(self._task)
-            await self._consumer.stop()
-
-    @property
-    def ended(self) -> bool:
-        """Whether the task has died."""
-        return self._task is not None and self._task.done()
-
-    async def position(self, consumer: AIOKafkaConsumer) -> int:
-        """The offset to begin at."""
-        begin = await consumer.beginning_offsets([self._tp])
-        return int(begin[self._tp])
-
-    async def take(self, records: Sequence[ConsumerRecord]) -> None:
-        """Use records, in the order of the topic."""
-        raise NotImplementedError
-
-    def reject(self, record: ConsumerRecord, reason: str, detail: str) -> None:
-        """Count and log a record that could not be used."""
-        self.rejection = f"{self.topic}[0] {record.offset}: {detail}"
-        self.metrics.rejected_records.labels(self.NAME, reason).inc()
-        self.report("record not used", offset=record.offset, reason=reason, detail=detail)
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                wait_ms = 1000 if self.caught_up.is_set() else 50
-                fetched = await self._consumer.getmany(self._tp, timeout_ms=wait_ms)
-                records = fetched.get(self._tp, [])
-                if records:
-                    self.heard_at = time.monotonic()
-                    await self.take(records)  # after a gap it asks the broker where to read on
-            except KafkaError as error:
-                self.report("the broker does not answer", error=f"{type(error).__name__}: {error}")
-                await asyncio.sleep(RETRY_PAUSE_S)
-                continue
-            if not self.caught_up.is_set():
-                # the end is what a fetch said it is: the embedded broker's answer to ListOffsets can be short
-                end = self._consumer.highwater(self._tp)
-                if end is not None and await self._consumer.position(self._tp) >= end:
-                    self.caught_up.set()
 
 
 class WeightsFollower(TopicFollower):
@@ -128,6 +40,7 @@ class WeightsFollower(TopicFollower):
     load : reads the newest snapshot; runs in a thread, so that requests are answered meanwhile.
     on_swap : called after every change of the model.
     on_install : called with a snapshot that is served from now on, before any request is scored with it.
+    load_sound : reads the newest snapshot that scores some rows as numbers, in a thread; None: none is gone back to.
     """
 
     NAME = WEIGHTS
@@ -140,12 +53,15 @@ class WeightsFollower(TopicFollower):
         load: Callable[[], LoadedModel],
         on_swap: Callable[[], None] = lambda: None,
         on_install: Callable[[LoadedModel], None] = lambda _: None,
+        load_sound: Callable[[Rows], LoadedModel] | None = None,
     ) -> None:
         super().__init__(broker, metrics)
         self._hot = hot
         self._load = load
         self._on_swap = on_swap
         self._on_install = on_install
+        self._load_sound = load_sound
+        self._go_back_at = 0.0  # monotonic
         self._tried: tuple[int, int] | None = None  # snapshot, offset of the gap
 
     async def position(self, consumer: AIOKafkaConsumer) -> int:
@@ -164,24 +80,76 @@ class WeightsFollower(TopicFollower):
 
     async def take(self, records: Sequence[ConsumerRecord]) -> None:
         """Offer each part; requests are answered between two of them."""
-        for record in records:
-            try:
-                message = _weights_decoder.decode(record.value or b"")
-                outcome = self._hot.offer(message) if isinstance(message, DeltaPart) else OfferResult.SKIPPED
-            except msgspec.MsgspecError as error:
-                self.reject(record, "malformed", str(error))
-                continue
-            except DeltaSpecError as error:
-                self.reject(record, "spec", str(error))
-                continue
-            if outcome is OfferResult.GAP:
-                await self._recover(record)
-                return
-            if outcome is OfferResult.SWAPPED:
-                self.rejection = None
-                self.metrics.swaps.inc()
-            self._on_swap()
+        if self._hot.unsound is not None:
+            return  # they are read again from the snapshot that replaces it
+        for at, record in enumerate(records):
+            with self.guarded(record):
+                if await self._take(record, records[at + 1 :]):
+                    return
             await asyncio.sleep(0)
+
+    async def _take(self, record: ConsumerRecord, later: Sequence[ConsumerRecord]) -> bool:
+        """Offer one record; whether the topic is to be read on from elsewhere. Raises RecordError."""
+        message = decode_weights(record.value)
+        if not isinstance(message, DeltaPart):
+            return False
+        was_lost = self._hot.lost
+        try:
+            outcome = self._hot.offer(message)
+        except DeltaSpecError as error:
+            self._refuse(record, "spec", str(error))
+            return False
+        if outcome is OfferResult.GAP and self._hot.fault is not None:
+            self._refuse(record, "schema", self._hot.fault)
+            return False
+        if outcome is OfferResult.GAP and not was_lost and self._goes_on(message, later):
+            self._hot.goes_on()
+            self.reject(record, "gap", f"version {message.version} follows none, the log goes on without it")
+            return False
+        if outcome is OfferResult.GAP:
+            await self._recover(record)
+            return True
+        if outcome in (OfferResult.SWAPPED, OfferResult.HEARTBEAT):
+            self.rejection = None  # what is in use is what the learner goes on from
+        if outcome is OfferResult.SWAPPED:
+            self.metrics.swaps.inc()
+        self._on_swap()
+        return False
+
+    def _goes_on(self, stray: DeltaPart, later: Sequence[ConsumerRecord]) -> bool:
+        """Whether one of the records behind a part that follows no version here does follow: then that one is a stray.
+
+        A part of this line that is no heartbeat never is one: of it the next version would be missing.
+        """
+        if stray.parent <= self._hot.version:
+            return False
+        for record in later:
+            with suppress(RecordError):
+                found = decode_weights(record.value)
+                if isinstance(found, DeltaPart) and found.parent == self._hot.version:
+                    return True
+        return False
+
+    def _refuse(self, record: ConsumerRecord, reason: str, detail: str) -> None:
+        """Weights that came and are none: there is nothing newer to serve until some come that are."""
+        self.rejection = f"{self.topic}[0] {record.offset}: {detail}"
+        self.reject(record, reason, detail)
+
+    async def before_fetch(self) -> None:
+        """After answers that were no numbers, go back to the newest version that scores the same rows as such."""
+        unsound = self._hot.unsound
+        if unsound is None or self._load_sound is None or time.monotonic() < self._go_back_at:
+            return
+        self._go_back_at = time.monotonic() + RETRY_PAUSE_S
+        try:
+            loaded = await asyncio.to_thread(self._load_sound, unsound.rows)
+        except (NoSnapshotError, ValueError, OSError) as error:
+            self.report("no sound snapshot to go back to", error=str(error))
+            return
+        if loaded.version == self._hot.version:
+            return
+        log.error("the model answers no numbers, another is installed", bad=unsound.version, snapshot=loaded.version)
+        await self._install(loaded)
 
     async def _recover(self, record: ConsumerRecord) -> None:
         """Install the newest snapshot and seek behind it; without a new one, offer this record again later."""
@@ -189,15 +157,19 @@ class WeightsFollower(TopicFollower):
         try:
             loaded = await asyncio.to_thread(self._load)
         except (NoSnapshotError, ValueError, OSError) as error:
-            self.reject(record, "gap", f"a gap, and no snapshot to fill it: {error}")
+            self._refuse(record, "gap", f"a gap, and no snapshot to fill it: {error}")
             await self._wait_at(record)
             return
         if self._tried == (loaded.version, record.offset):
-            self.reject(record, "gap", f"a gap that snapshot {loaded.version}, the newest, does not fill")
+            self._refuse(record, "gap", f"a gap that snapshot {loaded.version}, the newest, does not fill")
             await self._wait_at(record)
             return
         self._tried = (loaded.version, record.offset)
         log.warning("gap in the weights, snapshot installed", replaced=self._hot.version, snapshot=loaded.version)
+        await self._install(loaded)
+
+    async def _install(self, loaded: LoadedModel) -> None:
+        """Serve a snapshot, and read the topic on from behind it."""
         self._hot.install(loaded.model, version=loaded.version, watermark_ms=loaded.watermark_ms)
         self._on_install(loaded)
         self.metrics.reloads.inc()
@@ -222,35 +194,38 @@ class CalibrationFollower(TopicFollower):
         on_swap: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(broker, metrics)
+        self._partitions = broker.partitions
         self._hot = hot
         self._on_swap = on_swap
 
     async def take(self, records: Sequence[ConsumerRecord]) -> None:
         """Offer the last record of each partition: a state is whole, so the older ones are not needed."""
-        newest: dict[int, tuple[ConsumerRecord, CalibrationRecord]] = {}
+        by_partition: defaultdict[int, list[tuple[ConsumerRecord, CalibrationRecord]]] = defaultdict(list)
         for record in records:
-            try:
-                message = _calibration_decoder.decode(record.value or b"")
-            except msgspec.MsgspecError as error:
-                self.reject(record, "malformed", str(error))
-                continue
-            newest[message.partition] = (record, message)
-        for record, message in newest.values():
+            with self.guarded(record):
+                message = decode_calibration(record.value, self._partitions)
+                by_partition[message.partition].append((record, message))
+        for those in by_partition.values():
+            for record, message in reversed(those):
+                if await self._offer(record, message):
+                    break
+        self._on_swap()
+
+    async def _offer(self, record: ConsumerRecord, message: CalibrationRecord) -> bool:
+        """Offer a state; False when it cannot be used, so that the one before it must do."""
+        with self.guarded(record):
             try:
                 self._hot.offer(message, await asyncio.to_thread(self._hot.decoded, message))
             except ValueError as error:
-                self.reject(record, "schema", str(error))
+                raise RecordError("schema", str(error)) from error
             await asyncio.sleep(0)
-        self._on_swap()
-
-
-_weights_decoder = msgspec.msgpack.Decoder(DeltaPart | SnapshotNotice)
-_calibration_decoder = msgspec.msgpack.Decoder(CalibrationRecord)
+            return True
+        return False
 
 
 def _version(records: Sequence[ConsumerRecord]) -> int | None:
-    """The version that the first record speaks of; None when there is none or it cannot be read."""
-    try:
-        return _weights_decoder.decode(records[0].value or b"").version if records else None
-    except msgspec.MsgspecError:
-        return None
+    """The version that the first record that can be read speaks of; None when there is none."""
+    for record in records:
+        with suppress(RecordError):
+            return decode_weights(record.value).version
+    return None

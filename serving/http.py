@@ -91,7 +91,7 @@ def _answering(answer: Body) -> Handler:
             return _json({"error": str(error)}, 400)
         except ArithmeticError as error:
             log.error("a request could not be scored", error=str(error))
-            return _json({"error": str(error)}, 500)
+            return _json({"error": str(error)}, 503)
 
     return handle
 

@@ -18,8 +18,10 @@ VARIANT = "main"
 ROUTES = ("/v1/rank", "/v1/score", "/v1/status", "/healthz", "/readyz", "/metrics", "/")
 _REASONS = (
     "malformed",  # not read as a record of its topic
-    "schema",  # a calibration state that is damaged or does not add to the others
+    "schema",  # values that no record has; weights or a calibration state that are damaged or of no model
     "spec",  # learned with another feature spec
+    "time",  # a time that no event has
+    "error",  # whatever else went wrong with it; the log holds the traceback
     "gap",  # a version that does not follow, and no snapshot that fills the gap
 )
 

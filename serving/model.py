@@ -16,9 +16,10 @@ from learners.examples.terms import CONVERSION_HEAD
 from learners.features.rows import Rows
 from learners.nn.heads import Head
 from serving.freshness import Freshness
-from stream.records.deltas import DeltaAssembler
+from stream.records.deltas import DeltaAssembler, DeltaGapError
 from stream.records.wire import DeltaPart
 
+_ASKED_AGAIN = 256  # rows
 _REMEMBERED_VERSIONS = 4096  # about an hour of deltas, one a second
 
 
@@ -66,6 +67,14 @@ class OfferResult(Enum):
     GAP = "gap"  # a version is missing, damaged or of another line: install a snapshot
 
 
+class UnsoundVersion(NamedTuple):
+    """A version that answered NaN or infinity."""
+
+    version: int
+    rows: Rows  # the first that it was asked so; a version that is to replace it must score them
+    detail: str
+
+
 class HotModel:
     """Weights that change between requests, never within one.
 
@@ -74,7 +83,13 @@ class HotModel:
 
     A version that does not follow from the model's own (a hole, a bad checksum, or a learner that went back to an older
     snapshot and came along another line) is never guessed at: `offer` answers GAP until the caller brings a snapshot
-    with `install`; meanwhile requests are answered by the model's version, which is whole.
+    with `install`; meanwhile requests are answered by the model's version, which is whole. A delta that is no model's
+    (damaged, not finite, other shapes) is not taken, and says nothing of those after it: ``fault`` is why.
+    A version that answered NaN or infinity is never gone on from: see `distrust`.
+
+    Attributes
+    ----------
+    unsound : the version that did, and what it was asked, until a newer sound one is installed.
     """
 
     def __init__(
@@ -84,6 +99,8 @@ class HotModel:
         self.freshness = freshness
         self.swaps = 0
         self.gaps = 0
+        self.fault: str | None = None  # of the part offered last
+        self.unsound: UnsoundVersion | None = None
         self._take(model, version, watermark_ms)
 
     def _take(self, model: WeightsModel, version: int, watermark_ms: int) -> None:
@@ -100,13 +117,26 @@ class HotModel:
     def install(self, model: WeightsModel, *, version: int, watermark_ms: int) -> None:
         """Go on from a snapshot; the deltas after its version must then be offered from there on."""
         self._take(model, version, watermark_ms)
+        if self.unsound is not None and version > self.unsound.version:
+            self.unsound = None
         self.swaps += 1
+
+    def distrust(self, rows: Rows, detail: str) -> None:
+        """The version in use scored these rows as no number: the caller must bring one that does not."""
+        if self.unsound is None or self.version > self.unsound.version:
+            few = Rows(rows.ids[:_ASKED_AGAIN].copy(), rows.dense[:_ASKED_AGAIN].copy())
+            self.unsound = UnsoundVersion(self.version, few, detail)
+
+    def goes_on(self) -> None:
+        """What was taken for a gap was none: the log leads on from the version in use."""
+        self.lost = False
 
     def offer(self, part: DeltaPart) -> OfferResult:
         """Take one part of a delta, in the order of the topic.
 
         Raises DeltaSpecError for weights of another feature spec; the model stays as it is.
         """
+        self.fault = None
         self._assembler.check_spec(part)
         if self.lost and part.version > self.version:
             return OfferResult.GAP
@@ -117,8 +147,12 @@ class HotModel:
             if delta.is_heartbeat:
                 return self._heard(delta)
             self.model.apply(delta)
-        except DeltaError:
+        except DeltaGapError:
             return self._lose()
+        except DeltaError as error:
+            self._assembler.version = self.version
+            self.fault = str(error)
+            return OfferResult.GAP
         self._swapped(delta, part.checksum)
         return OfferResult.SWAPPED
 

@@ -96,6 +96,7 @@ class ServingServer:
             lambda: load_newest(options.snapshots, spec),
             on_swap=self._show_versions,
             on_install=self._serve_line,
+            load_sound=lambda rows: load_newest(options.snapshots, spec, scores=rows),
         )
         self.calibration = CalibrationFollower(broker, metrics, self.calibrator, on_swap=self._show_versions)
         limits = Limits(max_ads=settings.max_ads, max_requests=settings.max_requests)
@@ -156,6 +157,8 @@ class ServingServer:
                 reasons.append(f"the task that follows {follower.topic} has ended")
             elif not follower.caught_up.is_set():
                 reasons.append(f"{follower.topic} is still being read from where the snapshot ends")
+        if (unsound := self.model.unsound) is not None:
+            reasons.append(f"{unsound.detail}; version {self.model.version} answers until a newer sound one comes")
         if self.model.lost:
             reasons.append(f"the versions after {self.model.version} are missing: {self.weights.rejection}")
         elif self.weights.rejection is not None:

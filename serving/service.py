@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from learners.examples.terms import CLICK_HEAD, CONVERSION_HEAD
 from learners.features.encode import EncodedIds
 from learners.features.hashing import FeatureError
+from learners.features.rows import Rows
 from learners.features.session_state import SessionView
 from serving.messages import BadRequestError, RankRequest, RequestParser
 from serving.metrics import ServingMetrics
@@ -125,9 +126,14 @@ class ScoringService:
         if self.ranker.model.predicts_conversions:
             unsound |= ~np.isfinite(scored.conversion_logit)
         if bad := int(np.count_nonzero(unsound)):
+            rows = scored.encoded.rows()
+            detail = (
+                f"model version {scored.model_version} gave {bad} of {len(scored.logit)} logits that are not finite"
+            )
+            if np.isfinite(rows.dense).all():  # else it is the session features that are not
+                self.ranker.model.distrust(Rows(rows.ids[unsound], rows.dense[unsound]), detail)
             raise ArithmeticError(
-                f"model version {scored.model_version} gave {bad} of {len(scored.logit)} logits that are not finite: "
-                "nothing was answered or logged. Go back to an older snapshot."
+                f"{detail}: nothing was answered or logged. Ask again: serving goes back to its last good version."
             )
         for age_s in self.ranker.model.freshness.predicted(self._wall_ms()).tolist():
             self._metrics.freshness.observe(age_s)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from learners.deepfm.model import DeepFM
+from learners.features.rows import Rows
 from learners.features.spec import FeatureSpec
-from learners.snapshots.snapshot import check_columns, newest_snapshot
+from learners.snapshots.manifest import UnsoundSnapshotError
+from learners.snapshots.snapshot import Snapshot, check_columns, newest_snapshot
 
 
 class NoSnapshotError(RuntimeError):
@@ -26,14 +30,16 @@ class LoadedModel:
     calibration: bytes | None = None  # that the line brought
 
 
-def load_newest(root: str, spec: FeatureSpec) -> LoadedModel:
+def load_newest(root: str, spec: FeatureSpec, *, scores: Rows | None = None) -> LoadedModel:
     """The model of the newest whole snapshot under ``root`` (directory or fsspec URL).
 
     Raises NoSnapshotError; learners.snapshots.snapshot.SnapshotSpecError (both hashes named) when it is of another
     spec.
+
+    scores : rows that it must score as numbers; one that does not is skipped.
     """
     try:
-        found = newest_snapshot(root, spec_hash=spec.hash, check=partial(check_columns, spec=spec))
+        found = newest_snapshot(root, spec_hash=spec.hash, check=partial(_check, spec=spec, scores=scores))
     except OSError as error:
         raise NoSnapshotError(
             f"{root} cannot be read ({error}): there is no model to serve. Give --snapshots a folder that this user "
@@ -48,3 +54,12 @@ def load_newest(root: str, spec: FeatureSpec) -> LoadedModel:
     return LoadedModel(
         snapshot.model(), snapshot.version, snapshot.watermark_ms, url, snapshot.line, snapshot.calibration
     )
+
+
+def _check(snapshot: Snapshot, spec: FeatureSpec, scores: Rows | None) -> None:
+    check_columns(snapshot, spec)
+    if scores is not None and not np.isfinite(snapshot.model().predict_heads(scores)).all():
+        raise UnsoundSnapshotError(
+            f"snapshot {snapshot.version} scores rows that were asked for as no number: it cannot be answered with. "
+            "Look at what the learner learned last; an older one is taken."
+        )

@@ -5,7 +5,16 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry
 
 from stream.metric_table import Metric, MetricRegistry
-from stream.records.topics import CLICKS, CONVERSIONS, EXAMPLES, IMPRESSIONS, SERVED
+from stream.records.topics import (
+    CALIBRATION,
+    CLICKS,
+    CONVERSIONS,
+    EXAMPLES,
+    IMPRESSIONS,
+    JOURNAL,
+    SERVED,
+    WEIGHTS,
+)
 
 REASONS = (
     "malformed",  # neither msgpack nor JSON
@@ -50,6 +59,9 @@ TABLE = (
            {"agent": _AGENTS, "topic": _TOPICS}),
     Metric("millstream_dead_letters_total", "counter", "Records and rows rejected, by topic and reason",
            {"topic": _TOPICS, "reason": REASONS}),
+    Metric("millstream_rejected_records_total", "counter",
+           "Records of weights, calibration or journal that were put aside: no program of this stream writes such ones",
+           {"topic": (WEIGHTS, CALIBRATION, JOURNAL), "reason": REASONS[:4]}),
     Metric("millstream_inbox_records", "gauge", "Records that wait for an agent's core", {"agent": _AGENTS}),
     Metric("millstream_step_seconds", "histogram", "Time an agent takes for what it took from its inbox at once",
            {"agent": _AGENTS}, _STEP_S),
@@ -143,3 +155,7 @@ class WorkerMetrics(MetricRegistry):
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry, TABLE)
         self.degraded: dict[str, str] = {}  # what does not work now, though the worker goes on → why; for `/healthz`
+
+    def rejected(self, topic: str, reason: str) -> None:
+        """Count a record of the stream's own topics that was put aside."""
+        self.counter("rejected_records_total", topic=topic, reason=reason).inc()

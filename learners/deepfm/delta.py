@@ -80,13 +80,32 @@ def weights_of(payload: bytes) -> Weights:
     Raises
     ------
     DeltaError
-        Bytes that are not safetensors or lack keys, values or removed keys.
+        Bytes that are not safetensors or lack keys, values or removed keys; arrays of other types or dimensions, key
+        0, weights that are not finite.
     """
     try:
         tensors = load(payload)
         keys, values, removed = (tensors.pop(name) for name in ("keys", "values", "removed"))
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DeltaError(
             f"a delta payload of {len(payload)} bytes is unreadable: {error}. Reload a snapshot."
         ) from error
+    for name, array, dtype, dimensions in (
+        ("keys", keys, np.uint64, 1),
+        ("removed", removed, np.uint64, 1),
+        ("values", values, np.float32, 2),
+        *((name, array, np.float32, None) for name, array in tensors.items()),
+    ):
+        if array.dtype != dtype or (dimensions or array.ndim) != array.ndim:
+            raise DeltaError(
+                f"a delta's {name} are {array.shape} of {array.dtype}, not {np.dtype(dtype)} of the model's "
+                "dimensions: they are the weights of no model. Reload a snapshot."
+            )
+        if dtype is np.float32 and not np.isfinite(array).all():
+            raise DeltaError(
+                f"{np.count_nonzero(~np.isfinite(array))} of {array.size} weights in a delta's {name} are not finite: "
+                "every row that meets them would be scored NaN. Look at the learner; reload a snapshot."
+            )
+    if len(values) != len(keys) or not keys.all():
+        raise DeltaError(f"a delta has {len(keys)} keys, a 0 among them, or not as many values: reload a snapshot.")
     return Weights(keys, values, removed, {name.removeprefix(_DENSE): array for name, array in tensors.items()})

@@ -232,7 +232,7 @@ class DeepFM:
         try:
             self.dense.check(delta.dense)
             self.table.assign(delta.keys, delta.values)
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:
             raise DeltaError(f"delta {delta.version}: {error}") from error
         self.table.remove(delta.removed)
         self.dense.load(delta.dense)

@@ -11,6 +11,7 @@ from calibration.head import CONVERSION_PACE, HeadCalibration, HeadRows
 from calibration.slices import SlicePlan
 from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
 from stream.records.examples import ExampleRows
+from stream.records.validity import possible
 from stream.records.wire import CalibrationRecord
 
 _REMEMBERED_CONVERSIONS = 2_048  # impressions, 16 kB of a state: a click's second conversion comes soon after its first
@@ -71,11 +72,15 @@ class PartitionCalibrator:
     def step(self, rows: ExampleRows, offset: int, watermark_ms: int) -> None:
         """Count the rows of the record at ``offset``; a record that was counted before changes nothing.
 
-        Rows whose logit or p is not finite have no bin: they are left out and counted in ``rejected_rows``.
+        Rows whose logit or p is not finite have no bin: they are left out and counted in ``rejected_rows``, as are
+        those that no join has written.
         """
         if offset < self.next_offset:
             return
         self.next_offset = offset + 1
+        sound = possible(rows)
+        self.rejected_rows += len(rows) - len(sound)
+        rows = sound
         counted = (rows.kind == EXPOSURE) | (rows.kind == CLICK)
         finite = np.isfinite(rows.logit) & np.isfinite(rows.p)
         self.rejected_rows += int(np.count_nonzero(counted & ~finite))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
 
-import msgspec
 import structlog
 
 from calibration.config import CalibratorConfig
@@ -20,17 +22,19 @@ from stream.calibrate.calibrator import PartitionCalibrator
 from stream.kafka.broker import Broker
 from stream.kafka.gaps import LogGaps
 from stream.kafka.input_record import InputRecord, TopicPartition
-from stream.kafka.log_reader import LogReader
+from stream.kafka.log_reader import LogEndsEarlierError, LogReader, RecordRejects, sound
 from stream.kafka.log_writer import LogWriter, Outgoing
 from stream.metrics import WorkerMetrics
 from stream.records.columns import RecordError
 from stream.records.examples_codec import decode_examples
+from stream.records.internal import decode_calibration
+from stream.records.seal import sealed
 from stream.records.topics import CALIBRATION, EXAMPLES
 from stream.records.wire import CalibrationRecord
 
 _LOOK_EVERY_S = 5.0
+_CANDIDATES = 4  # records of a partition, should the newest ones have states that cannot be read
 
-_encode = msgspec.msgpack.Encoder().encode
 _log = structlog.get_logger(__name__)
 
 
@@ -116,28 +120,47 @@ class CalibrateRunner:
             calibrator.newest_line = max(calibrator.newest_line, self._line)
 
     async def _restore(self, fresh: frozenset[int]) -> None:
-        decoder = msgspec.msgpack.Decoder(CalibrationRecord)
-        newest: dict[int, CalibrationRecord] = {}
-        async with LogReader(self._broker) as log:
-            async for stored_record in log.read(CALIBRATION, 0):
-                record = decoder.decode(stored_record.value)
-                newest[record.partition] = record
+        decode = partial(decode_calibration, partitions=self._broker.partitions)
+        newest: defaultdict[int, deque[CalibrationRecord]] = defaultdict(lambda: deque(maxlen=_CANDIDATES))
+        async with LogReader(self._broker, RecordRejects(self._metrics.rejected)) as log:
+            async for record in sound(log, CALIBRATION, decode):
+                newest[record.partition].append(record)
+            for partition in sorted(fresh):
+                self._calibrators[partition] = calibrator = self._calibrator(partition, newest[partition])
+                if not await self._reaches(log, calibrator):
+                    calibrator.log_cut(await log.end(EXAMPLES, partition) if calibrator.rows else 0)
         for partition in sorted(fresh):
-            self._calibrators[partition] = self._calibrator(partition, newest.get(partition))
             self._calibrators[partition].newest_line = max(self._calibrators[partition].newest_line, self._line)
             self._gaps.assigned((partition,))
             next_offset = self._calibrators[partition].next_offset
             _log.info("calibrator restored", partition=partition, next_offset=next_offset)
 
-    def _calibrator(self, partition: int, record: CalibrationRecord | None) -> PartitionCalibrator:
-        plan = self._spec.slice_plan
+    async def _reaches(self, log: LogReader, calibrator: PartitionCalibrator) -> bool:
+        """Whether the examples have come to its offset: else nothing would be counted until they do."""
         try:
-            return PartitionCalibrator(partition, self._config, self._publish_interval_s, record, plan=plan)
-        except ValueError as error:
-            _log.warning("calibration state dropped, evidence starts again", partition=partition, reason=str(error))
+            async with aclosing(log.read(EXAMPLES, calibrator.partition, calibrator.next_offset)) as examples:
+                async for _ in examples:
+                    break
+        except LogEndsEarlierError as error:
+            _log.warning("a calibration record names examples that the log does not hold", reason=str(error))
+            self._metrics.rejected(CALIBRATION, "schema")
+            return False
+        return True
+
+    def _calibrator(self, partition: int, records: Sequence[CalibrationRecord]) -> PartitionCalibrator:
+        """Of the newest record whose state can be read; the examples after it are counted again."""
+        plan = self._spec.slice_plan
+        for record in reversed(records):
+            try:
+                return PartitionCalibrator(partition, self._config, self._publish_interval_s, record, plan=plan)
+            except ValueError as error:
+                _log.warning("calibration state dropped", partition=partition, reason=str(error))
+                self._metrics.rejected(CALIBRATION, "schema")
         fresh = PartitionCalibrator(partition, self._config, self._publish_interval_s, plan=plan)
-        if record is not None:
-            fresh.next_offset, fresh.version = record.next_offset, record.version
+        if records:
+            _log.warning("the calibration's evidence starts again", partition=partition)
+            fresh.next_offset = min(one.next_offset for one in records)
+            fresh.version = records[-1].version
         return fresh
 
     async def _take(self, calibrator: PartitionCalibrator, record: InputRecord) -> None:
@@ -164,7 +187,7 @@ class CalibrateRunner:
             for calibrator in self._calibrators.values()
             if (record := calibrator.take_publication(at_once=at_once)) is not None
         ]
-        await self._writer.write([Outgoing(CALIBRATION, _encode(r), key=b"%d" % r.partition) for r in records])
+        await self._writer.write([Outgoing(CALIBRATION, sealed(r), key=b"%d" % r.partition) for r in records])
         self._offsets_to_commit |= {(EXAMPLES, record.partition): record.next_offset for record in records}
         self._metrics.counter("calibration_records_total").inc(len(records))
 

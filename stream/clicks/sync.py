@@ -17,6 +17,7 @@ from stream.records.columns import RecordError
 from stream.records.examples import ExampleRows, concat
 from stream.records.examples_codec import decode_examples, refuse_settled
 from stream.records.topics import EXAMPLES
+from stream.records.validity import possible
 from stream.servers.circuit_breaker import CircuitBreaker
 
 _ROWS_A_CALL = 5_000
@@ -91,7 +92,7 @@ class ClickSync:
                 )  # fmt: skip
             async for record in log.read(EXAMPLES, self._partition, start, written_to=end):
                 try:
-                    parts.append(decode_examples(record.value, self._spec)[0])
+                    parts.append(possible(decode_examples(record.value, self._spec)[0]))
                 except RecordError as error:
                     if error.reason == "settled":
                         refuse_settled(EXAMPLES, self._partition, record.offset)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 
-import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
 from stream.kafka.broker import Broker
+from stream.kafka.log_reader import RecordRejects
+from stream.records.columns import RecordError
+from stream.records.internal import decode_journal
 from stream.records.topics import JOURNAL
-from stream.records.wire import JournalRecord
-
-_decoder = msgspec.msgpack.Decoder(JournalRecord)
 
 
 class Backpressure:
@@ -22,10 +21,12 @@ class Backpressure:
     Parameters
     ----------
     most_rows : that may be unlearned before the join is paused; 0 never pauses it.
+    rejects : told of what is no record of the journal.
     """
 
-    def __init__(self, broker: Broker, most_rows: int) -> None:
+    def __init__(self, broker: Broker, most_rows: int, rejects: RecordRejects) -> None:
         self._broker = broker
+        self._rejects = rejects
         self._most_rows = most_rows
         self._tp = TopicPartition(broker.topic(JOURNAL), 0)
         self._consumer: AIOKafkaConsumer | None = None
@@ -49,8 +50,13 @@ class Backpressure:
         if self._consumer is None:
             self._consumer = await self._follow()
         for record in (await self._consumer.getmany(self._tp, timeout_ms=0)).get(self._tp, ()):
+            try:
+                ranges = decode_journal(record.value, self._broker.partitions).ranges
+            except RecordError as error:
+                self._rejects(JOURNAL, 0, record.offset, error)
+                continue
             self._learning = True
-            for learned in _decoder.decode(record.value).ranges:
+            for learned in ranges:
                 self._learned(learned.partition, learned.to_offset)
 
     async def stop(self) -> None:

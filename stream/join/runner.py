@@ -32,7 +32,7 @@ from stream.join.partition import JoinedPartition
 from stream.join.rejects import Reject
 from stream.kafka.broker import Broker
 from stream.kafka.input_record import InputRecord, TopicPartition
-from stream.kafka.log_reader import LogReader
+from stream.kafka.log_reader import LogReader, RecordRejects
 from stream.kafka.log_writer import Commits, Outgoing
 from stream.metrics import JOIN_COUNTS, WorkerMetrics
 from stream.records.examples import ExampleRows
@@ -85,7 +85,7 @@ class JoinRunner:
         self._ready = ready
         self._examples_cache = ExamplesCache(broker, spec, int(config.join_memory_bytes * CACHE_MEMORY_SHARE))
         self._memory = MemoryBound(config, metrics, live=now_ms is not None)
-        self._backpressure = Backpressure(broker, most_unlearned_rows)
+        self._backpressure = Backpressure(broker, most_unlearned_rows, RecordRejects(metrics.rejected))
         self._partitions: dict[int, JoinedPartition] = {}
         self._measured_at = 0.0
         metrics.gauge("join_unlearned_limit_rows").set(most_unlearned_rows)

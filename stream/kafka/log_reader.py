@@ -4,19 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 from aiokafka.errors import OffsetOutOfRangeError  # type: ignore[import-untyped]
 
 from stream.kafka.broker import Broker
 from stream.kafka.leader_epochs import epoch_end
+from stream.records.columns import RecordError
+from stream.servers.logs import RateLimitedLog
 
 _POLL_MS = 100
 _FETCH_WAIT_MS = 20  # what is read is there already; a broker that waits for more answers nothing else meanwhile
 _READABLE_WITHIN_S = 30.0  # twice the time after which the broker rolls a transaction back
+
+
+_T = TypeVar("_T")
+
+
+class RecordRejects:
+    """Counts and says which records of the stream's own topics were put aside.
+
+    Parameters
+    ----------
+    count : called with the topic, by its name in the table, and the reason of each.
+    """
+
+    def __init__(self, count: Callable[[str, str], None] = lambda _topic, _reason: None) -> None:
+        self._count = count
+        self._report = RateLimitedLog()
+
+    def __call__(self, topic: str, partition: int, offset: int, error: RecordError) -> None:
+        """One was put aside."""
+        self._count(topic, error.reason)
+        self._report(
+            "a record was put aside: no program of this stream writes such a one",
+            record=f"{topic}[{partition}] {offset}",
+            reason=error.reason,
+            detail=error.detail,
+            remedy="look who else may write to this topic; all else goes on as if it were not there",
+        )
 
 
 class LogEndsEarlierError(RuntimeError):
@@ -26,7 +56,8 @@ class LogEndsEarlierError(RuntimeError):
 class LogReader:
     """A consumer outside of any group: `async with LogReader(broker) as log: async for record in log.read(...)`."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, rejects: RecordRejects | None = None) -> None:
+        self.rejects = rejects or RecordRejects()
         self._broker = broker
         self._consumer = broker.consumer(
             auto_offset_reset="none", fetch_max_wait_ms=_FETCH_WAIT_MS, max_partition_fetch_bytes=8 << 20
@@ -119,6 +150,20 @@ class LogReader:
         self._consumer.assign([tp])
         end = (await self._consumer.end_offsets([tp]))[tp]
         return max(0, int(end) - records)
+
+
+async def sound(
+    log: LogReader, topic: str, decode: Callable[[bytes | None], _T], start: int = 0
+) -> AsyncGenerator[_T, None]:
+    """Read partition 0 from ``start`` to its end, decoded; what raises RecordError is put aside and counted."""
+    async with aclosing(log.read(topic, 0, start)) as records:
+        async for record in records:
+            try:
+                content = decode(record.value)
+            except RecordError as error:
+                log.rejects(topic, 0, record.offset, error)
+                continue
+            yield content
 
 
 def _ends_earlier(topic: str, partition: int, start: int) -> LogEndsEarlierError:

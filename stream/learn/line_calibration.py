@@ -16,6 +16,7 @@ from learners.features.rows import Rows
 from stream.records.columns import RecordError
 from stream.records.examples import ExampleRows
 from stream.records.examples_codec import SpecShape, decode_examples
+from stream.records.validity import possible
 
 _REMEMBERED_EXPOSURES = 500_000  # whose logits are kept for their clicks, twice as many at most
 
@@ -47,6 +48,7 @@ class LineCalibration:
             rows, watermark_ms = decode_examples(value, spec)
         except RecordError:
             return
+        rows = possible(rows)
         shown = np.flatnonzero(rows.kind == EXPOSURE)
         logit = np.zeros(0, np.float32)
         if len(shown):

@@ -20,7 +20,7 @@ from stream.learn.queue import Batch, PendingExamples, Position
 from stream.learn.state import CLICK_DELAYS, STEP, LoopState
 from stream.learn.watermarks import LeastWatermark
 from stream.records.examples import ExampleRows
-from stream.records.validity import faults, learnable, sampled
+from stream.records.validity import faults, learnable, possible, sampled
 from stream.records.wire import JournalRecord, Silence
 
 __all__ = ["Diverged", "LearnOutcome", "Learned", "LearningLoop", "LoopState", "Rejected", "Skipped"]
@@ -146,11 +146,12 @@ class LearningLoop:
         outcomes: list[LearnOutcome] = [
             Rejected(partition, offset, fault.reason, fault.detail, rows.take(fault.rows)) for fault in faults(rows)
         ]
-        if (silence := self._silence.heard(rows)) is not None:
+        sound = possible(rows)  # the queue counts rows as they stand in the record, bad ones too
+        if (silence := self._silence.heard(sound)) is not None:
             outcomes.append(Heard(silence))
-        if (begun := self._silence.foreseen(rows, watermark_ms, self._watermark_ms)) is not None:
+        if (begun := self._silence.foreseen(sound, watermark_ms, self._watermark_ms)) is not None:
             outcomes.append(self._begin_silence(*begun))
-        self.conversions += int(np.count_nonzero(rows.kind == CONVERSION))
+        self.conversions += int(np.count_nonzero(sound.kind == CONVERSION))
         self._pending.add(rows, self._kept(rows, self.config.exposure_rate), partition, offset)
         while len(self._pending) >= self.config.learn_batch_rows and not self.diverged:
             outcomes += self._learn_next()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from learners.deepfm.delta import DeltaError
 from learners.deepfm.model import DeepFM
-from stream.kafka.log_reader import LogReader
+from stream.kafka.log_reader import LogReader, sound
 from stream.records.deltas import DeltaAssembler, DeltaGapError
+from stream.records.internal import decode_weights
 from stream.records.topics import WEIGHTS
-from stream.records.wire import DeltaPart, SnapshotNotice
+from stream.records.wire import SnapshotNotice
 
 _LAST_RECORDS = 64  # among which the last delta is looked for first
 
@@ -20,11 +19,9 @@ class NotPublishedError(RuntimeError):
 
 async def last_published(log: LogReader) -> int:
     """The version of the last delta, heartbeat or snapshot on the weights topic; 0 when there is none."""
-    decoder = msgspec.msgpack.Decoder(DeltaPart | SnapshotNotice)
     for start in (await log.tail_start(WEIGHTS, 0, _LAST_RECORDS), 0):
         newest = 0
-        async for record in log.read(WEIGHTS, 0, start):
-            part = decoder.decode(record.value)
+        async for part in sound(log, WEIGHTS, decode_weights, start):
             if isinstance(part, SnapshotNotice) or part.part == part.parts - 1:  # a delta cut off was not published
                 newest = max(newest, part.version)
         if newest:
@@ -38,10 +35,8 @@ async def follow(log: LogReader, model: DeepFM, *, version: int, last_version: i
     Returns how many deltas were applied. Raises NotPublishedError.
     """
     assembler = DeltaAssembler(version=version, spec_hash=model.shape.spec_hash)
-    decoder = msgspec.msgpack.Decoder(DeltaPart | SnapshotNotice)
     applied = 0
-    async for record in log.read(WEIGHTS, 0):
-        part = decoder.decode(record.value)
+    async for part in sound(log, WEIGHTS, decode_weights):
         if isinstance(part, SnapshotNotice) or part.version == part.parent or part.version > last_version:
             continue
         try:

@@ -23,7 +23,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import structlog
 
 from learners.deepfm.model import DeepFM
@@ -32,7 +31,7 @@ from learners.snapshots.manifest import SnapshotError, read_manifest
 from learners.snapshots.next_base import forget_waiting_base, take_waiting_base, waiting_base
 from learners.snapshots.snapshot import Snapshot, versions
 from learners.snapshots.store import store_of
-from stream.kafka.log_reader import LogEndsEarlierError, LogReader
+from stream.kafka.log_reader import LogEndsEarlierError, LogReader, sound
 from stream.learn.base_gate import Scored, Tail, mature, verdict
 from stream.learn.config import LearningConfig
 from stream.learn.loop import LearningLoop
@@ -41,9 +40,9 @@ from stream.learn.published import last_published
 from stream.learn.relearn import loop_state
 from stream.records.columns import RecordError
 from stream.records.examples_codec import decode_examples
+from stream.records.internal import decode_journal
 from stream.records.topics import EXAMPLES, JOURNAL
 from stream.records.validity import learnable
-from stream.records.wire import JournalRecord
 
 _READ_AHEAD_RECORDS = 32  # a partition, kept in memory
 _LAST_RECORDS = 64  # among which the last journal record is looked for first
@@ -224,9 +223,8 @@ def _is_version(root: str, version: int, base: Snapshot) -> bool:
 
 async def last_journaled(log: LogReader) -> int:
     """The version of the journal's last step; 0 when it is empty."""
-    decoder = msgspec.msgpack.Decoder(JournalRecord)
     for start in (await log.tail_start(JOURNAL, 0, _LAST_RECORDS), 0):
-        newest = max([decoder.decode(record.value).version async for record in log.read(JOURNAL, 0, start)], default=0)
+        newest = max([step.version async for step in sound(log, JOURNAL, decode_journal, start)], default=0)
         if newest:
             return newest
     return 0

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
-
-import msgspec
+from functools import partial
 
 from learners.snapshots.snapshot import Snapshot
-from stream.kafka.log_reader import LogReader
+from stream.kafka.log_reader import LogReader, sound
 from stream.learn.learn_order import in_learn_order
 from stream.learn.loop import Learned, LearningLoop, LoopState, Skipped
 from stream.records.columns import RecordError
 from stream.records.examples import ExampleRows, concat
 from stream.records.examples_codec import SpecShape, decode_examples
+from stream.records.internal import decode_journal
 from stream.records.topics import EXAMPLES, JOURNAL
 from stream.records.wire import JournalRecord, OffsetRange
 
@@ -58,7 +59,7 @@ async def relearn(
     RelearnError
         A version or examples that the log no longer holds, or a batch that cannot be learned again.
     """
-    async for journal, rows in _batches(log, loop.version, last_version, spec):
+    async for journal, rows in _batches(log, loop.version, last_version, spec, loop.partitions):
         _check_start(journal, base_offsets or {})
         try:
             outcomes = loop.relearn(journal, rows)
@@ -88,11 +89,11 @@ def _check_start(journal: JournalRecord, base_offsets: Mapping[int, int]) -> Non
 
 
 async def _batches(
-    log: LogReader, version: int, last_version: int | None, spec: SpecShape
+    log: LogReader, version: int, last_version: int | None, spec: SpecShape, partitions: int
 ) -> AsyncIterator[tuple[JournalRecord, ExampleRows]]:
     """The journal's steps after ``version`` with their rows; many are fetched together."""
     waiting: list[JournalRecord] = []
-    for journal in await _journal_after(log, version, last_version):
+    for journal in await _journal_after(log, version, last_version, partitions):
         waiting.append(journal)
         if sum(one.rows for one in waiting) >= _FETCHED_ROWS:
             for batch in await _fetched(log, waiting, spec):
@@ -102,13 +103,17 @@ async def _batches(
         yield batch
 
 
-async def _journal_after(log: LogReader, version: int, last_version: int | None) -> list[JournalRecord]:
-    """The steps ``version`` + 1, + 2, … as the journal holds them, each once."""
-    decoder = msgspec.msgpack.Decoder(JournalRecord)
+async def _journal_after(
+    log: LogReader, version: int, last_version: int | None, partitions: int
+) -> list[JournalRecord]:
+    """The steps ``version`` + 1, + 2, … as the journal holds them, each once.
+
+    What is no step is put aside: were it one that was damaged, a version would be missing, which is refused.
+    """
+    decode = partial(decode_journal, partitions=partitions)
     found: list[JournalRecord] = []
     beyond = 0  # the first version after a hole
-    async for record in log.read(JOURNAL, 0):
-        journal = decoder.decode(record.value)
+    async for journal in sound(log, JOURNAL, decode):
         if last_version is not None and journal.version > last_version:
             continue
         if journal.version == version + len(found) + 1:
@@ -172,11 +177,13 @@ def _rows_of(ranges: Sequence[OffsetRange], records: dict[int, dict[int, Example
     parts = [ExampleRows.empty(spec.id_columns, spec.dense_inputs)]
     for learned in ranges:
         rows_at = records[learned.partition]
-        for offset in range(learned.from_offset, learned.to_offset + (learned.to_row > 0)):
-            if (rows := rows_at.get(offset)) is not None:
-                first_row = learned.from_row if offset == learned.from_offset else 0
-                end_row = learned.to_row if offset == learned.to_offset else len(rows)
-                parts.append(rows.take(slice(first_row, end_row)))
+        offsets = [*rows_at]  # ascending, as they were read: not all in between hold a record
+        first, end = learned.from_offset, learned.to_offset + (learned.to_row > 0)
+        for offset in offsets[bisect_left(offsets, first) : bisect_left(offsets, end)]:
+            rows = rows_at[offset]
+            first_row = learned.from_row if offset == learned.from_offset else 0
+            end_row = learned.to_row if offset == learned.to_offset else len(rows)
+            parts.append(rows.take(slice(first_row, end_row)))
     return concat(parts)
 
 

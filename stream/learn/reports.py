@@ -16,6 +16,7 @@ from stream.kafka.log_writer import Outgoing
 from stream.learn.loop import LearningLoop
 from stream.learn.outcomes import Diverged, Heard, Learned, LearnOutcome, Rejected, Silent, Skipped
 from stream.metrics import WorkerMetrics
+from stream.records.seal import sealed
 from stream.records.topics import DEADLETTER, EXAMPLES, JOURNAL
 from stream.records.wire import DeadLetter
 
@@ -40,10 +41,10 @@ class LearnReports:
         for outcome in outcomes:
             match outcome:
                 case Learned():
-                    records.append(Outgoing(JOURNAL, _encode(outcome.journal), key=b"model"))
+                    records.append(Outgoing(JOURNAL, sealed(outcome.journal), key=b"model"))
                     self._learned(outcome)
                 case Skipped():
-                    records += [Outgoing(JOURNAL, _encode(outcome.journal), key=b"model"), self._skipped(outcome)]
+                    records += [Outgoing(JOURNAL, sealed(outcome.journal), key=b"model"), self._skipped(outcome)]
                 case Rejected(partition, offset, reason, detail, rows):
                     payload = rows.to_record(self._spec.hash, 0).encode()
                     records.append(self.dead_letter(partition, offset, reason, detail, payload))

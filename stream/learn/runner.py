@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-import msgspec
 import structlog
 
 from learners.deepfm.delta import Delta
@@ -23,7 +22,7 @@ from stream.agents.store_health import StoreHealth
 from stream.kafka.broker import Broker
 from stream.kafka.gaps import LogGaps
 from stream.kafka.input_record import InputRecord, TopicPartition
-from stream.kafka.log_reader import LogReader
+from stream.kafka.log_reader import LogReader, RecordRejects
 from stream.kafka.log_writer import LogWriter, Outgoing, open_writer
 from stream.learn.config import LearningConfig
 from stream.learn.line_calibration import LineCalibration
@@ -38,13 +37,13 @@ from stream.records.columns import RecordError
 from stream.records.deltas import to_parts
 from stream.records.examples import ExampleRows
 from stream.records.examples_codec import decode_examples, refuse_settled
+from stream.records.seal import sealed
 from stream.records.topics import DEADLETTER, EXAMPLES, JOURNAL, WEIGHTS
 from stream.records.wire import SnapshotNotice
 
 MAX_PART_BYTES = 4 << 20  # half of the topic's limit
 _JOURNALED_AT_ONCE = 64  # learned batches that are sent to the broker together while nothing is published
 
-_encode = msgspec.msgpack.Encoder().encode
 _log = structlog.get_logger(__name__)
 
 
@@ -169,7 +168,7 @@ class LearnRunner:
         self._reports.drift_watch = await self._drift
         if self._writer is None:
             self._writer = await self._open_writer(self._broker, self._broker.group("learn"))
-        async with LogReader(self._broker) as log:
+        async with LogReader(self._broker, RecordRejects(self._metrics.rejected)) as log:
             if await take_base(
                 log,
                 self._root,
@@ -287,7 +286,7 @@ class LearnRunner:
 
     def _parts(self, delta: Delta) -> list[Outgoing]:
         part_bytes = min(MAX_PART_BYTES, self._broker.record_bytes(WEIGHTS) // 2)
-        parts = [Outgoing(WEIGHTS, _encode(part), key=b"model") for part in to_parts(delta, part_bytes)]
+        parts = [Outgoing(WEIGHTS, sealed(part), key=b"model") for part in to_parts(delta, part_bytes)]
         if not delta.is_heartbeat:
             self._metrics.counter("deltas_total").inc()
             self._metrics.counter("delta_bytes_total").inc(sum(len(part.value) for part in parts))
@@ -312,7 +311,7 @@ class LearnRunner:
             sha256=written.sha256,
             watermark_ms=state.watermark_ms,
         )
-        await self._write([Outgoing(WEIGHTS, _encode(notice), key=b"model")])
+        await self._write([Outgoing(WEIGHTS, sealed(notice), key=b"model")])
         self._offsets_to_commit = {(EXAMPLES, partition): at[0] for partition, at in state.positions.items()}
         self._metrics.counter("snapshots_total").inc()
         _log.info("snapshot written", version=state.version, url=written.url)

@@ -8,9 +8,10 @@ from typing import NamedTuple, NoReturn, Protocol
 
 import msgspec
 
+from learners.examples.kinds import EXPOSURE
 from stream.records.columns import RecordError
 from stream.records.examples import ExampleRows
-from stream.records.limits import MAX_RECORD_BYTES
+from stream.records.limits import LATEST_MS, MAX_RECORD_BYTES, check_rows, check_size
 from stream.records.wire import ExamplesRecord
 
 SPLIT_ROWS = 8_192  # what one call of the session store should fold
@@ -35,14 +36,20 @@ def decode_examples(value: bytes | None, spec: SpecShape) -> tuple[ExampleRows, 
     Raises RecordError for bytes or columns that are not those of ``spec``; its reason is ``settled`` for a record of
     the time when an example waited for its label: such a log cannot go on, see `refuse_settled`.
     """
+    if not value:
+        raise RecordError("malformed", "the record is empty, a tombstone; expected one of examples")
+    check_size(value)
     try:
-        record = _decoder.decode(value or b"")
+        record = _decoder.decode(value)
     except msgspec.ValidationError as error:
-        if _is_settled(value or b""):
+        if _is_settled(value):
             raise RecordError("settled", SETTLED_DETAIL) from error
         raise RecordError("schema", f"not a record of examples: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise RecordError("malformed", f"not read as a record of examples: {error}") from error
+    check_rows(record.rows)
+    if not 0 <= record.watermark_ms < LATEST_MS:
+        raise RecordError("time", f"watermark_ms={record.watermark_ms} is not from 0 to {LATEST_MS} (2100)")
     if record.spec_hash != spec.hash:
         raise RecordError(
             "spec", f"examples of feature spec {record.spec_hash}, here runs {spec.hash}: their columns do not fit"
@@ -75,12 +82,20 @@ def refuse_settled(topic: str, partition: int, offset: int) -> NoReturn:
 
 
 def _is_settled(value: bytes) -> bool:
-    """Whether this is an examples record with a column of labels."""
+    """Whether this is an examples record with a column of labels, of that release: they fit its kinds."""
     try:
         raw = msgspec.msgpack.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
-    return isinstance(raw, dict) and raw.get("record") == "examples" and "label" in raw
+    if not isinstance(raw, dict) or raw.get("record") != "examples":
+        return False
+    label, kind = raw.get("label"), raw.get("kind")
+    if not isinstance(label, bytes):
+        return False
+    return not isinstance(kind, bytes) or (
+        len(kind) == len(label)
+        and all(one == 1 or (one == 0 and of == EXPOSURE) for one, of in zip(label, kind, strict=True))
+    )
 
 
 class ExamplesPart(NamedTuple):

@@ -20,6 +20,8 @@ from stream.records.wire import EventsRecord, ServedRecord
 
 EARLIEST_MS = 946_684_800_000  # 2000-01-01: anything earlier is seconds, or a clock that was never set
 LATEST_MS = 4_102_444_800_000  # 2100-01-01: anything later is microseconds
+LAST_VERSION = 10**11  # of a model, a map, a line; that of snapshots, `learners.snapshots.manifest`
+LAST_OFFSET = 2**62  # of a log
 Why: TypeAlias = Callable[[Mapping[str, Any], int, int], tuple[str, str]]  # row, rows, index: reason and detail
 _WHY_LATEST = "the record's own time and what clocks may differ (MILLSTREAM_MAX_AHEAD_S)"
 MAX_RECORD_BYTES = 8 << 20  # the greatest limit in the table of topics: no producer of ours writes more

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stream.records.columns import RecordError
 from stream.records.limits import (
+    LAST_VERSION,
     RejectedRow,
     Why,
     arrays_of,
@@ -103,6 +104,9 @@ def served_rows(record: ServedRecord, spec: SpecWidths) -> ServedRows:
     """Return the rows of a served batch, bad ones left out. Raises RecordError."""
     check_watermark(record.watermark_ms)
     check_rows(max(record.rows, record.requests))
+    for name, version in (("model_version", record.model_version), ("map_version", record.map_version)):
+        if not 0 <= version <= LAST_VERSION:
+            raise RecordError("schema", f"{name}={version} must be from 0 to {LAST_VERSION}: no model has it")
     if record.rows or record.requests:
         _check_spec(record, spec)
     columns = arrays_of(record)

@@ -12,7 +12,17 @@ from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.examples.terms import CONVERSION_HEAD
 from learners.training.sampling import uniform
 from stream.records.examples import ExampleRows
+from stream.records.limits import LAST_VERSION, LATEST_MS
 
+_LAST_KIND = max(EXPOSURE, CLICK, CONVERSION)
+_BOUNDS = (
+    ("ts_ms", "time", LATEST_MS - 1),
+    ("known_ms", "time", LATEST_MS - 1),
+    ("delay_ms", "time", LATEST_MS - 1),
+    ("click_produced_ms", "time", LATEST_MS - 1),
+    ("model_version", "schema", LAST_VERSION),
+)
+"""Columns of 64-bit numbers: what a bad one is rejected for, and the last that can be right."""
 _SAMPLING_SEED = 11  # another draw than those of base training
 
 
@@ -23,24 +33,55 @@ class Fault:
     reason: str
     detail: str
     rows: NDArray[np.intp]
+    column: str = ""  # whose value is wrong; "": several
 
 
 def faults(rows: ExampleRows) -> list[Fault]:
     """The rows that cannot be learned by reason; a row with several faults counts for the first."""
     found: list[Fault] = []
     left = np.ones(len(rows), np.bool_)
-    for reason, bad, what in (
-        ("not_finite", ~np.isfinite(rows.dense).all(axis=1), "dense inputs that are not finite"),
-        ("schema", ~np.isin(rows.kind, (EXPOSURE, CLICK, CONVERSION)), "an unknown kind of example"),
-    ):
-        where = np.flatnonzero(bad & left)
+    for fault in (_not_finite(rows), *impossible(rows)):
+        where = fault.rows[left[fault.rows]]
         left[where] = False
         if len(where):
-            detail = f"{len(where)} of {len(rows)} rows have {what}; the first is row {where[0]}"
-            if reason == "schema":
-                detail += f" with kind {rows.kind[where[0]]}"
-            found.append(Fault(reason, detail, where))
+            detail = f"{len(where)} of {len(rows)} rows have {fault.detail}; the first is row {where[0]}"
+            if fault.column:
+                detail += f" with {fault.column} {getattr(rows, fault.column)[where[0]]}"
+            found.append(Fault(fault.reason, detail, where, fault.column))
     return found
+
+
+def impossible(rows: ExampleRows) -> list[Fault]:
+    """The rows that no join has written, by what is wrong; none in a record that is as it was written."""
+    if not len(rows):
+        return []
+    found: list[Fault] = []
+    if int(rows.kind.max()) > _LAST_KIND:
+        found.append(Fault("schema", "an unknown kind of example", np.flatnonzero(rows.kind > _LAST_KIND), "kind"))
+    for name, reason, last in _BOUNDS:
+        column = getattr(rows, name)
+        if int(column.min()) < 0 or int(column.max()) > last:
+            where = np.flatnonzero((column < 0) | (column > last))
+            found.append(Fault(reason, f"a {name} that is not from 0 to {last}", where, name))
+    if not np.isfinite(rows.value).all():
+        found.append(Fault("schema", "a value that is not finite", np.flatnonzero(~np.isfinite(rows.value)), "value"))
+    return found
+
+
+def possible(rows: ExampleRows) -> ExampleRows:
+    """The rows without those that are `impossible`: the same object where all of them are sound."""
+    found = impossible(rows)
+    if not found:
+        return rows
+    kept = np.ones(len(rows), np.bool_)
+    for fault in found:
+        kept[fault.rows] = False
+    return rows.take(kept)
+
+
+def _not_finite(rows: ExampleRows) -> Fault:
+    bad = np.flatnonzero(~np.isfinite(rows.dense).all(axis=1))
+    return Fault("not_finite", "dense inputs that are not finite", bad)
 
 
 def learnable(rows: ExampleRows, heads: Sequence[str]) -> NDArray[np.bool_]:

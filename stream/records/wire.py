@@ -170,6 +170,7 @@ class DeltaPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", t
     newest_event_ms: int
     clicks_produced_ms: bytes  # (C,) i64 wall-clock times of the clicks first learned in this version
     payload: bytes
+    seal: int = 0  # of the whole record, `stream.records.seal`; 0: of a release that had none
 
 
 class SnapshotNotice(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="snapshot"):
@@ -180,6 +181,7 @@ class SnapshotNotice(msgspec.Struct, frozen=True, kw_only=True, tag_field="recor
     url: str
     sha256: str
     watermark_ms: int
+    seal: int = 0
 
 
 class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="calibration"):
@@ -201,6 +203,7 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="re
     line: int = 0
     conversion_state: bytes = b""
     converted: bytes = b""
+    seal: int = 0
 
 
 class OffsetRange(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -248,6 +251,7 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="record
     silences: list[Silence] = []
     paid_clicks: int = 0
     conversion_delays: ConversionDelays | None = None
+    seal: int = 0
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="deadletter"):

@@ -32,7 +32,9 @@ from stream.records.columns import RecordError
 from stream.records.examples import ExampleRows
 from stream.records.examples_codec import decode_examples, refuse_settled
 from stream.records.topics import EXAMPLES
+from stream.records.validity import possible
 from stream.servers.circuit_breaker import CircuitBreaker
+from stream.servers.fences import DamagedStoreError
 from stream.sessions.fold import SessionFold, SessionStates
 from stream.sessions.store import RedisSessionStore
 
@@ -145,7 +147,7 @@ class SessionRunner:
 
     async def _catch_up(self, partition: _Partition, stop: int | None = None) -> None:
         """Fold what the log holds from the fence on, up to ``stop`` or to its end, for a while."""
-        current = await self._query(lambda: self._store.fence(partition.number))
+        current = await self._query(partition, lambda: self._store.fence(partition.number))
         if current is None:
             return
         if partition.fence is not None and partition.fence != current:
@@ -164,7 +166,7 @@ class SessionRunner:
         """Move the fence back to where the log was cut, if it was; whether it stands no further."""
         fence, cut = partition.fence or 0, partition.cut
         if cut is not None and cut < fence:
-            moved = await self._query(lambda: self._store.move_back(partition.number, fence, cut))
+            moved = await self._query(partition, lambda: self._store.move_back(partition.number, fence, cut))
             if moved != cut:
                 return False
             self._note_fence(partition, cut)
@@ -235,7 +237,8 @@ class SessionRunner:
         Raises SettledLogError for a log of labelled examples: it has no displays to fold.
         """
         try:
-            return decode_examples(record.value, self._spec)
+            rows, watermark_ms = decode_examples(record.value, self._spec)
+            return possible(rows), watermark_ms
         except RecordError as error:
             if error.reason == "settled":
                 refuse_settled(EXAMPLES, partition, record.offset)
@@ -247,7 +250,7 @@ class SessionRunner:
         if step.end == fence:
             return True
         current = await self._query(
-            lambda: self._store.step(self._fold, partition.number, fence, step.end, step.records)
+            partition, lambda: self._store.step(self._fold, partition.number, fence, step.end, step.records)
         )
         if current != step.end:
             partition.behind = True  # behind the log, or behind where the store stands now
@@ -268,18 +271,34 @@ class SessionRunner:
             self._metrics.counter("session_rewinds_total", reason="ahead").inc()
             _log.info("the session store is ahead: another worker folds, or an answer was lost", **where)
 
-    async def _query(self, question: Callable[[], Awaitable[int]]) -> int | None:
-        """The store's answer; None while it is away, without waiting for it again at once."""
+    async def _query(self, partition: _Partition, question: Callable[[], Awaitable[int]]) -> int | None:
+        """The store's answer; None while it is away, without waiting for it again at once, and where it is cleared."""
         if self._breaker.is_open:
             return None
         try:
-            answer = await question()
+            try:
+                answer = await question()
+            except DamagedStoreError as error:
+                await self._clear(partition, error)
+                return None
         except (RedisError, OSError) as error:
             self._breaker.record_failure(error)
             self._metrics.counter("session_store_failures_total").inc()
             return None
         self._breaker.record_success()
         return answer
+
+    async def _clear(self, partition: _Partition, error: DamagedStoreError) -> None:
+        await self._store.clear(partition.number)
+        partition.fence, partition.behind, partition.watermark_ms = 0, True, 0
+        self._offsets_to_commit[EXAMPLES, partition.number] = 0
+        self._metrics.counter("session_rewinds_total", reason="behind").inc()
+        _log.error(
+            "the session store held what no worker wrote; its states of the partition are folded again from the log",
+            partition=partition.number,
+            reason=str(error),
+            remedy="look who else may write to this Redis",
+        )
 
     def _note_fence(self, partition: _Partition, fence: int | None) -> None:
         partition.fence = fence

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from redis.asyncio import Redis
 
 from learners.features.encode import EncodedIds, Encoder
-from learners.features.session_state import COUNTER, USER, SessionView
+from learners.features.session_state import COUNTER, USER, SessionView, sums_of
 from learners.features.spec import FeatureSpec
 from stream.records.partition import partition_of
+from stream.servers.fences import clear, damage_is_said, fence_of, sequence_of
 from stream.sessions.fold import SessionFold, SessionKeys, SessionRecord, SessionStates
 from stream.sessions.in_memory import SessionExport, SharedCounters, split_export
 
@@ -84,8 +85,15 @@ class RedisSessionStore:
         self._own_ad = np.array([spec.own(counter) for counter in spec.ad_counters], bool)
 
     async def fence(self, partition: int) -> int:
-        """The first offset of the examples log that the partition's state does not hold."""
-        return int((await self._mget([self.names[partition].fence]))[0] or 0)
+        """The first offset of the examples log that the partition's state does not hold. Raises DamagedStoreError."""
+        with damage_is_said():
+            return fence_of(await self._answer(self._redis.get(self.names[partition].fence)))
+
+    async def clear(self, partition: int) -> None:
+        """Forget a partition's states, the fence last: it is folded again from the log's start."""
+        names = self.names[partition]
+        last = [names.sequence, names.changes, names.fence]
+        await clear(self._redis, [names.user + b"*", names.counter + b"*"], last)
 
     async def load(self, partition: int, keys: SessionKeys) -> SessionStates:
         """The partition's states of keys, zeros where there is none; one round trip."""
@@ -94,7 +102,8 @@ class RedisSessionStore:
     async def apply(self, partition: int, expected: int, fence: int, states: SessionStates) -> int:
         """Write changed states and move the fence in one step, if it stands at ``expected``.
 
-        Returns where the fence stands afterwards; if that is not ``fence``, nothing was written.
+        Returns where the fence stands afterwards; if that is not ``fence``, nothing was written. Raises
+        DamagedStoreError.
         """
         names, keys = self.names[partition], states.keys
         own = np.flatnonzero(keys.owners)
@@ -102,13 +111,14 @@ class RedisSessionStore:
         state_keys = names.users(keys.users) + names.counters(keys.counters[order])
         values = (states.users.tobytes(), states.counters.take(order).tobytes())
         head = (expected, fence, *self._ttl_s, len(keys.users), len(own), names.counter)
-        current = await self._answer(
-            self._apply(
-                keys=[names.fence, names.sequence, names.changes, *state_keys],
-                args=[*head, USER.itemsize, COUNTER.itemsize, *values],
+        with damage_is_said():
+            current = await self._answer(
+                self._apply(
+                    keys=[names.fence, names.sequence, names.changes, *state_keys],
+                    args=[*head, USER.itemsize, COUNTER.itemsize, *values],
+                )
             )
-        )
-        return int(current)
+        return fence_of(current)
 
     async def step(
         self, fold: SessionFold, partition: int, expected: int, fence: int, records: Sequence[SessionRecord]
@@ -124,7 +134,9 @@ class RedisSessionStore:
 
     async def move_back(self, partition: int, expected: int, fence: int) -> int:
         """Move the fence back to where the log was cut, states as they are; returns where it stands afterwards."""
-        return int(await self._answer(self._move_back(keys=[self.names[partition].fence], args=[expected, fence])))
+        with damage_is_said():
+            moved = await self._answer(self._move_back(keys=[self.names[partition].fence], args=[expected, fence]))
+        return fence_of(moved)
 
     async def read(self, encoder: Encoder, ids: EncodedIds, shared: SharedCounters) -> SessionView:
         """The states that encoded requests read: the users' own in one round trip, shared sums from memory."""
@@ -179,7 +191,7 @@ class RedisSessionStore:
         pipe.zrangebyscore(names.changes, f"({since}", "+inf", start=0, num=_PULLED_CHANGES, withscores=True)
         newest, changed = await self._answer(pipe.execute())
         if not changed:
-            return int(newest or 0), np.zeros(0, np.uint64), np.zeros(0, COUNTER)
+            return sequence_of(newest), np.zeros(0, np.uint64), np.zeros(0, COUNTER)
         # The page may end inside a batch: what shares its last number is asked for again next time.
         cut = int(changed[-1][1]) - 1 if len(changed) == _PULLED_CHANGES else int(changed[-1][1])
         if cut <= since:
@@ -195,7 +207,7 @@ class RedisSessionStore:
         names = self.names[partition]
         fence, *values = await self._mget([names.fence, *names.users(keys.users), *names.counters(keys.counters)])
         u = len(keys.users)
-        return int(fence or 0), SessionStates(keys, _unpacked(values[:u], USER), _unpacked(values[u:], COUNTER))
+        return fence_of(fence), SessionStates(keys, _unpacked(values[:u], USER), _unpacked(values[u:], COUNTER))
 
     async def _mget(self, names: Sequence[bytes]) -> list[bytes | None]:
         return await self._answer(cast("Awaitable[list[bytes | None]]", self._redis.mget(names)))
@@ -280,10 +292,13 @@ def _named(prefix: bytes, keys: NDArray[np.uint64]) -> list[bytes]:
 
 
 def _unpacked(values: Sequence[bytes | None], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """States from their bytes, writable; zeros for none and for bytes of another layout."""
+    """States from their bytes, writable; zeros for none, for bytes of another layout, and for sums that are none."""
     empty = bytes(dtype.itemsize)
     joined = bytearray().join([v if v is not None and len(v) == dtype.itemsize else empty for v in values])
-    return np.frombuffer(joined, dtype)
+    states = np.frombuffer(joined, dtype)
+    if dtype == COUNTER and not np.isfinite(sums := sums_of(states)).all():
+        states[~np.isfinite(sums).all(axis=-1)] = np.zeros((), COUNTER)
+    return states
 
 
 def _slices(states: SessionStates, most: int) -> list[SessionStates]:

@@ -83,6 +83,26 @@ async def test_what_came_while_the_store_was_not_asked_is_read_from_the_log_once
     assert await partition.conversions() == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("value", [b"abc", b"-7", b"1.5", b"9" * 30, [b"a", b"list"]])
+async def test_a_fence_that_is_none_is_the_start_and_what_stood_behind_it_is_forgotten(
+    partition: _Partition, redis_url: str, value: bytes | list[bytes]
+) -> None:
+    """The store is filled again from the log, each conversion once."""
+    (_, second) = await partition.write(_CLICKS, _converted(_CLICKS))
+    owner = partition.owner()
+    assert await owner.catch_up(second + 1)
+    redis: Redis = Redis.from_url(redis_url)
+    fence = f"millstream:{SPEC.hash}:{{0}}:click"
+    await redis.delete(fence)
+    await (redis.rpush(fence, *value) if isinstance(value, list) else redis.set(fence, value))
+    (third,) = await partition.write(_converted(_CLICKS.take(slice(0, 1)), after_ms=9_000))
+    await owner.take(_converted(_CLICKS.take(slice(0, 1)), after_ms=9_000), third + 1)
+    assert await owner.catch_up(third + 1)
+    assert await partition.store.fence(0) == third + 1
+    assert await partition.conversions() == [2, 1, 1, 1]
+    await redis.aclose()
+
+
 def _converted(clicks: ExampleRows, after_ms: int = 5_000) -> ExampleRows:
     rows = clicks.take(np.arange(len(clicks)))
     rows.kind[...] = CONVERSION
