@@ -74,7 +74,7 @@ def backtest(
         base, online = base_and_online_days(scenario, base_days, online_days)
         options = in_process.BacktestOptions(tick_s=tick_s, learn_interval_s=learn_interval_s)
         found = _backtest(scenario, base, online, options, progress)
-    except (ReplayError, ValueError) as error:
+    except (ReplayError, ValueError, OSError) as error:
         stop(error, BAD_USAGE)
     if as_json:
         print_json({**found.report.to_json(), "sha256": found.sha256})
@@ -115,7 +115,7 @@ def compare(
         base, online = base_and_online_days(scenario, base_days, online_days)
         options = in_process.BacktestOptions(tick_s=tick_s, learn_interval_s=learn_interval_s)
         lines = _compare(scenario, base, online, options, named, loss_names, names is None, progress)
-    except (ReplayError, ValueError) as error:
+    except (ReplayError, ValueError, OSError) as error:
         stop(error, BAD_USAGE)
     except (ImportError, DivergenceError) as error:
         stop(error, FAILED)
@@ -143,9 +143,10 @@ def base(
         span_ms = scenario.days().span_ms(0, days)
         with progress.counting("base days", scenario.count(*span_ms)) as advance:
             collected = in_process.collect_base(scenario, spec, span_ms, advance)
-    except (ReplayError, ValueError) as error:
+        written = write_base(collected, spec, out)
+    except (ReplayError, ValueError, OSError) as error:
         stop(error, BAD_USAGE)
-    for path in write_base(collected, spec, out):
+    for path in written:
         typer.echo(path)
 
 
@@ -174,7 +175,7 @@ def run(
             raise PlaybackError(f"{snapshots} holds no snapshot: there is nothing to compare with. Run learners base.")
         options = PlayerOptions(speed=_speed(speed), max_lag_s=max_lag_s, tick_s=tick_s)
         settings = StreamSettings()
-    except (ReplayError, SnapshotError, ValueError) as error:
+    except (ReplayError, SnapshotError, ValueError, OSError) as error:
         stop(error, BAD_USAGE)
     span_ms = scenario.days().span_ms(days, online)
     progress = Progress(quiet=quiet)
@@ -203,7 +204,7 @@ def demo(
         scenario = open_dataset(dataset, data)
         days, online = base_and_online_days(scenario, base_days, online_days)
         player = PlayerOptions(max_lag_s=max_lag_s, tick_s=tick_s)
-    except (ReplayError, ValueError) as error:
+    except (ReplayError, ValueError, OSError) as error:
         stop(error, BAD_USAGE)
     folder = work_dir or Path(tempfile.mkdtemp(prefix="millstream-demo-"))
     options = DemoOptions(base_days=days, online_days=online, work_dir=folder, port=port, partitions=partitions)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -62,11 +63,11 @@ class BacktestOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.tick_s <= 0:
+        if not 0 < self.tick_s < inf:
             raise ValueError(f"tick_s={self.tick_s} must be positive: time would not pass. Pass --tick-s 20.")
-        if self.learn_interval_s <= 0:
+        if not 0 < self.learn_interval_s < inf:
             raise ValueError(
-                f"learn_interval_s={self.learn_interval_s} must be positive: no step would end by it. Pass "
+                f"learn_interval_s={self.learn_interval_s} must be positive and finite: no step would end by it. Pass "
                 "--learn-interval-s 300."
             )
 

@@ -159,7 +159,7 @@ def _read_csv(path: Path, columns: Mapping[str, pa.DataType]) -> pa.Table:
         return pacsv.read_csv(
             io.BytesIO(data), read_options=pacsv.ReadOptions(use_threads=False), convert_options=convert
         )
-    except (pa.ArrowInvalid, KeyError) as damage:
+    except (pa.ArrowException, KeyError, ValueError) as damage:
         raise DataError(f"{path}: {damage}. Every row must match the header; copy the file again.") from damage
 
 

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol
 
 import aiohttp
@@ -48,9 +49,9 @@ class PlayerOptions:
     drain_timeout_s: float = 60.0  # wall clock without any progress of the workers before we give up
 
     def __post_init__(self) -> None:
-        if self.speed is not None and self.speed <= 0:
+        if self.speed is not None and not 0 < self.speed < inf:
             raise ValueError(f"speed={self.speed} must be positive (or 'max'): time would not pass. Pass --speed max.")
-        if not 0 < 2 * self.tick_s <= self.max_lag_s:
+        if not 0 < 2 * self.tick_s <= self.max_lag_s < inf:
             raise ValueError(
                 f"max_lag_s={self.max_lag_s} must be at least twice tick_s={self.tick_s}, and that positive: the "
                 "player would wait for a time that it has not announced. Raise --max-lag-s."

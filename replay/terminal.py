@@ -67,5 +67,8 @@ def print_json(document: dict[str, Any]) -> None:
 
 def stop(error: Exception, status: int) -> NoReturn:
     """Say what is wrong on stderr and end with ``status``."""
-    typer.echo(f"error: {error}", err=True)
+    told = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        told = f"{error.filename}: {error.strerror}: it cannot be read or written. Give another path."
+    typer.echo(f"error: {told}", err=True)
     raise typer.Exit(status)

@@ -52,8 +52,11 @@ def truth(
         stop(error, BAD_USAGE)
     results = run_jobs(jobs, processes, progress)
     if out is not None:
-        (out / "truth.json").write_bytes(json_bytes(truth_json(results)))
-        draw(results, out / "truth.png")
+        try:
+            (out / "truth.json").write_bytes(json_bytes(truth_json(results)))
+            draw(results, out / "truth.png")
+        except OSError as error:
+            stop(error, BAD_USAGE)
     if as_json:
         print_json(truth_json(results))
     else:

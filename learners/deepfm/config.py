@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from learners.nn.heads import Head, Heads
+from learners.table.config import TableConfig
 
 PrecisionSetting = Literal["fp32", "bf16"]
-_MOST_THREADS = 256
+_MOST_THREADS, _MOST_WIDTH = 256, 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,11 @@ class DeepFMConfig:
                 raise ValueError(f"{name}={value} must be positive and finite: the model could not learn. Raise it.")
         if any(width < 1 for widths in (self.hidden, *self.tower_widths) for width in widths):
             raise ValueError(f"hidden={self.hidden} must hold positive widths: a layer of 0 passes nothing on.")
+        if max((self.dim, *self.hidden, *(width for widths in self.tower_widths for width in widths))) > _MOST_WIDTH:
+            raise ValueError(
+                f"dim={self.dim} and the widths {self.hidden}, {self.tower_widths} must be at most {_MOST_WIDTH}: no "
+                "machine could hold the layers between them. Lower them."
+            )
         if self.threads > _MOST_THREADS:
             raise ValueError(
                 f"threads={self.threads} must be at most {_MOST_THREADS}: each has gradients and buffers of its own. "
@@ -87,6 +93,20 @@ class DeepFMConfig:
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={self.precision} must be fp32 or bf16: no other is known. Take fp32.")
         Heads(self.heads)
+        _ = self.table
+
+    @property
+    def table(self) -> TableConfig:
+        """The part of it that the embedding table is made with. Raises ValueError for one that makes none."""
+        return TableConfig(
+            admit_after=self.admit_after,
+            expire_after_s=self.expire_after_s,
+            max_rows=self.max_rows,
+            accumulator_half_life_s=self.accumulator_half_life_s,
+            init_scale=self.init_scale,
+            start_from_default=self.start_from_default,
+            seed=self.seed,
+        )
 
     @property
     def tower_widths(self) -> tuple[tuple[int, ...], ...]:

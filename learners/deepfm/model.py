@@ -21,7 +21,7 @@ from learners.deepfm.gradients import DivergenceError, Gradients
 from learners.deepfm.model_state import ModelCopy, sha256_of, to_state
 from learners.deepfm.network import Inputs, Network
 from learners.deepfm.output_bias import OutputBiases
-from learners.deepfm.state_checks import check_state, table_config
+from learners.deepfm.state_checks import check_state
 from learners.examples.terms import Terms
 from learners.features.rows import Rows
 from learners.features.shape import ModelShape
@@ -58,7 +58,7 @@ class DeepFM:
         torch.set_num_threads(1)
         self.config = config
         self.shape = shape
-        self.table = EmbeddingTable(config.dim, shape.default_keys, table_config(config))
+        self.table = EmbeddingTable(config.dim, shape.default_keys, config.table)
         self._columns = np.array(shape.embedded, np.intp)
         kind = AutogradNetwork if config.regularised else Network
         self.network: Network | AutogradNetwork = kind(config, columns=len(self._columns), dense=shape.dense)

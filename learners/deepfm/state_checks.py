@@ -16,25 +16,11 @@ from learners.deepfm.dense_shapes import dense_shapes
 from learners.features.shape import ModelShape
 from learners.nn.optimiser import check_shapes, padded_size
 from learners.protocol.state_names import under
-from learners.table.config import TableConfig
 from learners.table.state_checks import check_state as check_table_state
 
 _ADAM: Mapping[str, str] = {"adam.first": "f4", "adam.second": "f4", "adam.steps": "i8", "adam.rows": "f8"}
 _LATER = {"adam.rows"}  # states of before it have none
 _NOT_NEGATIVE = {"adam.second", "adam.steps", "adam.rows"}
-
-
-def table_config(config: DeepFMConfig) -> TableConfig:
-    """The part of a config that the embedding table is made with."""
-    return TableConfig(
-        admit_after=config.admit_after,
-        expire_after_s=config.expire_after_s,
-        max_rows=config.max_rows,
-        accumulator_half_life_s=config.accumulator_half_life_s,
-        init_scale=config.init_scale,
-        start_from_default=config.start_from_default,
-        seed=config.seed,
-    )
 
 
 def check_state(config: DeepFMConfig, shape: ModelShape, state: Mapping[str, NDArray[Any]]) -> None:
@@ -52,7 +38,7 @@ def check_state(config: DeepFMConfig, shape: ModelShape, state: Mapping[str, NDA
                 f"and must be finite {wanted}{', not negative' if name in _NOT_NEGATIVE else ''}: every prediction "
                 "would be wrong. Use another snapshot."
             )
-    check_table_state(under("table.", state), config.dim, shape.default_keys, table_config(config))
+    check_table_state(under("table.", state), config.dim, shape.default_keys, config.table)
 
 
 def _check_adam(state: Mapping[str, NDArray[Any]], size: int) -> None:

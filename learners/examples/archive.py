@@ -92,7 +92,13 @@ class _File(NamedTuple):
 
 
 def _files(path: Path | str) -> list[_File]:
-    store, root = fsspec.core.url_to_fs(str(path))
+    try:
+        store, root = fsspec.core.url_to_fs(str(path))
+    except (ImportError, ValueError) as error:
+        raise ArchiveError(
+            f"{path} cannot be reached ({error}): there is nothing to read. Give a folder, or install what its "
+            "protocol needs."
+        ) from error
     if not store.isdir(root):
         return [_File(root, store)]
     found = sorted(file for file in store.find(root) if file.endswith(".parquet"))

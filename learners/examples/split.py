@@ -147,4 +147,10 @@ def day_span_ms(since_day: str, until_day: str, utc_offset_s: int) -> tuple[int,
 
 
 def _local_midnight_ms(day: str, utc_offset_s: int) -> int:
-    return (date.fromisoformat(day).toordinal() - date(1970, 1, 1).toordinal()) * _DAY_MS - utc_offset_s * 1000
+    try:
+        ordinal = date.fromisoformat(day).toordinal()
+    except ValueError as error:
+        raise ValueError(
+            f"day {day!r} must be YYYY-MM-DD ({error}): no event could be told to lie before or after it. Correct it."
+        ) from error
+    return (ordinal - date(1970, 1, 1).toordinal()) * _DAY_MS - utc_offset_s * 1000

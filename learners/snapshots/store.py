@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -23,6 +24,10 @@ class Store(Protocol):
 
     def url(self, folder: str) -> str:
         """Where a folder lies, for people and for other processes."""
+        ...
+
+    def check_writable(self) -> None:
+        """OSError where a folder could surely not be written: said before hours of work, not after."""
         ...
 
     def folders(self) -> list[str]:
@@ -46,6 +51,8 @@ def store_of(root: str) -> Store:
     """A directory for a plain path or ``file://``, any other URL through fsspec."""
     if "://" in root and not root.startswith("file://"):
         return UrlStore(root)
+    if not root or "\0" in root:
+        raise ValueError(f"{root!r} is no folder: nothing could be read or written. Name a folder or URL.")
     return DirectoryStore(Path(root.removeprefix("file://")))
 
 
@@ -58,6 +65,14 @@ class DirectoryStore:
     def url(self, folder: str) -> str:
         """Where the folder is."""
         return str(self.root / folder)
+
+    def check_writable(self) -> None:
+        """By what of the root there is."""
+        there = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
     def folders(self) -> list[str]:
         """Unfinished ones included: their names start with a dot."""
@@ -130,11 +145,20 @@ class UrlStore:
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
         self._files: Any
-        self._files, self._path = fsspec.core.url_to_fs(self.root)
+        try:
+            self._files, self._path = fsspec.core.url_to_fs(self.root)
+        except (ImportError, ValueError) as error:
+            raise ValueError(
+                f"{root} cannot be reached ({error}): nothing could be read or written there. Give a folder, or "
+                "install what its protocol needs."
+            ) from error
 
     def url(self, folder: str) -> str:
         """Where the folder is."""
         return f"{self.root}/{folder}"
+
+    def check_writable(self) -> None:
+        """Only writing tells."""
 
     def folders(self) -> list[str]:
         """Unfinished ones included: they lack their last file."""

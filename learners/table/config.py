@@ -30,7 +30,7 @@ class TableConfig:
                 f"admit_after={self.admit_after} must be 1..{MOST_SIGHTINGS}: the sketch counts no further, so no key "
                 "would ever get a row. Lower it."
             )
-        if self.expire_after_s is not None and not self.expire_after_s >= _EPOCHS_TO_EXPIRY:
+        if self.expire_after_s is not None and not _EPOCHS_TO_EXPIRY <= self.expire_after_s < math.inf:
             raise ValueError(
                 f"expire_after_s={self.expire_after_s} must be at least {_EPOCHS_TO_EXPIRY} s, or None for never: the "
                 "last sighting is known to a 64th of it, and no finer than a second. Raise it."

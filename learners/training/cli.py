@@ -94,7 +94,14 @@ def _failures_told() -> Iterator[None]:
         yield
     except (DivergenceError, ReplicaError) as error:
         _stop(str(error), _FAILED)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        where = f"{error.filename}: {error.strerror}" if error.strerror and error.filename else str(error)
+        _stop(f"{where}: it cannot be read or written. Give another path.", _BAD_USAGE)
+    except ImportError as error:
+        _stop(f"{error}: a URL of that kind cannot be read without it. Install it, or give a folder.", _BAD_USAGE)
+    except MemoryError as error:
+        _stop(f"not enough memory: {error}. Lower --batch-rows or the model's sizes, or archive less.", _BAD_USAGE)
+    except ValueError as error:
         _stop(str(error), _BAD_USAGE)
 
 
@@ -136,7 +143,10 @@ def _order(order: str) -> Order:
 def _values(path: Path | None) -> dict[str, list[Any]]:
     if path is None:
         return {}
-    found = json.loads(path.read_bytes())
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error!s:.200}): segments would have no names. Correct it.") from error
     if not isinstance(found, dict) or not all(isinstance(of_field, list) for of_field in found.values()):
         raise ValueError(f'{path} must hold an object of lists, such as {{"video_type": ["NORMAL", "AD"]}}.')
     return found

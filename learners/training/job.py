@@ -15,6 +15,7 @@ from learners.features.shape import ModelShape
 from learners.features.spec import FeatureSpec, load_spec
 from learners.snapshots.next_base import write_base
 from learners.snapshots.snapshot import Written, versions
+from learners.snapshots.store import store_of
 from learners.training.base import Base, BaseConfig, Progress, known_users, train_base
 from learners.training.checkpoints import Checkpoints
 from learners.training.distributed import ProcessGroup
@@ -115,6 +116,8 @@ def run(job: BaseJob, group: ProcessGroup, progress: Progress) -> Trained | None
     ReplicaError
         The processes ended with different weights.
     """
+    for folder in filter(None, (job.out, job.checkpoints)):
+        store_of(folder).check_writable()
     spec = load_spec(job.spec or spec_name_of(job.examples))
     check_wanted(spec, job.segments)
     span = day_span_ms(job.since, job.until, spec.utc_offset_s) or (-_EVER, _EVER)

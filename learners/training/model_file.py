@@ -38,8 +38,8 @@ def read_model_config(path: Path) -> DeepFMConfig:
     """
     try:
         given = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no TOML: {error}. Correct it there.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is no TOML: {error!s:.200}. Correct it there.") from error
     _check_names(path, given, DeepFMConfig, "")
     heads = given.get("heads", ())
     for index, head in enumerate(heads if isinstance(heads, list) else ()):
