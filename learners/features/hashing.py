@@ -14,12 +14,14 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from learners.features.shown import shown
+
 MISSING = 0
 _CACHED_VALUES_PER_FIELD = 1 << 16  # some 10 MB at the most; then the cache starts empty
 _CACHED_LENGTH = 64  # longer texts are hashed each time
 _FMIX64_FACTOR = np.uint64(0xFF51AFD7ED558CCD)  # of MurmurHash3
 _SHIFT = np.uint64(32)
-_SHOWN_LENGTH = 80
+_LEAST_INTEGER, _GREATEST_INTEGER = -(1 << 63), (1 << 64) - 1
 
 
 class FeatureError(ValueError):
@@ -110,10 +112,19 @@ class FieldHasher:
             return [self.id(value) for value in values]
 
     def id(self, value: Any) -> int:
-        """The id of one raw value; None, an empty text and NaN are missing. Raises FeatureError for a wrong type."""
+        """The id of one raw value; None, an empty text and NaN are missing.
+
+        Raises FeatureError for a wrong type, and for an integer beyond 64 bits.
+        """
         known = self._cache.get(value) if isinstance(value, (str, int, float)) or value is None else None
         if known is not None:
             return known
+        if isinstance(value, int) and not _LEAST_INTEGER <= value <= _GREATEST_INTEGER:
+            # Python hashes integers modulo 2**61 - 1: longer ones could be chosen to collide in the cache without end
+            raise FeatureError(
+                f"{self.source} = {shown(value)} does not fit in 64 bits: no id of an ad server is so long. Send an "
+                "integer of 64 bits, or the digits as text."
+            )
         made = self._bucket(value) if self._edges else self._hash(value)
         if value == value and not (isinstance(value, str) and len(value) > _CACHED_LENGTH):  # NaN never hits a cache
             if len(self._cache) >= _CACHED_VALUES_PER_FIELD:
@@ -141,11 +152,9 @@ class FieldHasher:
         return MISSING if value != value else self._buckets[bisect_right(self._edges, value)]
 
     def _wrong(self, value: Any, wanted: str) -> FeatureError:
-        shown = repr(value)
-        shown = shown if len(shown) <= _SHOWN_LENGTH else shown[:_SHOWN_LENGTH] + "…"
         return FeatureError(
-            f"{self.source} = {shown} is a {type(value).__name__}, it must be {wanted}: no feature can be made of it. "
-            "Send one such value, or leave the key out."
+            f"{self.source} = {shown(value)} is a {type(value).__name__}, it must be {wanted}: no feature can be made "
+            "of it. Send one such value, or leave the key out."
         )
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from learners.features.hashing import FeatureError, FieldHasher, bucket_ids, cross_ids, hash_text, salt_of
 
 U64 = st.integers(0, 2**64 - 1)
+WHOLE = st.integers(-(2**63), 2**64 - 1)  # those that a request may hold
 
 
 def mixed(value: int) -> int:
@@ -61,7 +62,7 @@ def test_text_that_is_no_number_is_wrong_in_a_bucketed_field() -> None:
         FieldHasher("x", "ad.x", (1.0,)).id("long")
 
 
-@given(st.lists(st.one_of(st.integers(), st.floats(), st.booleans()), max_size=20))
+@given(st.lists(st.one_of(WHOLE, st.floats(), st.booleans()), max_size=20))
 def test_a_number_falls_between_its_edges(values: list[float]) -> None:
     """Negative, huge and infinite numbers included; the cache changes nothing."""
     edges = (-5.0, 0.0, 10.0)
@@ -71,12 +72,26 @@ def test_a_number_falls_between_its_edges(values: list[float]) -> None:
     assert [hasher.ids(values), hasher.ids(values)] == [expected, expected]
 
 
-@given(st.lists(st.one_of(st.text(max_size=100), st.integers(), st.none(), st.booleans()), max_size=30))
+@given(st.lists(st.one_of(st.text(max_size=100), WHOLE, st.none(), st.booleans()), max_size=30))
 def test_the_cache_changes_nothing(values: list[object]) -> None:
     """A hasher that has seen values answers as a fresh one."""
     hasher = FieldHasher("x", "ad.x")
     fresh = [FieldHasher("x", "ad.x").id(value) for value in values]
     assert hasher.ids(values) == hasher.ids(values) == fresh
+
+
+@pytest.mark.parametrize("edges", [(), (1.0,)])
+@pytest.mark.parametrize(
+    "value",
+    [2**64, -(2**63) - 1, 9 * (2**61 - 1) + 7, 10**400, 10**5000],
+    ids=lambda one: f"{one.bit_length()} bits" if isinstance(one, int) else None,
+)
+def test_an_integer_beyond_64_bits_is_refused_and_not_remembered(value: int, edges: tuple[float, ...]) -> None:
+    """All integers k (2**61 - 1) + 7 have one hash in Python: 2,000 of them a request would make every look-up slow."""
+    hasher = FieldHasher("x", "ad.x", edges)
+    with pytest.raises(FeatureError, match=r"ad\.x = .* does not fit in 64 bits"):
+        hasher.ids([7, value])
+    assert hasher.cached_values == 2
 
 
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
