@@ -1,8 +1,8 @@
 """The life of a worker process: servers, topics, agents, metrics; a clean stop; the exit code.
 
-A stop (SIGTERM, SIGINT) takes nothing more in, works off what was read, publishes, takes a snapshot and commits; one
-that comes during the start ends the start. Any failure of an agent ends the process with exit code 1, without a commit:
-a supervisor starts it again and it resumes from the log.
+A stop (SIGTERM, SIGINT, SIGHUP) takes nothing more in, works off what was read, publishes, takes a snapshot and
+commits; one that comes during the start ends the start. Any failure of an agent ends the process with exit code 1,
+without a commit: a supervisor starts it again and it resumes from the log.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ async def run_worker(options: WorkerOptions, settings: StreamSettings, intervals
             _start_watchdog()
             stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, begin_stop)
 
     def failed(error: BaseException) -> None:
