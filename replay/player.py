@@ -30,6 +30,7 @@ from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
 from stream.records.wire import EventsRecord
 
 RANKED_AT_ONCE = 8  # rank requests in flight: a front end has many users at once
+_JSON = {"Content-Type": "application/json"}
 POLL_S = 0.005  # between two questions how far the workers are
 
 
@@ -185,7 +186,7 @@ class Player:
 
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         try:
-            async with self._http.post(path, data=orjson.dumps(body)) as response:
+            async with self._http.post(path, data=orjson.dumps(body), headers=_JSON) as response:
                 payload = await response.read()
         except aiohttp.ClientError as error:
             raise PlaybackError(f"serving does not answer {path}: {error}. Look at the log of serving.") from error

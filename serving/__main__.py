@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import signal
 import socket
+import threading
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -26,6 +29,7 @@ from stream.servers.settings import StreamSettings, redis_client_options, settin
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 BAD_USAGE, FAILED = 2, 1
+STOP_LIMIT_S = 9.5  # supervisors send SIGKILL after 10
 
 
 @app.command()
@@ -36,14 +40,23 @@ def serve(
     ] = "marketplace",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 8080,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    probe_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65_535,
+            envvar="MILLSTREAM_PROBE_PORT",
+            help="Port of /livez, /readyz and /metrics alone, beside the other; none unless given.",
+        ),
+    ] = None,
     clock: Annotated[
         Clock, typer.Option(envvar="MILLSTREAM_CLOCK", help="wall: live; log: time is what the requests say (replays).")
     ] = "wall",
 ) -> None:
-    """Serve rankings until SIGTERM or Ctrl-C. The broker and Redis: KAFKA_BOOTSTRAP_SERVERS, REDIS_URL."""
+    """Serve rankings until SIGTERM, SIGHUP or Ctrl-C. The broker and Redis: KAFKA_BOOTSTRAP_SERVERS, REDIS_URL."""
     log_to_stderr()
     try:
-        status = asyncio.run(_run(spec, snapshots, host, port, clock))
+        status = asyncio.run(_run(spec, snapshots, host, (port, probe_port), clock))
     except (_UsageError, SpecError, NoSnapshotError, SnapshotError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(BAD_USAGE) from error
@@ -57,10 +70,16 @@ class _UsageError(ValueError):
     """What the caller asked for cannot be done."""
 
 
-async def _run(spec_name: str, snapshots: str, host: str, port: int, clock: Clock) -> int:
+async def _run(spec_name: str, snapshots: str, host: str, ports: tuple[int, int | None], clock: Clock) -> int:
     stopped = asyncio.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, stopped.set)
+
+    def begin_stop() -> None:
+        if not stopped.is_set():
+            _start_watchdog()
+            stopped.set()
+
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(name, begin_stop)
     stream, settings = _settings()
     spec = load_spec(spec_name)
     if stream.kafka_bootstrap_servers is None or stream.redis_url is None:
@@ -69,7 +88,10 @@ async def _run(spec_name: str, snapshots: str, host: str, port: int, clock: Cloc
             f"{unset} is not set: the embedded broker and Redis live only inside the program that starts them, so "
             "serving alone would share nothing with the workers. Set it, or run everything with 'make demo'."
         )
-    with _listener(host, port) as listener:
+    port, probe_port = ports
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(_listener(host, port))
+        probe_listener = None if probe_port is None else sockets.enter_context(_listener(host, probe_port))
         broker = await find_broker(stream)
         await ensure_topics(broker.bootstrap, stream.topics(), broker.options)
         options = ServingOptions(
@@ -79,10 +101,11 @@ async def _run(spec_name: str, snapshots: str, host: str, port: int, clock: Cloc
             redis_url=stream.redis_url,
             redis_options=redis_client_options(stream),
             clock=clock,
+            host=host,
         )
         server = ServingServer(options, settings, ServingMetrics())
         try:
-            await server.start(listener)
+            await server.start(listener, probe_listener)
         except OSError as error:
             raise _in_use(host, port, error) from error
         address = listener.getsockname()
@@ -90,6 +113,18 @@ async def _run(spec_name: str, snapshots: str, host: str, port: int, clock: Cloc
         await stopped.wait()
         await server.stop()
     return 0
+
+
+def _start_watchdog() -> None:
+    """End the process when its stop hangs, for what nobody waits for any more: clients of a broker that is away."""
+
+    def cut_off() -> None:
+        typer.echo(f"the stop was cut off after {STOP_LIMIT_S:g} s", err=True)
+        os._exit(0)
+
+    watchdog = threading.Timer(STOP_LIMIT_S, cut_off)
+    watchdog.daemon = True
+    watchdog.start()
 
 
 def _settings() -> tuple[StreamSettings, ServingSettings]:

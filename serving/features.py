@@ -137,5 +137,6 @@ class SessionFeatures:
     async def _refresh(self) -> None:
         try:
             await self._feed.refresh()
+            self._breaker.record_success()
         except (RedisError, OSError) as error:
             self._breaker.record_failure(error)

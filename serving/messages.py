@@ -5,21 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
 import orjson
 
 from learners.features.encode import Request
+from learners.features.shown import cut, shown
+from serving.field_names import nearest
 from serving.ranking import Prices
+from serving.refusals import Refusal, RefusedError
 from stream.records.limits import EARLIEST_MS, LATEST_MS
 
 U64_MAX = 2**64 - 1
+_VALUES_A_ROW = 64  # of a whole call, on the average
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
-class BadRequestError(ValueError):
-    """The caller's request cannot be scored; the message is for the caller."""
+class BadRequestError(RefusedError):
+    """The caller's request cannot be scored."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Refusal.BODY, message)
 
 
 class RequestMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,15 +41,15 @@ class RequestMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ads: list[dict[str, Any]]
     context: dict[str, Any] = {}
     request_id: int | str | None = None
-    ts_ms: int | None = None
-    top_k: int | None = None
+    ts_ms: _Int64 | None = None
+    top_k: _Int64 | None = None
 
 
 class ScoreMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Many requests in one call, and the promise that no request earlier than ``watermark_ms`` follows."""
 
     requests: list[RequestMessage]
-    watermark_ms: int | None = None
+    watermark_ms: _Int64 | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +58,7 @@ class Limits:
 
     max_ads: int = 2_000  # 1000 ads take some milliseconds
     max_requests: int = 1_000
+    max_rows: int = 20_000  # ads of all requests of a call: the product of the two above would be a minute's work
     max_future_s: float = 60.0  # an event time ahead of the clock would drag every watermark with it
     max_past_s: float = 86_400.0
 
@@ -90,15 +99,21 @@ class RequestParser:
 
     def rank(self, body: bytes) -> RankRequest:
         """The request of `POST /v1/rank`. Raises BadRequestError."""
-        return self._checked(_decode(_rank_decoder, body, "a rank request"), "$")
+        return self._checked(self._decode(_rank_decoder, body, "a rank request"), "$")
 
     def score(self, body: bytes) -> tuple[list[RankRequest], int | None]:
         """The requests and the watermark of `POST /v1/score`. Raises BadRequestError."""
-        message = _decode(_score_decoder, body, "a score call")
+        message = self._decode(_score_decoder, body, "a score call")
         if len(message.requests) > self._limits.max_requests:
             raise BadRequestError(
                 f"$.requests holds {len(message.requests)} requests, a call may have {self._limits.max_requests}: "
                 "nothing was scored. Send them in several calls."
+            )
+        rows = sum(len(one.ads) for one in message.requests)
+        if rows > self._limits.max_rows:
+            raise BadRequestError(
+                f"$.requests hold {rows} ads together, a call may have {self._limits.max_rows}: nothing was scored. "
+                "Send them in several calls."
             )
         if message.watermark_ms is not None and self._now_ms is not None:
             raise BadRequestError(
@@ -108,6 +123,22 @@ class RequestParser:
         if message.watermark_ms is not None:
             _check_time(message.watermark_ms, "$.watermark_ms")
         return [self._checked(m, f"$.requests[{i}]") for i, m in enumerate(message.requests)], message.watermark_ms
+
+    def _decode(self, decoder: msgspec.json.Decoder[_M], body: bytes, what: str) -> _M:
+        self._check_extent(body)
+        return _decode(decoder, body, what)
+
+    def _check_extent(self, body: bytes) -> None:
+        """Refuse what would be many times its bytes in memory, before it is: counting bytes costs next to nothing."""
+        rows, requests = self._limits.max_rows, self._limits.max_requests
+        nested, most_nested = body.count(b"{") + body.count(b"["), 2 * rows + 4 * requests + 1_000
+        values, most_values = body.count(b","), _VALUES_A_ROW * (rows + requests)
+        if nested > most_nested or values > most_values:
+            raise BadRequestError(
+                f"the body holds {nested} objects and lists of {values} values, a call of {rows} ads may have "
+                f"{most_nested} and {most_values} (brackets and commas in texts count, too): nothing was scored. Send "
+                "the requests in several calls, with the fields that the feature spec names."
+            )
 
     def _checked(self, message: RequestMessage, at: str) -> RankRequest:
         if not 1 <= len(message.ads) <= self._limits.max_ads:
@@ -162,8 +193,8 @@ def _u64(value: int | str, at: str) -> int:
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else -1
     if not 1 <= number <= U64_MAX:
         raise BadRequestError(
-            f"{at}={text[:40]!r} is not an integer in 1..{U64_MAX}: answers could not be distinguished. Send a decimal "
-            "string, or leave it out and take the one in the answer."
+            f"{at}={shown(value, 40)} is not an integer in 1..{U64_MAX}: answers could not be distinguished. Send a "
+            "decimal string, or leave it out and take the one in the answer."
         )
     return number
 
@@ -183,7 +214,7 @@ def _price(ad: Mapping[str, Any], name: str, at: str, index: int) -> float:
     price = ad[name]
     if isinstance(price, bool) or not isinstance(price, int | float) or not 0 <= price <= _MAX_PRICE:
         raise BadRequestError(
-            f"{at}.ads[{index}].{name}={price!r:.40} is not a number of 0 to {_MAX_PRICE:g}: the ads could not be "
+            f"{at}.ads[{index}].{name}={shown(price)} is not a number of 0 to {_MAX_PRICE:g}: the ads could not be "
             f"ranked by what they are expected to pay. Send what a {_PAID_FOR[name]} pays, or leave {name} out."
         )
     return float(price)
@@ -193,17 +224,34 @@ def _decode(decoder: msgspec.json.Decoder[_M], body: bytes, what: str) -> _M:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        reason, _, path = str(error).partition(" - at `")
-        path = path.rstrip("`") or "$"
+        reason, _, path = str(error).rpartition(" - at `")
+        reason, path = (reason, path.rstrip("`")) if reason else (str(error), "$")
         raise BadRequestError(
-            f"{path}={_shown(body, path)} does not fit {what}: {reason}. Nothing was scored. Correct the field; "
-            "the README shows a whole request."
+            f"{cut(path)}={_shown(body, path)} does not fit {what}: {_reason(reason)}. Nothing was scored. Correct the "
+            "field; the README shows a whole request."
+        ) from error
+    except RecursionError as error:
+        raise BadRequestError(
+            f"the body ({len(body)} bytes) nests objects and lists deeper than can be read: nothing was scored. Send "
+            f"{what} as the README shows one."
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequestError(
-            f"the body ({len(body)} bytes, starts with {body[:40]!r}) is not JSON: {error}. Nothing was scored. "
-            f"Send {what} as a JSON object in UTF-8."
+            f"the body ({len(body)} bytes, starts with {shown(body[:40])}) is not JSON: {cut(str(error))}. Nothing was "
+            f"scored. Send {what} as a JSON object in UTF-8."
         ) from error
+
+
+_FIELDS = frozenset((*RequestMessage.__struct_fields__, *ScoreMessage.__struct_fields__))
+
+
+def _reason(reason: str) -> str:
+    """What msgspec says, cut to a line; an unknown field with the one that may be meant."""
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", reason, re.DOTALL)
+    if unknown is None:
+        return cut(reason)
+    meant = nearest(unknown[1], _FIELDS) if len(unknown[1]) <= 64 else None
+    return f"there is no field {shown(unknown[1])}" + (f", {meant} may be meant" if meant else "")
 
 
 def _shown(body: bytes, path: str) -> str:
@@ -212,6 +260,6 @@ def _shown(body: bytes, path: str) -> str:
         value = orjson.loads(body)
         for key, index in re.findall(r"\.([^.\[\]]+)|\[(\d+)\]", path):
             value = value[int(index)] if index else value[key]
-        return repr(value)[:80]
+        return shown(value)
     except (ValueError, KeyError, IndexError, TypeError):
         return "?"

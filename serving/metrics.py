@@ -7,15 +7,17 @@ import math
 from prometheus_client import CollectorRegistry
 
 from learners.examples.terms import CLICK_HEAD, CONVERSION_HEAD
+from serving.refusals import REASONS
 from stream.metric_table import Metric, MetricRegistry
 from stream.records.topics import CALIBRATION, WEIGHTS
+from stream.servers.http_site import CLOSED
 
 _LATENCY_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _FRESHNESS_S = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 VARIANT = "main"
 """The only variant so far: what is served by one line of the model."""
 
-ROUTES = ("/v1/rank", "/v1/score", "/v1/status", "/healthz", "/readyz", "/metrics", "/")
+ROUTES = ("/v1/rank", "/v1/score", "/v1/status", "/livez", "/healthz", "/readyz", "/metrics", "/")
 _REASONS = (
     "malformed",  # not read as a record of its topic
     "schema",  # values that no record has; weights or a calibration state that are damaged or of no model
@@ -23,6 +25,15 @@ _REASONS = (
     "time",  # a time that no event has
     "error",  # whatever else went wrong with it; the log holds the traceback
     "gap",  # a version that does not follow, and no snapshot that fills the gap
+)
+
+DEGRADED = (
+    "learner_silent",  # not heard for MILLSTREAM_FRESH_WITHIN_S: the model grows old
+    "weights_gap",  # versions are missing: the last whole one answers
+    "weights_rejected",  # the newest record of the weights cannot be used, likewise
+    "task_ended",  # what a task kept up to date stands still
+    "session_store",  # answers are made without session features
+    "served_log",  # what is served does not reach the broker
 )
 
 HEADS = (CLICK_HEAD, CONVERSION_HEAD)
@@ -40,6 +51,15 @@ TABLE = (
            {"route": (*ROUTES, "other"), "status": ("2xx", "3xx", "4xx", "5xx")}),
     Metric("millstream_serving_request_seconds", "histogram", "Time from a call's arrival to its answer",
            {"route": (*ROUTES, "other")}, _LATENCY_S),
+    Metric("millstream_serving_refused_calls_total", "counter", "Calls refused before they were scored, by reason",
+           {"reason": REASONS}),
+    Metric("millstream_serving_misspelt_fields_total", "counter",
+           "Calls with a name that is almost this field's, and so without its value", {"field": ()}),
+    Metric("millstream_serving_calls", "gauge", "Calls in flight, whole in body"),
+    Metric("millstream_serving_open_connections", "gauge", "Open connections"),
+    Metric("millstream_serving_closed_connections_total", "counter", "Connections cut off, by reason",
+           {"reason": CLOSED}),
+    Metric("millstream_serving_degraded", "gauge", "1 while answers are given but this is amiss", {"reason": DEGRADED}),
     Metric("millstream_serving_rows_total", "counter", "Ads scored"),
     Metric("millstream_serving_model_version", "gauge", "Version of the model in use"),
     Metric("millstream_serving_map_version", "gauge", "Version of the calibration map in use"),
@@ -81,6 +101,12 @@ class ServingMetrics(MetricRegistry):
         super().__init__(CollectorRegistry(), TABLE)
         self.requests = self.counter("serving_requests_total")
         self.request_seconds = self.histogram("serving_request_seconds")
+        self.refused_calls = self.counter("serving_refused_calls_total")
+        self.misspelt_fields = self.counter("serving_misspelt_fields_total")
+        self.calls = self.gauge("serving_calls")
+        self.open_connections = self.gauge("serving_open_connections")
+        self.closed_connections = self.counter("serving_closed_connections_total")
+        self.degraded = self.gauge("serving_degraded")
         self.rows = self.counter("serving_rows_total")
         self.model_version = self.gauge("serving_model_version")
         self.map_version = self.gauge("serving_map_version")

@@ -71,8 +71,11 @@ class Ranker:
         return self.model.watermark_ms if map_watermark_ms is None else min(self.model.watermark_ms, map_watermark_ms)
 
     def score(self, ids: EncodedIds, view: SessionView) -> Scored:
+        """Encode and score all rows, as `score_encoded`."""
+        return self.score_encoded(ids, self.encoder.encode(ids, view))
+
+    def score_encoded(self, ids: EncodedIds, encoded: Encoded) -> Scored:
         """Score all rows in one batch. Synchronous, so that no swap can come in between: one version scores it all."""
-        encoded = self.encoder.encode(ids, view)
         rows = encoded.rows()
         logits = self.model.predict(rows) if encoded.row_count else _NO_LOGITS
         curve = self.calibrator.map

@@ -21,6 +21,8 @@ log = structlog.get_logger()
 
 MAX_RECORD_BYTES = 4 << 20  # the served topic's limit
 _RETRY_PAUSE_S = 0.2
+_CONGESTED = 0.75  # of the queue: calls in flight need what is left
+_TAKES_WITHIN_S = 2.0
 
 
 class ServedLog:
@@ -56,6 +58,7 @@ class ServedLog:
         self._producer: AIOKafkaProducer | None = None
         self._task: asyncio.Task[None] | None = None
         self._failing_since: float | None = None
+        self._taken_at = 0.0
         self._report = RateLimitedLog(topic=self._topic)
 
     async def start(self) -> None:
@@ -95,6 +98,18 @@ class ServedLog:
         if self._task is not None and self._task.done():
             return "the task that sends served records has ended"
         return None
+
+    @property
+    def congestion(self) -> str | None:
+        """Why nothing more should be served for a moment: the broker takes records, but slower than they come.
+
+        While it takes none, answers go on and what does not fit is dropped; calls that are shed lose nothing.
+        """
+        if self._waiting_bytes <= _CONGESTED * self._queue_bytes or self._failing_since is not None:
+            return None
+        if time.monotonic() - self._taken_at > _TAKES_WITHIN_S:
+            return None
+        return f"{self._waiting_bytes} bytes of served records wait for the broker, {self._queue_bytes} may"
 
     @property
     def sends_out_of_order(self) -> bool:
@@ -147,6 +162,7 @@ class ServedLog:
         self._settled.set()
         if error is None:
             self._failing_since = None
+            self._taken_at = time.monotonic()
             self._metrics.served_records.inc()
             self._forget(record)
             return

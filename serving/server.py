@@ -6,13 +6,13 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import structlog
-from aiohttp import web
 
 from learners.features.encode import Encoder
 from learners.features.spec import FeatureSpec
@@ -21,8 +21,9 @@ from serving.cohorts import CohortFigures, points, publish, shown
 from serving.features import SessionFeatures
 from serving.followers import CalibrationFollower, WeightsFollower
 from serving.freshness import Freshness
-from serving.http import application
+from serving.health import Health
 from serving.impression_ids import ImpressionIds
+from serving.listening import admission_of, listen
 from serving.messages import Limits, RequestParser
 from serving.metrics import ServingMetrics
 from serving.model import HotModel
@@ -32,14 +33,13 @@ from serving.service import ScoringService
 from serving.settings import ServingSettings
 from serving.snapshots import LoadedModel, load_newest
 from serving.status import quantiles_of
-from serving.tasks import begin, end
+from serving.tasks import begin, end, stopped
 from stream.kafka.broker import Broker
 
 log = structlog.get_logger()
 
 Clock = Literal["wall", "log"]
-_FINISH_REQUESTS_S = 4.0
-_FLUSH_S = 4.0  # together less than the 10 s after which a supervisor kills
+_FLUSH_S, _STOP_PART_S = 3.0, 0.5  # with FINISH_REQUESTS_S less than the 10 s after which a supervisor kills
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,7 @@ class ServingOptions:
     redis_url: str = field(repr=False)  # may hold a password
     redis_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     clock: Clock = "wall"
+    host: str = "127.0.0.1"  # listened on
 
 
 class ServingServer:
@@ -99,43 +100,65 @@ class ServingServer:
             load_sound=lambda rows: load_newest(options.snapshots, spec, scores=rows),
         )
         self.calibration = CalibrationFollower(broker, metrics, self.calibrator, on_swap=self._show_versions)
-        limits = Limits(max_ads=settings.max_ads, max_requests=settings.max_requests)
-        parser = RequestParser(limits, wall_ms if self._wall else None, lambda: int(impressions.take(1)[0]))
-        self.service = ScoringService(parser, self.ranker, self.features, self.served_log, metrics, wall_ms)
+        self.health = Health(
+            self.model,
+            self.weights,
+            self.calibration,
+            self.features,
+            self.served_log,
+            metrics,
+            settings.fresh_within_s if self._wall else None,
+        )
+        self._admission = admission_of(settings, self.served_log)
+        self.service = self._scoring()
         self.figures: list[CohortFigures] = []  # made again every second
-        self._stopping = False
-        self._background: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
-        self._started_at = time.monotonic()
 
-    async def start(self, listener: socket.socket) -> None:
-        """Connect everything, then accept connections on a bound socket. Raises BrokerUnreachableError, OSError."""
+    def _scoring(self) -> ScoringService:
+        settings, impressions = self._settings, self.ranker.impressions
+        limits = Limits(max_ads=settings.max_ads, max_requests=settings.max_requests, max_rows=settings.max_rows)
+        parser = RequestParser(limits, wall_ms if self._wall else None, lambda: int(impressions.take(1)[0]))
+        return ScoringService(
+            parser,
+            self.ranker,
+            self.features,
+            self.served_log,
+            self.metrics,
+            wall_ms,
+            self._admission.turn,
+            lambda: [reason for reason in self.health.degraded() if reason != "session_store"],
+        )
+
+    async def start(self, listener: socket.socket, probe_listener: socket.socket | None = None) -> None:
+        """Connect everything, then accept connections on bound sockets. Raises BrokerUnreachableError, OSError."""
         stack = self._stack
         try:
-            await self.served_log.start()
-            stack.push_async_callback(self.served_log.stop, _FLUSH_S)
-            await self.features.start()
-            stack.push_async_callback(self.features.stop)
             for follower in (self.weights, self.calibration):
                 await follower.start()
-                stack.push_async_callback(follower.stop)
-            self._background = [begin(self._tick(), "take the series' points")]
+                self._stops_with(follower.stop, follower.topic, _STOP_PART_S)
+            await self.features.start()
+            self._stops_with(self.features.stop, "session features", _STOP_PART_S)
+            await self.served_log.start()
+            self._stops_with(partial(self.served_log.stop, _FLUSH_S), "served log", 2 * _FLUSH_S)
+            background = [begin(self._tick(), "take the series' points")]
             if self._wall:
-                self._background.append(begin(self._heartbeats(), "heartbeats"))
-            for task in self._background:
+                background.append(begin(self._heartbeats(), "heartbeats"))
+            self.health.background = background
+            for task in background:
                 stack.push_async_callback(end, task)
-            runner = web.AppRunner(application(self), access_log=None, shutdown_timeout=_FINISH_REQUESTS_S)
-            await runner.setup()
-            stack.push_async_callback(runner.cleanup)
-            await web.SockSite(runner, listener).start()
+            host = self._options.host
+            await listen(stack, self, self._settings, self._admission, host, listener, probe_listener)
         except BaseException:
             await stack.aclose()
             raise
         self._show_versions()
 
+    def _stops_with(self, stop: Callable[[], Coroutine[Any, Any, None]], name: str, limit_s: float) -> None:
+        self._stack.push_async_callback(lambda: stopped(stop(), name, limit_s))
+
     async def stop(self) -> None:
         """Accept nothing more, finish calls in flight, then hand every served row to the broker."""
-        self._stopping = True
+        self.health.stopping = True
         await self._stack.aclose()
 
     async def rank(self, body: bytes) -> bytes:
@@ -147,31 +170,16 @@ class ServingServer:
         return await self.service.score(body)
 
     def unready(self) -> list[str]:
-        """Why no traffic should be sent here; empty when the model is loaded and fresh and what is served is logged."""
-        reasons = ["serving is stopping"] if self._stopping else []
-        reasons += [f"the task to {task.get_name()} has ended" for task in self._background if task.done()]
-        if self.features.ended:
-            reasons.append("the task that refreshes shared counters has ended")
-        for follower in (self.weights, self.calibration):
-            if follower.ended:
-                reasons.append(f"the task that follows {follower.topic} has ended")
-            elif not follower.caught_up.is_set():
-                reasons.append(f"{follower.topic} is still being read from where the snapshot ends")
-        if (unsound := self.model.unsound) is not None:
-            reasons.append(f"{unsound.detail}; version {self.model.version} answers until a newer sound one comes")
-        if self.model.lost:
-            reasons.append(f"the versions after {self.model.version} are missing: {self.weights.rejection}")
-        elif self.weights.rejection is not None:
-            reasons.append(f"weights cannot be used: {self.weights.rejection}")
-        if self._wall:
-            silent_s = time.monotonic() - (self.weights.heard_at or self._started_at)
-            if silent_s > self._settings.fresh_within_s:
-                reasons.append(
-                    f"the learner has been silent for {silent_s:.0f} s, more than "
-                    f"MILLSTREAM_FRESH_WITHIN_S={self._settings.fresh_within_s:g}: the model grows old"
-                )
-        trouble = self.served_log.trouble
-        return [*reasons, trouble] if trouble else reasons
+        """Why no traffic should be sent here."""
+        return self.health.unready()
+
+    def degraded(self) -> dict[str, str]:
+        """What is amiss although answers are given."""
+        return self.health.degraded()
+
+    def publish_health(self) -> None:
+        """Bring the metrics page up to date."""
+        self.health.publish()
 
     def status(self) -> dict[str, Any]:
         """What the live page shows."""
@@ -180,9 +188,9 @@ class ServingServer:
         return {
             "spec": self._options.spec.name,
             "clock": self._options.clock,
-            "uptime_s": round(time.monotonic() - self._started_at, 1),
+            "uptime_s": round(self.health.uptime_s, 1),
             "ready": not self.unready(),
-            "reasons": self.unready(),
+            "reasons": [*self.unready(), *self.degraded().values()],
             "model_version": self.model.version,
             "heads": self.model.head_names,
             "map_version": self.calibrator.map.version,

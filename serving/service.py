@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -12,16 +12,20 @@ import orjson
 from numpy.typing import NDArray
 
 from learners.examples.terms import CLICK_HEAD, CONVERSION_HEAD
-from learners.features.encode import EncodedIds
+from learners.features.encode import Encoded, EncodedIds
 from learners.features.hashing import FeatureError
 from learners.features.rows import Rows
 from learners.features.session_state import SessionView
+from serving.admission import Turn
+from serving.field_names import FieldNames
 from serving.messages import BadRequestError, RankRequest, RequestParser
 from serving.metrics import ServingMetrics
 from serving.ranking import Ranker, Scored, expected_value, ranked
 from serving.served_log import ServedLog
 from serving.served_rows import heartbeat_record, served_records
+from serving.slices import joined, joined_ids, slices
 from serving.status import RecentActivity
+from stream.servers.logs import RateLimitedLog
 
 
 class SessionReader(Protocol):
@@ -31,6 +35,11 @@ class SessionReader(Protocol):
         """The states that these requests read, in one round trip; empty ones when the store does not answer."""
         ...
 
+    @property
+    def failing(self) -> bool:
+        """Whether the store has not answered since it failed."""
+        ...
+
 
 class ScoringService:
     """Ranks and scores. One object, one event loop.
@@ -38,6 +47,8 @@ class ScoringService:
     Parameters
     ----------
     wall_ms : the wall clock; freshness is measured with it whatever clock the stream runs on.
+    turn : held while a piece of a call is worked on, so that between two pieces other things are done.
+    degraded : what is amiss with all answers of this moment, in the words of the metric.
     """
 
     def __init__(
@@ -48,6 +59,8 @@ class ScoringService:
         served_log: ServedLog,
         metrics: ServingMetrics,
         wall_ms: Callable[[], int],
+        turn: Turn,
+        degraded: Callable[[], Sequence[str]] = lambda: (),
     ) -> None:
         self.ranker = ranker
         self.activity = RecentActivity()
@@ -57,6 +70,10 @@ class ScoringService:
         self._served_log = served_log
         self._metrics = metrics
         self._wall_ms = wall_ms
+        self._turn = turn
+        self._degraded = degraded
+        self._names = FieldNames(ranker.encoder.spec)
+        self._report_misspelt = RateLimitedLog()
         self._in_flight: dict[int, int] = {}  # call -> its earliest event time
         self._calls = 0
         self._pending_watermark_ms = 0  # a promise that had to wait; 0: none
@@ -64,64 +81,78 @@ class ScoringService:
     async def rank(self, body: bytes) -> bytes:
         """`POST /v1/rank`. Raises BadRequestError."""
         began = time.perf_counter()
-        request = self._parser.rank(body)
+        async with self._turn:
+            request = self._parser.rank(body)
         with self._in_flight_at([request]):
-            scored = await self._score([request])
-            self._refuse_unpredicted(request)
-            value = expected_value(scored.p, scored.p_conversion, request.prices)
-            order = ranked(value, scored.logit, request.top_k)
-            if len(order) < len(scored.p):
-                self._log(scored.take(np.sort(order)))
-            else:
-                self._log(scored)
-        answer = _header(scored) | {
-            "request_id": str(request.content.request_id),
-            "user_key": str(int(scored.ids.user_key[0])),
-            "ranked": _ranked_ads(request, scored, value, order.tolist()),
-        }
-        self._answered(scored, 1, began)
-        return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+            ids, encoded, notes = await self._encoded([request])
+            async with self._turn:
+                scored = self._score(ids, encoded)
+                self._refuse_unpredicted(request)
+                value = expected_value(scored.p, scored.p_conversion, request.prices)
+                order = ranked(value, scored.logit, request.top_k)
+                answer = _dumped(
+                    {
+                        **_header(scored),
+                        **notes,
+                        "request_id": str(request.content.request_id),
+                        "user_key": str(int(scored.ids.user_key[0])),
+                        "ranked": _ranked_ads(request, scored, value, order.tolist()),
+                    }
+                )
+                self._log(scored if len(order) == len(scored.p) else scored.take(np.sort(order)))
+                self._answered(scored, 1, began)
+        return answer
 
     async def score(self, body: bytes) -> bytes:
         """`POST /v1/score`. Raises BadRequestError."""
         began = time.perf_counter()
-        requests, watermark_ms = self._parser.score(body)
+        async with self._turn:
+            requests, watermark_ms = self._parser.score(body)
         if not requests:
             self._promise(watermark_ms)
-            return orjson.dumps(self._state() | {"results": []})
+            return orjson.dumps({**self._state(), "degraded": self._amiss(), "results": []})
         with self._in_flight_at(requests):
-            scored = await self._score(requests)
-            self._log(scored)
+            ids, encoded, notes = await self._encoded(requests)
+            async with self._turn:
+                scored = self._score(ids, encoded)
+                answer = _dumped({**_header(scored), **notes, "results": _results(requests, scored)})
+                self._log(scored)
+                self._answered(scored, len(requests), began)
         self._promise(watermark_ms)
-        starts = scored.starts().tolist()
-        identified = zip(requests, scored.ids.user_key.tolist(), starts[:-1], starts[1:], strict=True)
-        impressions = list(map(str, scored.impression_id.tolist()))
-        results = [
-            {
-                "request_id": str(request.content.request_id),
-                "user_key": str(user_key),
-                "impression_ids": impressions[start:end],
-                "p": scored.p[start:end],
-                "logit": scored.logit[start:end],
-                "p_conversion": scored.p_conversion[start:end],
-                "conversion_logit": scored.conversion_logit[start:end],
-            }
-            for request, user_key, start, end in identified
-        ]
-        self._answered(scored, len(requests), began)
-        return orjson.dumps(_header(scored) | {"results": results}, option=orjson.OPT_SERIALIZE_NUMPY)
+        return answer
 
     def heartbeat(self, now_ms: int) -> None:
         """Promise every partition of the served topic that nothing before now, or before a call in flight, follows."""
         self._promise(min(self._in_flight.values(), default=now_ms))
 
-    async def _score(self, requests: list[RankRequest]) -> Scored:
-        try:
-            ids = self.ranker.encoder.ids([request.content for request in requests])
-        except FeatureError as error:
-            raise BadRequestError(str(error)) from error
-        view = await self._sessions.view(ids)
-        scored = self.ranker.score(ids, view)
+    async def _encoded(self, requests: Sequence[RankRequest]) -> tuple[EncodedIds, Encoded, dict[str, Any]]:
+        """What the model reads of the requests, and what the answer says beside scores. Raises BadRequestError."""
+        all_ids, all_encoded = [], []
+        misspelt: dict[str, str] = {}
+        for part in slices([request.content for request in requests]):
+            async with self._turn:
+                try:
+                    ids = self.ranker.encoder.ids(part)
+                except FeatureError as error:
+                    raise BadRequestError(str(error)) from error
+                misspelt |= self._names.misspelt(part, ids)
+            view = await self._sessions.view(ids)
+            async with self._turn:
+                all_encoded.append(self.ranker.encoder.encode(ids, view))
+            all_ids.append(ids)
+        notes: dict[str, Any] = {"degraded": self._amiss()}
+        if misspelt:
+            notes["misspelt_fields"] = misspelt
+            self._report_misspelt("names in requests are not those of fields: read as missing", given=misspelt)
+            for meant in set(misspelt.values()):
+                self._metrics.misspelt_fields.labels(meant).inc()
+        return joined_ids(all_ids), joined(all_encoded), notes
+
+    def _amiss(self) -> list[str]:
+        return [*self._degraded(), *(["session_store"] if self._sessions.failing else [])]
+
+    def _score(self, ids: EncodedIds, encoded: Encoded) -> Scored:
+        scored = self.ranker.score_encoded(ids, encoded)
         unsound = ~np.isfinite(scored.logit)
         if self.ranker.model.predicts_conversions:
             unsound |= ~np.isfinite(scored.conversion_logit)
@@ -198,6 +229,35 @@ def _header(scored: Scored) -> dict[str, Any]:
         "map_version": scored.map_version,
         "applied_ms": scored.applied_ms,
     }
+
+
+def _results(requests: Sequence[RankRequest], scored: Scored) -> list[dict[str, Any]]:
+    starts = scored.starts().tolist()
+    impressions = list(map(str, scored.impression_id.tolist()))
+    identified = zip(requests, scored.ids.user_key.tolist(), starts[:-1], starts[1:], strict=True)
+    return [
+        {
+            "request_id": str(request.content.request_id),
+            "user_key": str(user_key),
+            "impression_ids": impressions[start:end],
+            "p": scored.p[start:end],
+            "logit": scored.logit[start:end],
+            "p_conversion": scored.p_conversion[start:end],
+            "conversion_logit": scored.conversion_logit[start:end],
+        }
+        for request, user_key, start, end in identified
+    ]
+
+
+def _dumped(answer: dict[str, Any]) -> bytes:
+    """The answer as JSON, made before anything is logged as served. Raises BadRequestError."""
+    try:
+        return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError as error:  # of all that stands in it, the ads alone are the caller's
+        raise BadRequestError(
+            f"an ad cannot be sent back as JSON ({error}): nothing was scored. Send no integers beyond 64 bits, no "
+            "broken Unicode and no lists in lists without end in it."
+        ) from error
 
 
 def _ranked_ads(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -18,7 +18,7 @@ class ServingSettings(BaseSettings):
     heartbeat_s: float = Field(default=1.0, gt=0)
     """How often partitions without requests get the time."""
     fresh_within_s: float = Field(default=30.0, gt=0)
-    """Serving is ready while it heard the learner no longer ago than this."""
+    """A learner not heard for so long makes answers `degraded`; they go on."""
     map_refit_interval_s: float = Field(default=1.0, ge=0)
     """Event time from one fit of the calibration map to the next."""
     served_queue_bytes: int = Field(default=64 << 20, ge=1 << 20)
@@ -27,3 +27,24 @@ class ServingSettings(BaseSettings):
     """Ads of a request."""
     max_requests: int = Field(default=1_000, ge=1)
     """Requests of a score call."""
+    max_rows: int = Field(default=20_000, ge=1)
+    """Ads of all requests of a score call."""
+    max_calls: int = Field(default=256, ge=1)
+    """Calls in flight; one more is answered with 503 and Retry-After."""
+    max_rows_in_flight: int = Field(default=60_000, ge=1)
+    """Ads of the calls in flight, likewise: about half a second of work of one core."""
+    max_connections: int = Field(default=1_024, ge=4)
+    """Open at once, at most half of `ulimit -n`; one more takes the place of the one longest without a call."""
+    header_timeout_s: float = Field(default=10.0, gt=0)
+    """A new connection without a whole request head after so long is closed."""
+    body_timeout_s: float = Field(default=20.0, gt=0)
+    """A body that has not come whole after so long is answered with 408."""
+    answer_timeout_s: float = Field(default=20.0, gt=0)
+    """A connection whose peer leaves an answer unread for so long is closed."""
+    keepalive_timeout_s: float = Field(default=75.0, gt=0)
+    """A connection idle for so long after a call is closed; longer than that of a load balancer before it."""
+    allowed_hosts: str | None = None
+    """Names, by commas, by which serving may be called and whose pages may call it; unset: `--host` where that is
+    loopback, else any. By address it may be called always."""
+    api_token: SecretStr | None = None
+    """What scoring calls must send as `Authorization: Bearer`; unset: nothing. Never logged."""

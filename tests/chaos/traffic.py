@@ -148,7 +148,7 @@ class Traffic:
         deadline = time.monotonic() + _PATIENCE_S
         while True:
             try:
-                async with self._http.post("/v1/score", data=orjson.dumps(body)) as response:
+                async with self._http.post("/v1/score", json=body) as response:
                     payload = await response.read()
                     if response.status == 200:
                         answer: dict[str, Any] = orjson.loads(payload)

@@ -57,7 +57,7 @@ async def kcat(environment: Mapping[str, str], bootstrap: str, topic: str, lines
 
 async def post(http: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> dict[str, Any]:
     """POST JSON, expect 200."""
-    async with http.post(path, data=orjson.dumps(body)) as answer:
+    async with http.post(path, json=body) as answer:
         payload = await answer.read()
         assert answer.status == 200, payload
         return dict(orjson.loads(payload))

@@ -62,7 +62,7 @@ class Market:
             "context": {"placement": PLACEMENTS[request.placement[0]]},
             "ads": [self.world.ad_attributes(int(ad)) for ad in request.ads[0]],
         }
-        async with self._http.post("/v1/rank", data=orjson.dumps(body)) as answer:
+        async with self._http.post("/v1/rank", json=body) as answer:
             payload = await answer.read()
             assert answer.status == 200, payload
         answered = orjson.loads(payload)

@@ -43,7 +43,7 @@ class Running:
     async def post(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         """Status and JSON of a call."""
         data = body if isinstance(body, bytes) else orjson.dumps(body)
-        async with self.http.post(path, data=data) as response:
+        async with self.http.post(path, data=data, headers=JSON) as response:
             return response.status, orjson.loads(await response.read())
 
     async def get(self, path: str) -> tuple[int, dict[str, Any]]:
@@ -90,6 +90,7 @@ class Running:
         return found
 
 
+JSON = {"Content-Type": "application/json"}
 Start = Callable[..., Any]
 
 

@@ -150,7 +150,7 @@ async def test_every_answer_is_wholly_of_the_version_it_names_while_deltas_strea
 
 
 async def test_a_lost_delta_makes_serving_reload_the_newest_snapshot_and_go_on_from_there(start: Start) -> None:
-    """Version 12 never arrives: serving keeps 11, is not ready, then goes on bit-equal from the snapshot of 13."""
+    """Version 12 never arrives: serving keeps 11, says so, then goes on bit-equal from the snapshot of 13."""
     running = await start()
     model = running.server.model
     await running.learn()
@@ -159,7 +159,8 @@ async def test_a_lost_delta_makes_serving_reload_the_newest_snapshot_and_go_on_f
     await running.learn()
     await running.until(lambda: running.server.weights.rejection is not None)
     assert model.version in (FIRST_VERSION, FIRST_VERSION + 1)
-    assert (await running.get("/readyz"))[0] == 503
+    status, answer = await running.get("/readyz")
+    assert (status, "weights_gap" in answer["degraded"]) == (200, True)
     running.trainer.snapshot(running.snapshots)
     last = await running.learn()
     await running.until(lambda: model.version == last)
@@ -167,7 +168,7 @@ async def test_a_lost_delta_makes_serving_reload_the_newest_snapshot_and_go_on_f
     _, answer = await running.post("/v1/score", {"requests": [wire(request(5, range(1, 9)))]})
     expected = running.trainer.model.predict_many(rows_of([request(5, range(1, 9))]))
     np.testing.assert_array_equal(np.array(answer["results"][0]["logit"], np.float32), expected)
-    await running.until(lambda: not running.server.unready())
+    await running.until(lambda: not running.server.degraded())
     assert model.gaps >= 1
 
 
@@ -263,15 +264,18 @@ async def test_on_the_wall_clock_partitions_hear_the_time_and_requests_get_it(st
     assert "--clock log" in refused["error"]
 
 
-async def test_a_silent_learner_makes_a_live_server_unready(start: Start) -> None:
-    """On the wall clock readiness wants to hear of the learner; a heartbeat of it is enough."""
-    running = await start(clock="wall", settings=ServingSettings(fresh_within_s=0.001), ready=False)
-    await running.until(lambda: running.server.weights.caught_up.is_set())
+async def test_a_silent_learner_makes_answers_degraded_and_takes_no_server_out(start: Start) -> None:
+    """Every replica hears the same silence, and all of them answer well: probe, answer and metrics say it."""
+    running = await start(clock="wall", settings=ServingSettings(fresh_within_s=0.001))
     await asyncio.sleep(0.01)
     status, answer = await running.get("/readyz")
-    assert status == 503
-    assert "silent" in " ".join(answer["reasons"])
+    assert (status, answer["ready"]) == (200, True)
+    assert "silent" in answer["degraded"]["learner_silent"]
     assert (await running.get("/healthz"))[0] == 200
+    body = wire(request(1))
+    del body["ts_ms"]
+    assert (await running.post("/v1/rank", body))[1]["degraded"] == ["learner_silent"]
+    assert 'millstream_serving_degraded{reason="learner_silent"} 1.0' in await page(running, "/metrics")
 
 
 async def test_freshness_counts_from_the_click_to_the_first_prediction_that_knows_it(start: Start) -> None:
@@ -296,8 +300,8 @@ async def test_weights_of_another_spec_are_refused_and_named_in_readiness(start:
     await running.publish(WEIGHTS, encoded(msgspec.structs.replace(part, spec_hash="0123456789abcdef")))
     await running.publish(WEIGHTS, b"\xc1 no record")
     await running.until(lambda: running.server.weights.rejection is not None)
-    status, _ = await running.get("/readyz")
-    assert status == 503
+    status, answer = await running.get("/readyz")
+    assert (status, "weights_rejected" in answer["degraded"]) == (200, True)
     assert running.server.model.version == FIRST_VERSION
     text = await page(running, "/metrics")
     assert 'reason="spec"' in text
@@ -406,10 +410,10 @@ async def test_the_page_finds_all_that_it_shows_in_the_status(start: Start, monk
     assert f"millstream_served_observed_over_expected_ratio{{{labels}}} 0.95" in metrics
 
 
-async def test_a_background_task_that_dies_makes_the_server_unready(
+async def test_a_background_task_that_dies_is_said_by_probe_and_answers(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answers go on, but series or shared counters that stand still are no state to send traffic to."""
+    """Answers go on, with series or shared counters that stand still, in every replica if the fault is Redis'."""
     running = await start()
 
     def broken(*_: object) -> None:
@@ -418,11 +422,16 @@ async def test_a_background_task_that_dies_makes_the_server_unready(
     monkeypatch.setattr(running.server.calibrator, "figures", broken)
     monkeypatch.setattr(SharedCounterFeed, "refresh", broken)
     await running.post("/v1/score", {"requests": [wire(request(1))]})  # in a replay its time makes a refresh due
-    await running.until(lambda: len(running.server.unready()) == 2)
+    await running.until(
+        lambda: (
+            "shared counters" in running.server.degraded().get("task_ended", "")
+            and "series" in running.server.degraded()["task_ended"]
+        )
+    )
     status, answer = await running.get("/readyz")
-    assert status == 503
-    assert "series" in " ".join(answer["reasons"])
-    assert "shared counters" in " ".join(answer["reasons"])
+    assert status == 200
+    assert "series" in answer["degraded"]["task_ended"]
+    assert "shared counters" in answer["degraded"]["task_ended"]
 
 
 async def test_a_promise_waits_for_rows_that_are_sent_again_and_is_not_forgotten(

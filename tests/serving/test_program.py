@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import aiohttp
-import orjson
 import pytest
 from typer.testing import CliRunner
 
@@ -108,7 +107,7 @@ async def test_sigterm_stops_it_within_ten_seconds(kafka_topics: TestTopics, red
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
             await ready(http, process)
             body = {"ts_ms": 1_700_000_000_000, "user": {"user_id": 1}, "ads": [{"ad_id": 1}, {"ad_id": 2, "bid": 3}]}
-            async with http.post("/v1/rank", data=orjson.dumps(body)) as answer:
+            async with http.post("/v1/rank", json=body) as answer:
                 assert answer.status == 200, await answer.text()
                 assert len((await answer.json())["ranked"]) == 2
         process.send_signal(signal.SIGTERM)

@@ -44,6 +44,24 @@ async def test_what_waits_is_bounded_and_what_is_dropped_is_counted(kafka_topics
         await log.stop()
 
 
+async def test_a_broker_that_takes_records_slower_than_they_come_is_said_while_it_takes_any(
+    kafka_topics: TestTopics,
+) -> None:
+    """Calls are shed then, so that none of their rows is dropped; without a broker answers go on."""
+    log = ServedLog(await find_broker(kafka_topics.settings()), ServingMetrics(), queue_bytes=1_000)
+    await log.start()
+    try:
+        log.write(0, bytes(900))
+        assert log.congestion is None  # nothing was ever taken: this is no broker that is slow
+        assert await log.flush(20) == 0
+        log.write(0, bytes(900))
+        assert log.congestion == "900 bytes of served records wait for the broker, 1000 may"
+        assert await log.flush(20) == 0
+        assert log.congestion is None
+    finally:
+        await log.stop()
+
+
 async def test_a_record_that_the_broker_refuses_is_counted_and_stops_no_other(
     kafka_topics: TestTopics,
 ) -> None:
