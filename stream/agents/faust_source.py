@@ -9,8 +9,6 @@ committed by Faust, and an agent that failed cannot acknowledge what it did not 
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -56,8 +54,7 @@ class FaustSource:
         self._broker = broker
         self._listener: Listener | None = None
         self._paused: frozenset[TopicPartition] = frozenset()
-        self._data_dir = tempfile.mkdtemp(prefix="millstream-faust-")  # Faust wants one, and leaves it empty
-        self.app = _faust_app(group, broker, assignor, self._data_dir)
+        self.app = _faust_app(group, broker, assignor)
         self._add_agent([broker.topic(topic) for topic in topics])
         self.app.on_partitions_assigned.connect(self._assigned)
         self.app.on_partitions_revoked.connect(self._revoked)
@@ -71,7 +68,6 @@ class FaustSource:
     async def stop(self) -> None:
         """Leave the group."""
         await self.app.stop()
-        shutil.rmtree(self._data_dir, ignore_errors=True)
 
     @property
     def failure(self) -> BaseException | None:
@@ -202,7 +198,7 @@ class _Transport(Transport):
 
 
 class _App(faust.App):
-    """Reads bytes, makes no topics of its own, opens no port and keeps no tables."""
+    """Reads bytes, makes no topics of its own, opens no port, keeps no tables and makes no folder."""
 
     kafka: Broker
     partition_assignor: type[Any]
@@ -215,13 +211,15 @@ class _App(faust.App):
     def _new_transport(self) -> Any:
         return _Transport(self.conf.broker_consumer, self)
 
+    def _create_directories(self) -> None:
+        """None: they would be for tables, stay empty, and be left behind by a worker that is killed."""
 
-def _faust_app(group: str, broker: Broker, assignor: type[Any], data_dir: str) -> Any:
+
+def _faust_app(group: str, broker: Broker, assignor: type[Any]) -> Any:
     app = _App(
         group,
         broker=[URL(f"kafka://{host}") for host in broker.bootstrap.split(",")],
         broker_credentials=credentials(broker.options),
-        datadir=data_dir,
         store="memory://",
         cache="memory://",
         web_enabled=False,

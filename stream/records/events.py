@@ -17,6 +17,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from stream.records.columns import RecordError
+from stream.records.encodings import foreign_encoding
 from stream.records.limits import (
     EARLIEST_MS,
     FIRST_NO_JSON,
@@ -122,9 +123,16 @@ def decode_events(topic: str, value: bytes | None, content_type: str | None = No
     if not value:
         raise RecordError("malformed", "the record is empty; expected the JSON of an event or a columnar batch")
     check_size(value)
-    if not is_json(value, content_type):
-        return event_rows(topic, decoded(_events_decoder, value, "events"))
-    return _json_event(topic, value)
+    try:
+        if not is_json(value, content_type):
+            return event_rows(topic, decoded(_events_decoder, value, "events"))
+        return _json_event(topic, value)
+    except RecordError as error:
+        if not (encoding := foreign_encoding(value)):
+            raise
+        raise RecordError(
+            error.reason, f"the record is {encoding}; send JSON in UTF-8 without a mark, or a msgpack batch, as it is"
+        ) from error
 
 
 def json_events(topic: str, values: Sequence[bytes]) -> EventRows | None:

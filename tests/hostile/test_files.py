@@ -26,13 +26,18 @@ async def degraded(running: Worker) -> dict[str, str]:
 async def test_a_worker_whose_folders_fail_goes_on_and_writes_when_they_are_back(
     kafka_topics: TestTopics, redis_url: str, tmp_path: Path
 ) -> None:
-    """Snapshots and archive cannot be written: all is joined and learned, metrics and health say so; then both are."""
+    """Snapshots and archive cannot be written: all is joined and learned, metrics and health say so; then both are.
+
+    No folder of Faust's is there that a kill would leave behind.
+    """
     snapshots, archive = tmp_path / "snapshots", tmp_path / "archive"
     base_snapshot(snapshots)
     where = environment(kafka_topics, redis_url) | {
         "MILLSTREAM_ARCHIVE": str(archive),
         "MILLSTREAM_SNAPSHOT_INTERVAL_S": "60",
+        "TMPDIR": str(tmp_path / "tmp"),
     }
+    (tmp_path / "tmp").mkdir()
     async with worker(where, snapshots, tmp_path / "log") as running, front(kafka_topics.settings(redis_url)) as at:
         for folder in (snapshots, archive):
             if folder.exists():
@@ -47,6 +52,7 @@ async def test_a_worker_whose_folders_fail_goes_on_and_writes_when_they_are_back
             return set(await degraded(running)) == {"snapshots", "archive"}
 
         await until(both_fail, "both folders are said to fail")
+        assert not list((tmp_path / "tmp").glob("*faust*"))
         seen = await running.metrics()
         assert all(seen[f'millstream_store_failing{{store="{store}"}}'] == 1 for store in ("snapshots", "archive"))
         assert seen["millstream_learned_rows_total"] == len(USERS) + 4
