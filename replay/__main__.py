@@ -33,9 +33,11 @@ from replay.scenario import Scenario, base_and_online_days
 from replay.terminal import BAD_USAGE, FAILED, awaited, console, make_folder, print_json, stop
 from replay.truth_cli import truth
 from stream.learn.config import LearningConfig
+from stream.servers.setting_names import say_unknown_settings
 from stream.servers.settings import StreamSettings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.callback()(say_unknown_settings)
 
 Dataset = Annotated[str, typer.Option(help=f"One of {', '.join(NAMES)}.")]
 Data = Annotated[Path | None, typer.Option(help="Folder of the dataset's files; the marketplace needs none.")]

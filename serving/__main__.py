@@ -24,6 +24,7 @@ from serving.snapshots import NoSnapshotError
 from stream.kafka.admin import BrokerUnreachableError, TopicMismatchError, ensure_topics
 from stream.kafka.broker import find_broker
 from stream.servers.logs import log_to_stderr
+from stream.servers.setting_names import say_unknown_settings
 from stream.servers.settings import StreamSettings, redis_client_options, settings_fault
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -128,6 +129,7 @@ def _start_watchdog() -> None:
 
 
 def _settings() -> tuple[StreamSettings, ServingSettings]:
+    say_unknown_settings()
     try:
         return StreamSettings(), ServingSettings()
     except ValidationError as error:

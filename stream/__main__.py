@@ -18,10 +18,12 @@ from stream.cli.worker import worker
 from stream.kafka.admin import BrokerUnreachableError, Difference, TopicMismatchError, check_topics, ensure_topics
 from stream.kafka.client_options import kafka_client_options
 from stream.records.schemas import schemas as record_schemas
+from stream.servers.setting_names import say_unknown_settings
 from stream.servers.settings import StreamSettings, settings_fault
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
+app.callback()(say_unknown_settings)
 app.command()(worker)
 app.command()(rebuild)
 app.add_typer(sessions, name="sessions")
