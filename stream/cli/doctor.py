@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from redis.exceptions import BusyLoadingError
+
 from stream.embedded.broker import EmbeddedBroker, broker_program
 from stream.embedded.process import ServerStartError, port_is_free
-from stream.embedded.redis import EmbeddedRedis, answers_ping, eviction_policy, redis_program
+from stream.embedded.redis import EmbeddedRedis, eviction_policy, ping_fault, redis_program
 from stream.kafka.admin import BrokerUnreachableError, check_topics, ensure_topics
 from stream.kafka.client_options import kafka_client_options
 from stream.servers.settings import StreamSettings, redis_client_options, without_password
@@ -113,9 +115,11 @@ async def check_redis(settings: StreamSettings) -> list[Check]:
     if settings.redis_url is not None:
         url, options = without_password(settings.redis_url), redis_client_options(settings)
         fix = f"no Redis answered PING at {url}: check REDIS_URL and its user, or unset it to use the embedded one"
-        answers = await answers_ping(settings.redis_url, options)
-        found = [Check("redis", answers, f"{url} (given)", fix)]
-        return [*found, await _check_eviction(settings.redis_url, options)] if answers else found
+        fault = await ping_fault(settings.redis_url, options)
+        if fault is not None:
+            loads = "wait: it reads its data from the disk" if isinstance(fault, BusyLoadingError) else fix
+            return [Check("redis", False, f"{url} (given; {type(fault).__name__}: {fault})", loads)]
+        return [Check("redis", True, f"{url} (given)"), await _check_eviction(settings.redis_url, options)]
     server = EmbeddedRedis()
     try:
         return [Check("redis", True, f"{await server.start()} (embedded, started for this check)")]

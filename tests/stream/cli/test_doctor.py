@@ -9,12 +9,12 @@ import sys
 
 import orjson
 import pytest
-from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from stream.__main__ import app
 from stream.cli.doctor import check_packages, check_port, check_python, run_checks
 from stream.embedded.process import free_port
+from stream.embedded.redis import EmbeddedRedis
 from stream.servers.settings import StreamSettings
 from tests.brokers import TestTopics
 
@@ -35,15 +35,10 @@ async def test_a_whole_machine_passes(kafka_topics: TestTopics, redis_url: str) 
     assert {"python", "packages", "broker", "topics", "redis"} <= {check.name for check in checks}
 
 
-async def test_a_redis_that_evicts_is_named_with_the_setting(kafka_topics: TestTopics, redis_url: str) -> None:
+async def test_a_redis_that_evicts_is_named_with_the_setting(kafka_topics: TestTopics) -> None:
     """Whatever it throws away when its memory is full would be missing without a trace."""
-    client = Redis.from_url(redis_url)
-    await client.config_set("maxmemory-policy", "allkeys-lru")
-    try:
-        checks = await run_checks(kafka_topics.settings(redis_url), ports=[free_port()])
-    finally:
-        await client.config_set("maxmemory-policy", "noeviction")
-        await client.aclose()
+    async with EmbeddedRedis(options=["--maxmemory-policy", "allkeys-lru"]) as server:
+        checks = await run_checks(kafka_topics.settings(server.url), ports=[free_port()])
     (broken,) = (check for check in checks if not check.ok)
     assert (broken.name, broken.found) == ("redis eviction", "allkeys-lru")
     assert "noeviction" in broken.fix

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -18,7 +19,6 @@ from redis.asyncio import Redis
 
 from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE
 from learners.features.session_state import COUNTER, USER
-from stream.embedded.process import free_port
 from stream.embedded.redis import EmbeddedRedis
 from stream.kafka.broker import Broker, find_broker
 from stream.kafka.input_record import InputRecord, TopicPartition
@@ -408,9 +408,9 @@ async def test_examples_that_retention_took_are_passed_over_and_counted(world: W
 
 
 @pytest.fixture
-async def own_redis() -> AsyncIterator[tuple[EmbeddedRedis, Redis]]:
+async def own_redis(tmp_path: Path) -> AsyncIterator[tuple[EmbeddedRedis, Redis]]:
     """A Redis that may be killed, and a client of it."""
-    async with EmbeddedRedis(port=free_port()) as server:
+    async with EmbeddedRedis(tmp_path) as server:
         client: Redis = Redis.from_url(server.url)
         yield server, client
         await client.aclose()
@@ -431,7 +431,7 @@ async def test_a_redis_that_was_away_gets_what_it_missed(world: World, own_redis
     assert {partition for _, partition in runner.inbox.paused} == set(range(PARTITIONS))
     assert runner.offsets_to_commit() == committed
     assert world.counted("session_store_failures_total") > 0
-    async with EmbeddedRedis(port=int(server.url.split(":")[2].split("/")[0])) as again:
+    async with EmbeddedRedis(server.data_dir) as again:
         assert again.url == server.url
         await world.caught_up(runner)
         await world.check(client)
