@@ -71,8 +71,8 @@ class Program:
         """Whether it says that it works."""
         try:
             async with http.get(self._ready_url, timeout=aiohttp.ClientTimeout(total=_ASK_TIMEOUT_S)) as answer:
-                state = await answer.json() if answer.status == 200 else {}
-                return answer.status == 200 and not state.get("degraded")
+                told = await answer.json() if answer.content_type == "application/json" else {}
+                return answer.status == 200 and not told.get("degraded")
         except (aiohttp.ClientError, TimeoutError):
             return False
 
