@@ -29,7 +29,11 @@ from calibration.reliability import (
 )
 from calibration.tables import Predictions, read_predictions
 
-app = typer.Typer(help="Measure, fit and apply the calibration of click probabilities.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure, fit and apply the calibration of click probabilities.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # they show local variables: rows of people
+)
 
 Rows = Annotated[
     Path,

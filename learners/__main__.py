@@ -11,7 +11,12 @@ from learners.snapshots.inspection import facts_of, lines_of
 from learners.snapshots.manifest import SnapshotError
 from learners.training.cli import base
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train a base model and inspect snapshots.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they show local variables: rows of people
+    help="Train a base model and inspect snapshots.",
+)
 app.command()(base)
 
 
