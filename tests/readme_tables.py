@@ -48,6 +48,8 @@ def main() -> None:
         path = ROOT / readme
         path.write_text(with_tables(path.read_text(), tables()))
         sys.stderr.write(f"{readme}\n")
+    (ROOT / SETTING_NAMES).write_text(setting_names())
+    sys.stderr.write(f"{SETTING_NAMES}\n")
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
@@ -85,11 +87,22 @@ def learner_tables() -> dict[str, str]:
     return {"settings": _settings_table(settings_of_file(DeepFMConfig))}
 
 
+SETTING_NAMES = "stream/servers/known_settings.py"
+_OF_TESTS = {"MILLSTREAM_TEST_BROKER"}
 TABLES = {
     "learners/README.md": learner_tables,
     "stream/README.md": stream_tables,
     "serving/README.md": serving_tables,
 }
+
+
+def setting_names() -> str:
+    """The module that names all variables of all programs: each of them tells a setting from a misspelt one."""
+    settings = [*settings_of(StreamSettings), *settings_of(ServingSettings), *worker_settings()]
+    names = {one.name for one in (*settings, *options_of(worker), *options_of(serve))} | _OF_TESTS
+    lines = "".join(f'        "{name}",\n' for name in sorted(names))
+    doc = '"""The names of all settings of the environment; `make docs` writes them from the code."""'
+    return f"{doc}\n\nNAMES = frozenset(\n    (\n{lines}    )\n)\n"
 
 
 def settings_of(settings: type[BaseSettings]) -> Iterator[Setting]:
