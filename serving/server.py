@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import random
+import secrets
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -77,7 +77,7 @@ class ServingServer:
         self.calibrator = HotCalibrator(settings.map_refit_interval_s, plan=spec.slice_plan)
         self._serve_line(loaded)
         encoder = Encoder(spec)
-        impressions = ImpressionIds(wall_ms(), random.SystemRandom().getrandbits(64))
+        impressions = ImpressionIds(wall_ms(), secrets.randbits(64), secrets.randbits(128))
         self.ranker = Ranker(encoder, self.model, self.calibrator, impressions)
         self.features = SessionFeatures(
             options.redis_url,

@@ -1,4 +1,4 @@
-"""Impression ids: unique, never 0, reproducible."""
+"""Impression ids: unique, never 0, reproducible, and not to be guessed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.impression_ids import ImpressionIds, mix64
+from serving.impression_ids import ImpressionIds, encipher, mix64, round_keys
 
 U64 = st.integers(0, 2**64 - 1)
 
@@ -50,3 +50,38 @@ def test_the_run_jumps_over_zero() -> None:
 def test_mixing_loses_nothing(a: int, b: int) -> None:
     """Different numbers mix to different numbers."""
     assert (mix64(a) == mix64(b)) == (a == b)
+
+
+def test_the_cipher_is_speck() -> None:
+    """The designers' test vector of Speck64/128."""
+    block = np.array([0x3B7265747475432D], np.uint64)
+    encipher(block, round_keys(0x1B1A1918_13121110_0B0A0908_03020100))
+    assert int(block[0]) == 0x8C6FA548454E028B
+
+
+@given(U64, st.integers(0, 2**128 - 1))
+def test_enciphered_ids_are_distinct_and_tell_nothing_of_the_next(salt: int, key: int) -> None:
+    """About half of the bits differ from one id to the next; another key gives other ids."""
+    ids = ImpressionIds(0, salt, key).take(1_000)
+    assert len(np.unique(ids)) == 1_000
+    flipped = np.bitwise_count(ids[1:] ^ ids[:-1])
+    assert 30 < flipped.mean() < 34
+    assert len(np.unique(flipped)) > 10
+    assert not np.isin(ids, ImpressionIds(0, salt, key ^ 1).take(1_000)).any()
+
+
+def test_the_number_that_is_enciphered_as_zero_is_left_out() -> None:
+    """0 means missing on the wire."""
+    key = 7
+    x, y = 0, 0
+    for one in round_keys(key).tolist()[::-1]:  # the rounds undone, the last one first
+        y = _left(y ^ x, 29)
+        x = _left((x ^ one) - y & 0xFFFFFFFF, 8)
+    ids = ImpressionIds(0, mix64(0) ^ unmixed((x << 32 | y) - 2), key)
+    taken = np.concatenate([ids.take(5), ids.take(5)])
+    assert len(np.unique(taken)) == 10
+    assert 0 not in taken
+
+
+def _left(word: int, by: int) -> int:
+    return (word << by | word >> 32 - by) & 0xFFFFFFFF
