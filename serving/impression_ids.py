@@ -1,4 +1,4 @@
-"""Impression ids that nobody can guess, and that no two serving processes, nor two lives of one, share but by chance."""
+"""Impression ids that nobody can guess, and that serving processes, and lives of one, share by chance alone."""
 
 from __future__ import annotations
 

@@ -22,7 +22,10 @@ REASONS = (
     "spec",  # another feature spec
     "time",  # a time that no event has
     "unknown_impression",  # no served and displayed row within the display horizon
+    "undisplayed",  # its served row was dropped before it came
     "no_click",  # a conversion without a click
+    "wrong_user",  # the row was served to another user
+    "wrong_partition",  # its user's rows are in another partition
     "late",  # beyond a horizon
     "not_finite",  # NaN or infinity in a row to be learned
     "diverged",  # a batch whose gradients were not finite
@@ -87,6 +90,8 @@ TABLE = (
            {"agent": _AGENTS, "topic": _TOPICS}),
     Metric("millstream_join_waiting_events", "gauge", "Events that wait for their served row, display or click"),
     Metric("millstream_join_watermark_timestamp_seconds", "gauge", "Event time of the slowest partition of the join"),
+    Metric("millstream_join_furthest_watermark_timestamp_seconds", "gauge",
+           "Event time of the partition of the join that has come furthest"),
     Metric("millstream_examples_total", "counter", "Examples written, by kind",
            {"kind": ("exposure", "click", "conversion")}),
     Metric("millstream_session_steps_total", "counter", "Steps folded into the session features"),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.join.arrival import Arrivals, Clock
 from stream.join.output import Records
 from stream.join.rejects import Reject
 from stream.kafka.input_record import InputRecord
@@ -47,9 +48,11 @@ class ServedBatch(NamedTuple):
     rejects: list[Reject]
 
 
-def events_batch(topic: str, records: Sequence[InputRecord], max_ahead_ms: int) -> EventBatch:
+def events_batch(
+    topic: str, records: Sequence[InputRecord], max_ahead_ms: int, clock: Clock | None = None
+) -> EventBatch:
     """Decode records of a public input; an event later than its record by more than ``max_ahead_ms`` is a reject."""
-    found = _FoundEvents(topic, records, max_ahead_ms)
+    found = _FoundEvents(topic, records, max_ahead_ms, clock)
     for may_be_event, run in groupby(range(len(records)), key=lambda at: _may_be_event(records[at])):
         indices = [*run]
         if may_be_event:
@@ -61,12 +64,14 @@ def events_batch(topic: str, records: Sequence[InputRecord], max_ahead_ms: int) 
     return EventBatch(EventRows(**columns), found.records(), found.rejects)
 
 
-def served_batch(records: Sequence[InputRecord], spec: SpecWidths, max_ahead_ms: int) -> ServedBatch:
+def served_batch(
+    records: Sequence[InputRecord], spec: SpecWidths, max_ahead_ms: int, clock: Clock | None = None
+) -> ServedBatch:
     """Decode records of the served topic."""
-    found = _Found(records)
+    found = _Found(records, max_ahead_ms, clock)
     parts = [ServedRows.empty(spec)]
     for at, record in enumerate(records):
-        latest_ms = record.produced_ms + max_ahead_ms
+        latest_ms = found.latest_ms(at)
         try:
             rows = served_until(decode_served(record.value, spec), latest_ms)
             found.note(at, rows, latest_ms)
@@ -83,11 +88,17 @@ def served_batch(records: Sequence[InputRecord], spec: SpecWidths, max_ahead_ms:
 class _Found:
     """What was found in each of M records."""
 
-    def __init__(self, records: Sequence[InputRecord]) -> None:
+    def __init__(self, records: Sequence[InputRecord], max_ahead_ms: int, clock: Clock | None) -> None:
         self.rejects: list[Reject] = []
         self._records = records
+        self._arrivals = Arrivals.of(records, clock)
+        self._latest_ms = self._arrivals.produced_ms + max_ahead_ms
         self._rows = [0] * len(records)
         self._promises = [0] * len(records)
+
+    def latest_ms(self, at: int) -> int:
+        """The latest time that an event of a record can have."""
+        return int(self._latest_ms[at])
 
     def note(self, at: int, rows: EventRows | ServedRows, latest_ms: int) -> None:
         """A batch of rows. Raises RecordError for a promise that is too far ahead."""
@@ -102,8 +113,9 @@ class _Found:
 
     def records(self) -> Records:
         """Where the rows stood."""
-        offsets, produced_ms = [one.offset for one in self._records], [one.produced_ms for one in self._records]
-        return Records(*(np.array(column, np.int64) for column in (offsets, self._rows, produced_ms, self._promises)))
+        offsets = np.array([one.offset for one in self._records], np.int64)
+        rows, promise_ms = np.array(self._rows, np.int64), np.array(self._promises, np.int64)
+        return Records(offsets, rows, self._arrivals.produced_ms, promise_ms, self._arrivals.until_ms)
 
     def _promise(self, at: int, watermark_ms: int, latest_ms: int) -> None:
         check_ahead("watermark_ms", watermark_ms, latest_ms)
@@ -113,22 +125,19 @@ class _Found:
 class _FoundEvents(_Found):
     """The same of a public input, and the rows themselves."""
 
-    def __init__(self, topic: str, records: Sequence[InputRecord], max_ahead_ms: int) -> None:
-        super().__init__(records)
+    def __init__(self, topic: str, records: Sequence[InputRecord], max_ahead_ms: int, clock: Clock | None) -> None:
+        super().__init__(records, max_ahead_ms, clock)
         self.parts: list[EventRows] = []
         self._topic = topic
-        self._max_ahead_ms = max_ahead_ms
 
     def take_events(self, first: int, end: int) -> None:
         """Decode records together; where one of them is bad, its half, and the half of that, down to itself."""
         run = self._records[first:end]
         rows = json_events(self._topic, [record.value or b"" for record in run])
-        if rows is not None:
-            produced_ms = np.array([record.produced_ms for record in run], np.int64)
-            if (rows.ts_ms <= produced_ms + self._max_ahead_ms).all():
-                self.parts.append(rows)
-                self._rows[first:end] = [1] * len(run)
-                return
+        if rows is not None and (rows.ts_ms <= self._latest_ms[first:end]).all():
+            self.parts.append(rows)
+            self._rows[first:end] = [1] * len(run)
+            return
         if len(run) == 1:
             self.take(first)
             return
@@ -139,7 +148,7 @@ class _FoundEvents(_Found):
     def take(self, at: int) -> None:
         """Decode one record, of whatever kind."""
         record = self._records[at]
-        latest_ms = record.produced_ms + self._max_ahead_ms
+        latest_ms = self.latest_ms(at)
         try:
             rows = decode_events(self._topic, record.value, record.content_type)
             if len(rows) == 1 and is_json(record.value or b"", record.content_type):

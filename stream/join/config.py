@@ -38,7 +38,7 @@ class JoinConfig:
     idle_timeout_s: Annotated[float, Gt(0)] = 30.0
     """An input that is silent for so long no longer holds the others back. Longer than a broker's rebalance."""
     max_ahead_s: Annotated[float, Gt(0)] = 3600.0
-    """An event dated later than its record by more than this is rejected: its clock was wrong."""
+    """An event dated later than its record, or the clock, by more than this is rejected: its clock was wrong."""
     join_memory_bytes: Annotated[int, Ge(MIN_MEMORY_BYTES)] = 1 << 30
     """What the join of a worker may hold: three million pending rows of 40 columns, or thirty million exposed ones."""
 

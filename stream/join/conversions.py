@@ -14,13 +14,15 @@ from stream.records.examples import ExampleRows
 
 
 class Answer(NamedTuple):
-    """What became of conversions that waited for their click: each is in one of the four.
+    """What became of conversions that waited for their click: each is in one of the five.
 
-    unknown : their click is not known (yet) · repeated : an equal event was joined before · late : beyond the horizon,
-    with ``details`` of each · the others are ``examples``, of the records ``converted``.
+    unknown : their click is not known (yet) · foreign : it is another user's · repeated : an equal event was joined
+    before · late : beyond the horizon, with ``details`` of each · the others are ``examples``, of the records
+    ``converted``.
     """
 
     unknown: Events
+    foreign: Events
     repeated: Events
     late: Events
     details: list[str]
@@ -56,13 +58,16 @@ class Conversions:
         events, self._waiting = Events.joined(self._waiting), []
         events = events.take(np.argsort(events.record - first_record, kind="stable"))
         rows = _rows_of(clicks.examples.impression_id, events.impression_id)
-        known, of = events.take(rows >= 0), rows[rows >= 0]
+        found, of_found = events.take(rows >= 0), rows[rows >= 0]
+        own = clicks.examples.user_key[of_found] == found.user_key
+        known, of = found.take(own), of_found[own]
         fresh = _first_of_each(clicks, of, known.ts_ms)
         after_ms = known.ts_ms - clicks.examples.known_ms[of]
         late = fresh & (after_ms > self._horizon_ms)
         counts = fresh & ~late
         return Answer(
             unknown=events.take(rows < 0),
+            foreign=found.take(~own),
             repeated=known.take(~fresh),
             late=known.take(late),
             details=[f"converted {after} ms after the click" for after in after_ms[late].tolist()],

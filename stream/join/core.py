@@ -13,8 +13,11 @@ example are those of the served row; cf. Ananthanarayanan et al., "Photon", SIGM
   (live only). A click lets its own row through, so no click waits. Conversions hold nothing back: what they wait for
   (the click) comes earlier in event time, and is kept long enough.
 - An event that misses its row waits until the watermark passes its time by `display_horizon_s`, then is rejected:
-  ``unknown_impression``, or ``no_click`` for a conversion of a row that was displayed. One beyond a horizon is rejected
-  as ``late`` while its row is known. Of equal events the first counts.
+  ``unknown_impression``, ``undisplayed`` where the row was dropped, or ``no_click`` for a conversion of a row that was
+  displayed. One beyond a horizon is rejected as ``late`` while its row is known. Of equal events the first counts.
+- The served row says who saw it: an event of another user is rejected (``wrong_user``), whatever else it says, and one
+  that waits in a partition where its user has no rows at once (``wrong_partition``).
+- An event that is rejected when it comes moves no time, and none moves it beyond what its record may (`Records`).
 
 **What is in memory.** Pending rows with all their columns. Of exposed ones only the key, the time and whether they were
 clicked, for `click_horizon_s`: their columns stand in the examples topic, from where the shell brings those of late
@@ -40,6 +43,7 @@ from stream.join.config import JoinConfig
 from stream.join.events import JoinEvents, short
 from stream.join.inputs import Arrived, JoinInputs
 from stream.join.output import JoinOutput, Records, Resume
+from stream.join.rejects import Home
 from stream.join.state.kernels import NEVER
 from stream.join.state.state import JoinState
 from stream.join.state.waiting import Events
@@ -65,16 +69,19 @@ class JoinCore:
 
     Parameters
     ----------
-    salt : of the hashes of impression ids; the output does not depend on it.
+    salt : of the hashes of impression ids and users; the output does not depend on it.
+    partitions : of every input; an event that waits for its row where none of its user can come is rejected at once.
+        0: not known.
     """
 
-    def __init__(self, config: JoinConfig, partition: int, salt: int = 0) -> None:
+    def __init__(self, config: JoinConfig, partition: int, salt: int = 0, partitions: int = 0) -> None:
         self.partition = partition
         self._lead_ms = config.ms("allowed_lateness_s") + config.ms("display_lead_s")
         self._inputs = JoinInputs(config)
         self._state = JoinState(config, salt)
         self._counts: Counter[str] = Counter()
-        self._events = JoinEvents(config, self._inputs, self._state, self._counts, salt)
+        home = Home(partition, partitions)
+        self._events = JoinEvents(config, self._inputs, self._state, self._counts, home, salt)
         self._converted: list[ExampleRows] = []
         self._examples_end = 0  # the offset of the next examples record
         self._last_output_exposures = 0
@@ -166,7 +173,9 @@ class JoinCore:
 
     def served(self, rows: ServedRows, records: Records) -> None:
         """Take in records of the served topic."""
-        arrived = self._arrive(SERVED, rows.served_ms, records)
+        arrived = self._arrive(SERVED, records)
+        served_ms = rows.served_ms
+        self._inputs.move_time(SERVED, served_ms[arrived.rows] if arrived.redelivered else served_ms, arrived)
         new = self._state.add(rows, arrived.rows, arrived.numbers, self._inputs.unfinished(SERVED))
         self._counts["duplicate_served"] += len(new) - int(np.count_nonzero(new))
         self._events.release(rows.impression_id[arrived.rows[new]])
@@ -188,14 +197,17 @@ class JoinCore:
         self._inputs.promise(topic, watermark_ms)
 
     def _take(self, topic: str, rows: EventRows, records: Records) -> None:
-        arrived = self._arrive(topic, rows.ts_ms, records)
+        arrived = self._arrive(topic, records)
         produced_ms = np.repeat(records.produced_ms, records.rows)
         columns: list[NDArray[Any]] = [rows.impression_id, rows.ts_ms, rows.user_key, rows.position, rows.value]
         columns.append(produced_ms)
-        self._events.apply(topic, Events.of([*(column[arrived.rows] for column in columns), arrived.numbers]))
+        if arrived.redelivered:
+            columns = [column[arrived.rows] for column in columns]
+        events = Events.of([*columns, arrived.numbers])
+        self._inputs.move_time(topic, events.ts_ms, arrived, refused=self._events.apply(topic, events))
 
-    def _arrive(self, topic: str, ts_ms: NDArray[np.int64], records: Records) -> Arrived:
-        arrived = self._inputs.arrive(topic, ts_ms, records)
+    def _arrive(self, topic: str, records: Records) -> Arrived:
+        arrived = self._inputs.arrive(topic, records)
         self._counts["redelivered_records"] += arrived.redelivered
         self._counts[f"rows_{short(topic)}"] += len(arrived.rows)
         return arrived

@@ -12,8 +12,8 @@ from stream.join.config import JoinConfig
 from stream.join.conversions import Conversions
 from stream.join.inputs import JoinInputs
 from stream.join.new_clicks import NewClicks
-from stream.join.rejects import Rejects
-from stream.join.state.kernels import CLICK, DISPLAY, DUPLICATE, LATE, WAIT
+from stream.join.rejects import Home, Rejects
+from stream.join.state.kernels import ASTRAY, CLICK, DISPLAY, DUPLICATE, FOREIGN, LATE, WAIT
 from stream.join.state.state import JoinState
 from stream.join.state.waiting import Events, WaitingEvents
 from stream.records.examples import ExampleRows
@@ -31,31 +31,43 @@ class JoinEvents:
     """
 
     def __init__(
-        self, config: JoinConfig, inputs: JoinInputs, state: JoinState, counts: Counter[str], salt: int = 0
+        self, config: JoinConfig, inputs: JoinInputs, state: JoinState, counts: Counter[str], home: Home, salt: int = 0
     ) -> None:
         self.conversions = Conversions(config.ms("conversion_horizon_s"))
         self.clicks = NewClicks(inputs, state)
-        self.rejects = Rejects(inputs, state, config.display_horizon_s)
+        self.rejects = Rejects(inputs, state, home, config.display_horizon_s)
         self.waiting = WaitingEvents(salt)
+        self._home = home
         self._horizon_ms = config.ms("display_horizon_s")
         self._inputs = inputs
         self._state = state
         self._counts = counts
 
-    def apply(self, topic: str, events: Events) -> None:
-        """Apply events of one input, then those that had waited for them."""
+    def apply(self, topic: str, events: Events) -> NDArray[np.bool_] | None:
+        """Apply events of one input, then those that had waited for them; which were refused, (B,), None for none.
+
+        What may have been joined in an earlier life, and is forgotten, is rejected but not refused.
+        """
         if topic == CONVERSIONS:
             self.conversions.enqueue(events)
-            return
+            return None
         apply = self._state.display if topic == IMPRESSIONS else self._state.click
         outcomes, references = apply(events, self._inputs.unfinished(topic))
-        counts = np.bincount(outcomes, minlength=DISPLAY + 1)
+        counts = np.bincount(outcomes, minlength=ASTRAY + 1)
+        if counts[WAIT]:
+            waits = np.flatnonzero(outcomes == WAIT)
+            outcomes[waits[self._home.is_elsewhere(events.user_key[waits])]] = ASTRAY
+            counts = np.bincount(outcomes, minlength=ASTRAY + 1)
         counts[DISPLAY] = 0  # it waits in the state until it may be exposed
+        refused = None
+        if counts[LATE] or counts[FOREIGN:].any():
+            refused = (outcomes >= FOREIGN) | ((outcomes == LATE) & (events.ts_ms > self._state.forgotten_ms))
         for outcome in np.flatnonzero(counts).tolist():
             which = np.flatnonzero(outcomes == outcome)
             self._follow(topic, outcome, events.take(which), references[which])
         if len(self.waiting):
             self.release(events.impression_id[(outcomes == DISPLAY) | (outcomes == CLICK)])
+        return refused
 
     def _follow(self, topic: str, outcome: int, events: Events, references: NDArray[np.int64]) -> None:
         """Do what follows from what became of events."""
@@ -67,6 +79,10 @@ class JoinEvents:
             self.rejects.late(topic, events, references)
         elif outcome == CLICK:
             self.clicks.add(events, references)
+        elif outcome == FOREIGN:
+            self.rejects.wrong_user(topic, events)
+        elif outcome == ASTRAY:
+            self.rejects.wrong_partition(topic, events)
 
     def _wait(self, topic: str, events: Events) -> None:
         added = self.waiting.add(_EVENTS.index(topic), events, events.ts_ms + self._horizon_ms)
@@ -93,8 +109,11 @@ class JoinEvents:
         for finished in (answer.repeated.record, answer.converted):
             self._inputs.finish(CONVERSIONS, finished)
         self.rejects.add(CONVERSIONS, answer.late, (("late", detail) for detail in answer.details))
-        self._wait(CONVERSIONS, answer.unknown)
-        return answer.examples, bool(answer.details)
+        self.rejects.wrong_user(CONVERSIONS, answer.foreign)
+        astray = self._home.is_elsewhere(answer.unknown.user_key)
+        self.rejects.wrong_partition(CONVERSIONS, answer.unknown.take(astray))
+        self._wait(CONVERSIONS, answer.unknown.take(~astray))
+        return answer.examples, bool(answer.details) or bool(len(answer.foreign)) or bool(astray.any())
 
 
 def short(topic: str) -> str:

@@ -24,6 +24,7 @@ class Arrived(NamedTuple):
 
     rows: NDArray[np.intp]
     numbers: NDArray[np.uint32]
+    records: Records  # those that were not seen before
     redelivered: int  # records
 
 
@@ -59,35 +60,53 @@ class JoinInputs:
         """The input's log goes on with other records than those that came: from ``offset`` on they are new."""
         self._commits[topic].log_cut(offset)
 
-    def arrive(self, topic: str, ts_ms: NDArray[np.int64], records: Records) -> Arrived:
-        """Take note of records, whose rows are of these times."""
+    def arrive(self, topic: str, records: Records) -> Arrived:
+        """Take note of records. What their rows say of the time is told later, by `move_time`."""
         commits = self._commits[topic]
         seen = commits.seen(records.offsets)
-        redelivered = int(np.count_nonzero(seen))
-        if redelivered == len(seen):
-            return Arrived(np.zeros(0, np.intp), np.zeros(0, np.uint32), redelivered)
-        fresh = np.flatnonzero(np.repeat(~seen, records.rows))
         new = Records(*(column[~seen] for column in records))
-        numbers = commits.start(new.offsets, new.rows)
-        moved = self._move_watermark(topic, ts_ms[fresh], new)
-        if moved is not None:
-            commits.pin(int(new.offsets[moved]))
-        return Arrived(fresh, numbers, redelivered)
+        numbers = commits.start(new.offsets, new.rows) if len(new.offsets) else np.zeros(0, np.uint32)
+        return Arrived(np.flatnonzero(np.repeat(~seen, records.rows)), numbers, new, int(np.count_nonzero(seen)))
 
-    def _move_watermark(self, topic: str, ts_ms: NDArray[np.int64], records: Records) -> int | None:
-        """Move the watermark by the newest event and promise; the index of the record that moved it most, if any."""
-        moved = None
-        if len(ts_ms):
-            newest = int(np.argmax(ts_ms))
-            newest_ms = int(ts_ms[newest])
-            if topic == CONVERSIONS:
-                self._newest_conversion_ms = max(self._newest_conversion_ms, newest_ms)
-            if self._watermarks.seen(topic, newest_ms, _typical_ms(ts_ms)):
-                moved = int(np.searchsorted(np.cumsum(records.rows), newest, side="right"))
-        furthest = int(np.argmax(records.promise_ms))
-        if records.promise_ms[furthest] and self.promise(topic, int(records.promise_ms[furthest])):
+    def move_time(
+        self, topic: str, ts_ms: NDArray[np.int64], arrived: Arrived, refused: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Let records that arrived, whose rows are of these times, move the input's time.
+
+        A row that was refused, (B,), moves nothing, and none moves time beyond what its record may.
+        """
+        records = arrived.records
+        if not len(records.offsets):
+            return
+        moved = self._see(topic, ts_ms, records, refused)
+        promises = np.minimum(records.promise_ms, records.until_ms)
+        furthest = int(np.argmax(promises))
+        if promises[furthest] and self.promise(topic, int(promises[furthest])):
             moved = furthest
-        return moved
+        if moved is not None:
+            self._commits[topic].pin(int(records.offsets[moved]))
+
+    def _see(
+        self, topic: str, ts_ms: NDArray[np.int64], records: Records, refused: NDArray[np.bool_] | None
+    ) -> int | None:
+        """Move the watermark by the newest event; the index of its record, if it moved."""
+        if not len(ts_ms):
+            return None
+        if ts_ms.max() > records.until_ms.min():
+            ts_ms = np.minimum(ts_ms, np.repeat(records.until_ms, records.rows))
+        counting = ts_ms
+        if refused is not None and refused.any():
+            counting = ts_ms[~refused]
+            if not len(counting):
+                return None
+            ts_ms = np.where(refused, 0, ts_ms)
+        newest = int(np.argmax(ts_ms))
+        newest_ms = int(ts_ms[newest])
+        if topic == CONVERSIONS:
+            self._newest_conversion_ms = max(self._newest_conversion_ms, newest_ms)
+        if not self._watermarks.seen(topic, newest_ms, _typical_ms(counting)):
+            return None
+        return int(np.searchsorted(np.cumsum(records.rows), newest, side="right"))
 
     def promise(self, topic: str, watermark_ms: int) -> bool:
         """No event earlier than `watermark_ms` will follow; return whether that moved the input's watermark."""

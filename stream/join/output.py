@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.join.arrival import UNBOUNDED_MS
 from stream.join.late import LateClicks
 from stream.join.rejects import Reject
 from stream.records.examples import ExampleRows
@@ -20,11 +21,14 @@ class Records(NamedTuple):
     rows: NDArray[np.int64]  # (M,)
     produced_ms: NDArray[np.int64]  # (M,) Kafka's time of the record
     promise_ms: NDArray[np.int64]  # (M,) no event earlier than this will follow; 0: no promise
+    until_ms: NDArray[np.int64]  # (M,) nothing in it moves its input's time beyond this (`stream.join.arrival`)
 
     @classmethod
-    def one(cls, offset: int, rows: int, produced_ms: int = 0, promise_ms: int = 0) -> Records:
+    def one(
+        cls, offset: int, rows: int, produced_ms: int = 0, promise_ms: int = 0, until_ms: int = UNBOUNDED_MS
+    ) -> Records:
         """A single record."""
-        return cls(*(np.array([value]) for value in (offset, rows, produced_ms, promise_ms)))
+        return cls(*(np.array([value]) for value in (offset, rows, produced_ms, promise_ms, until_ms)))
 
 
 class Resume(NamedTuple):

@@ -58,8 +58,11 @@ class JoinedPartition:
         core: JoinCore,
         clicks: ClickSync,
         metrics: WorkerMetrics,
+        now_ms: int,
     ) -> Self:
         """Take a partition over: fence its former owner, then rebuild what the log holds of it.
+
+        A watermark later than ``now_ms`` in the log is not believed: it would stand still until then.
 
         Raises
         ------
@@ -71,22 +74,25 @@ class JoinedPartition:
         writer = await open_writer(broker, f"{group}-{core.partition}")
         try:
             opened = cls(core.partition, core, clicks, writer)
-            await opened._restore(broker, group, spec, metrics)
+            await opened._restore(broker, group, spec, metrics, now_ms)
         except BaseException:
             await writer.close()
             raise
         return opened
 
-    async def _restore(self, broker: Broker, group: str, spec: FeatureSpec, metrics: WorkerMetrics) -> None:
+    async def _restore(
+        self, broker: Broker, group: str, spec: FeatureSpec, metrics: WorkerMetrics, now_ms: int
+    ) -> None:
         committed = await committed_offsets(broker, group, INPUTS, self.partition)
         self.offsets = {topic: at.offset for topic, at in committed.items()}
         known = _known(at.metadata for at in committed.values())
         resume = Resume(**{name: known[name] for name in Resume._fields if name in known})
+        resume = resume._replace(watermark_ms=min(resume.watermark_ms, now_ms))
         self.examples_end, self.watermark_ms = resume.examples, resume.watermark_ms
         async with LogReader(broker) as log:
             await self._compare_inputs(log, known, metrics)
             self.core.start_at(self.offsets, resume)
-            rows = await self._restore_examples(log, spec, resume)
+            rows = await self._restore_examples(log, spec, resume, now_ms)
             for topic in INPUTS:
                 self.unread[topic] = await self._first_offset(log, topic, metrics)
         self._compare_examples(known.get(_EXAMPLES_END, 0), metrics)
@@ -115,7 +121,7 @@ class JoinedPartition:
             cut = LogCut(EXAMPLES, self.partition, self.examples_end, ReadUpTo(written))
             report_cut(cut, metrics.counter("log_cut_records_total", agent="join", topic=EXAMPLES))
 
-    async def _restore_examples(self, log: LogReader, spec: FeatureSpec, resume: Resume) -> int:
+    async def _restore_examples(self, log: LogReader, spec: FeatureSpec, resume: Resume, now_ms: int) -> int:
         count = 0
         oldest = await log.oldest(EXAMPLES, self.partition)
         if oldest > resume.examples:
@@ -132,6 +138,7 @@ class JoinedPartition:
                 if error.reason == "settled":
                     refuse_settled(EXAMPLES, self.partition, record.offset)
                 continue  # of another feature spec: its columns mean nothing here
+            watermark_ms = min(watermark_ms, now_ms)
             self.core.restore(rows, record.offset, watermark_ms)
             self.watermark_ms = max(self.watermark_ms, watermark_ms)
             count += len(rows)

@@ -20,6 +20,7 @@ from learners.features.spec import FeatureSpec
 from stream.agents.inbox import Inbox
 from stream.clicks.store import RedisClickStore
 from stream.clicks.sync import ClickSync
+from stream.join.arrival import UNBOUNDED_MS, Clock
 from stream.join.backpressure import Backpressure
 from stream.join.batches import events_batch, served_batch
 from stream.join.config import JoinConfig
@@ -134,9 +135,10 @@ class JoinRunner:
     # ------------------------------------------------------------------------------------------------------ take over
 
     async def _take_over(self, partition: int) -> None:
-        core = JoinCore(self._config, partition, self._salt)
+        core = JoinCore(self._config, partition, self._salt, self._broker.partitions)
         clicks = ClickSync(self._clicks, self._broker, self._spec, partition, self._metrics)
-        opened = JoinedPartition.open(self._broker, self._group, self._spec, core, clicks, self._metrics)
+        now_ms = self._now_ms() if self._now_ms else UNBOUNDED_MS
+        opened = JoinedPartition.open(self._broker, self._group, self._spec, core, clicks, self._metrics, now_ms)
         self._partitions[partition] = joined = await opened
         for topic in joined.cut:
             await self._read_cut_log(joined, topic)
@@ -167,12 +169,17 @@ class JoinRunner:
 
     def _decode(self, joined: JoinedPartition, topic: str, records: Sequence[InputRecord]) -> None:
         max_ahead_ms = self._config.ms("max_ahead_s")
+        if self._now_ms is not None:
+            ahead_ms = self._config.ms("display_horizon_s") // 2
+            clock = Clock(self._now_ms(), ahead_ms, self._config.ms("allowed_lateness_s"))
+        else:
+            clock = None
         if topic == SERVED:
-            served = served_batch(records, self._spec, max_ahead_ms)
+            served = served_batch(records, self._spec, max_ahead_ms, clock)
             joined.core.served(served.rows, served.records)
             joined.rejects += served.rejects
             return
-        events = events_batch(topic, records, max_ahead_ms)
+        events = events_batch(topic, records, max_ahead_ms, clock)
         joined.rejects += events.rejects
         if topic == IMPRESSIONS:
             joined.core.impressions(events.rows, events.records)
@@ -289,5 +296,6 @@ class JoinRunner:
         metrics.gauge("join_exposed_rows").set(sum(one.core.exposed_rows for one in partitions))
         metrics.gauge("join_waiting_display_rows").set(sum(one.core.waiting_displays for one in partitions))
         metrics.gauge("join_waiting_events").set(sum(one.core.waiting_events for one in partitions))
-        slowest_ms = min((one.watermark_ms for one in partitions), default=0)
-        metrics.gauge("join_watermark_timestamp_seconds").set(slowest_ms / 1000)
+        reached_ms = [one.watermark_ms for one in partitions]
+        metrics.gauge("join_watermark_timestamp_seconds").set(min(reached_ms, default=0) / 1000)
+        metrics.gauge("join_furthest_watermark_timestamp_seconds").set(max(reached_ms, default=0) / 1000)

@@ -72,7 +72,7 @@ def _events(keys: list[int], after_ms: int) -> EventRows:
     return EventRows(
         impression_id=key,
         ts_ms=np.full(len(key), _AT_MS + after_ms),
-        user_key=key,
+        user_key=np.ones(len(key), np.uint64),
         position=np.zeros(len(key), np.int32),
         value=np.zeros(len(key), np.float32),
     )

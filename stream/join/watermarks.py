@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from stream.join.arrival import UNBOUNDED_MS
+
 
 @dataclass(slots=True)
 class _Input:
@@ -19,6 +21,7 @@ class Watermarks:
 
     An input's own watermark is the greatest event time seen less the allowed lateness, or a promise of its producer
     (nothing is subtracted from that), whichever is greater. An event may still come at the watermark, none before it.
+    With a wall clock it does not pass that, whatever was seen and promised.
     """
 
     def __init__(self, inputs: Iterable[str], allowed_lateness_ms: int, idle_timeout_ms: int) -> None:
@@ -58,12 +61,13 @@ class Watermarks:
         all are idle the one that came furthest counts.
         """
         self._now_ms = now_ms
+        latest_ms = UNBOUNDED_MS if now_ms is None else now_ms
         self._active = [name for name, one in self._inputs.items() if not self._idle(one, now_ms)]
         known = self._known(self._active)
         if self._active and len(known) == len(self._active):
-            self.advance_to(min(known))
-        elif not self._active:
-            self.advance_to(max(self._known(self._inputs), default=None))
+            self.advance_to(min(*known, latest_ms))
+        elif not self._active and (known := self._known(self._inputs)):
+            self.advance_to(min(max(known), latest_ms))
         return self.reached_ms
 
     def ahead(self, by_ms: int = 0) -> frozenset[str]:
@@ -88,9 +92,9 @@ class Watermarks:
         at_ms = min(one.watermark_ms, one.typical_ms)
         return at_ms if self._now_ms is None else min(at_ms, self._now_ms)
 
-    def advance_to(self, watermark_ms: int | None) -> None:
+    def advance_to(self, watermark_ms: int) -> None:
         """Move the watermark to ``watermark_ms`` whatever the inputs say; it never goes back."""
-        if watermark_ms is not None and (self.reached_ms is None or watermark_ms > self.reached_ms):
+        if self.reached_ms is None or watermark_ms > self.reached_ms:
             self.reached_ms = watermark_ms
 
     def _known(self, names: Iterable[str]) -> list[int]:

@@ -68,13 +68,16 @@ async def relearn(
         progress(next(one for one in outcomes if isinstance(one, (Learned, Skipped))))
 
 
-async def hear_watermarks(log: LogReader, loop: LearningLoop, spec: SpecShape) -> None:
-    """How far time had gone on: the watermark of the last record that was taken, behind which markers may stand."""
+async def hear_watermarks(log: LogReader, loop: LearningLoop, spec: SpecShape, latest_ms: int) -> None:
+    """How far time had gone on: the watermark of the last record that was taken, behind which markers may stand.
+
+    One beyond ``latest_ms`` is taken for that.
+    """
     for partition, position in loop.positions().items():
         stop = position.offset + (position.row > 0)
         async for record in log.read(EXAMPLES, partition, max(0, stop - _LAST_RECORDS), stop=stop):
             with suppress(RecordError):  # rejected when it was taken
-                loop.hear(partition, decode_examples(record.value, spec)[1])
+                loop.hear(partition, min(latest_ms, decode_examples(record.value, spec)[1]))
 
 
 def _check_start(journal: JournalRecord, base_offsets: Mapping[int, int]) -> None:

@@ -56,6 +56,8 @@ class LearnRunner:
     wall_s : a clock for live input, None in a replay. With little traffic event time stands still until idle inputs
         stop holding it; a click must not wait for that, so what waits is learned and published every
         ``learn_interval_s`` of this clock too.
+    now_ms : the time of day, where ``wall_s`` is given. A watermark beyond it is taken for now: with one of some far
+        year time would stand still until then, and with it the snapshots.
     fresh_log : the broker was started just now: offsets in a snapshot are of another log and are dropped.
     open_writer : opens what the model's owner writes through.
 
@@ -73,6 +75,7 @@ class LearnRunner:
         metrics: WorkerMetrics,
         *,
         wall_s: Callable[[], float] | None = None,
+        now_ms: Callable[[], int] = lambda: 1 << 62,
         fresh_log: bool = False,
         open_writer: Callable[[Broker, str], Awaitable[LogWriter]] = open_writer,
     ) -> None:
@@ -89,6 +92,7 @@ class LearnRunner:
         self._fresh_log = fresh_log
         self._foreign_version = -1  # snapshots up to it are of another log
         self._wall_s = wall_s
+        self._now_ms = now_ms
         self._acted_s = 0.0  # of the wall clock
         self._gaps = LogGaps(broker, EXAMPLES, metrics.counter("learn_lost_records_total"), "learned")
         self._loop: LearningLoop | None = None
@@ -245,7 +249,7 @@ class LearnRunner:
                 break
         from_base = snapshot.created_from == "base" and snapshot.version > self._foreign_version
         await relearn(log, loop, self._spec, base_offsets=snapshot.offsets if from_base else {})
-        await hear_watermarks(log, loop, self._spec)
+        await hear_watermarks(log, loop, self._spec, self._now_ms())
         if loop.diverged:
             self._reports.diverged(loop, "learned again, it diverges as it did before the restart")
 
@@ -270,7 +274,7 @@ class LearnRunner:
             dead_letter = self._reports.dead_letter(partition, offset, error.reason, error.detail, value or b"")
             await self._write([dead_letter])
             rows, watermark_ms = ExampleRows.empty(self._spec.id_columns, self._spec.dense_inputs), 0  # it was read
-        return loop.step(rows, partition, offset, watermark_ms)
+        return loop.step(rows, partition, offset, min(watermark_ms, self._now_ms()))
 
     async def _write(self, records: Sequence[Outgoing]) -> None:
         """Store records in one go. Raises FencedError when another worker has taken the model over."""

@@ -71,6 +71,7 @@ class WorkerRunners:
             self._options.snapshots,
             self._metrics,
             wall_s=time.monotonic if self._options.clock == "wall" else None,
+            now_ms=_wall_clock_ms if self._options.clock == "wall" else lambda: 1 << 62,
             fresh_log=fresh_log,
         )
 

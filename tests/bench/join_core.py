@@ -163,7 +163,7 @@ def _pend(run: _Run, first: int, count: int) -> int:
     shown = EventRows(
         impression_id=key,
         ts_ms=np.full(count, 1_767_225_601_000),
-        user_key=key,
+        user_key=served.user_key[served.row_request],
         position=np.zeros(count, np.int32),
         value=np.zeros(count, np.float32),
     )

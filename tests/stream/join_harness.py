@@ -84,13 +84,15 @@ def served(*events: tuple[int, float], watermark_s: float | None = None) -> Serv
     )
 
 
-def events(*of: tuple[int, float] | tuple[int, float, float], watermark_s: float | None = None) -> EventRows:
-    """Events of (impression id, seconds[, value])."""
+def events(
+    *of: tuple[int, float] | tuple[int, float, float] | tuple[int, float, float, int], watermark_s: float | None = None
+) -> EventRows:
+    """Events of (impression id, seconds[, value[, by how much the user key is wrong]])."""
     keys = np.array([one[0] for one in of], np.uint64)
     return EventRows(
         impression_id=keys,
         ts_ms=np.array([T0 + one[1] * 1000 for one in of], np.int64),
-        user_key=keys + np.uint64(1),
+        user_key=keys + np.array([1 + (one[3] if len(one) > 3 else 0) for one in of], np.uint64),
         position=np.zeros(len(of), np.int32),
         value=np.array([one[2] if len(one) > 2 else 0.0 for one in of], np.float32),
         watermark_ms=_promise(watermark_s),

@@ -23,6 +23,7 @@ class LogEvent(NamedTuple):
     ts_ms: int
     value: float = 0.0
     produced_ms: int = 0
+    user_key: int = 0
 
 
 class Example(NamedTuple):
@@ -59,12 +60,17 @@ def join_whole_log(
     """Join complete logs, each in the order of its offsets."""
     truth = Truth()
     served_ms: dict[int, int] = {}
+    users: dict[int, int] = {}
     for row in served:
         served_ms.setdefault(row.impression_id, row.ts_ms)
+        users.setdefault(row.impression_id, row.user_key)
     by_id: dict[str, dict[int, list[LogEvent]]] = {t: defaultdict(list) for t in (IMPRESSIONS, CLICKS, CONVERSIONS)}
     for topic, events in ((IMPRESSIONS, impressions), (CLICKS, clicks), (CONVERSIONS, conversions)):
         for event in events:
-            by_id[topic][event.impression_id].append(event)
+            if event.user_key == users.get(event.impression_id, event.user_key):
+                by_id[topic][event.impression_id].append(event)
+            else:  # somebody else's impression
+                truth.rejected.add((topic, event.impression_id, event.ts_ms))
     for key in {key for events in by_id.values() for key in events}:
         _join_one(config, truth, key, served_ms.get(key), {topic: by_id[topic][key] for topic in by_id})
     return truth

@@ -7,6 +7,10 @@ them collide. A reference is the index of a pending row (below ``EXPOSED``) or, 
 **Rows** go through the states ``SERVED`` → ``DISPLAYED`` → exposed, where only key, display time and whether they were
 clicked are left. Every event is applied by itself and in the order of its input, as in a loop over dicts; what happens
 to one impression id never depends on another.
+
+**Users.** A row keeps 32 salted bits of the user that it was served to. An event of another user is refused before
+anything else: who guesses an impression id displays or clicks nothing. One in 2³² would pass, and nobody can search for
+it without the salt.
 """
 
 from __future__ import annotations
@@ -24,8 +28,9 @@ FREE, SERVED, DISPLAYED, CLICKED, DUE = (np.uint8(state) for state in range(5))
 """States of a pending row. ``CLICKED`` is displayed and clicked, ``DUE`` displayed and let through: both are
 exposed with the next output."""
 
-DUPLICATE, WAIT, LATE, DISPLAY, CLICK = range(5)
-"""What becomes of an event: nothing · it waits for its row · it is too late · it is the row's display · its click."""
+DUPLICATE, WAIT, LATE, DISPLAY, CLICK, FOREIGN, ASTRAY = range(7)
+"""What becomes of an event: nothing · it waits for its row · it is too late · it is the row's display · its click ·
+the row was served to another user · its user's rows are in another partition (which no kernel says)."""
 
 COUNT, HEAD, TAIL = range(3)
 """Indices into ``Rows.counters``: references in the index, number of the oldest exposed row, of the next one."""
@@ -45,15 +50,16 @@ class Rows(NamedTuple):
     """The rows that a partition's join holds.
 
     slots : (capacity,) u64, the index, a power of two · counters : (3,) i64 ·
-    keys, times, states, served, displayed : pending rows by index: impression id; served ms, then display ms; state;
-    numbers of the records that served and displayed it, the latter replaced by its row among the exposures once it is
-    exposed · live, due : by block: rows in it; no served row's horizon ends before, ms ·
-    exposed_keys, exposed_times, exposed_clicked : a ring by number, a power of two long.
+    keys, users, times, states, served, displayed : pending rows by index: impression id; bits of the user; served ms,
+    then display ms; state; numbers of the records that served and displayed it, the latter replaced by its row among
+    the exposures once it is exposed · live, due : by block: rows in it; no served row's horizon ends before, ms ·
+    exposed_keys, exposed_users, exposed_times, exposed_clicked : a ring by number, a power of two long.
     """
 
     slots: NDArray[np.uint64]
     counters: NDArray[np.int64]
     keys: NDArray[np.uint64]
+    users: NDArray[np.uint32]
     times: NDArray[np.int64]
     states: NDArray[np.uint8]
     served: NDArray[np.uint32]
@@ -61,6 +67,7 @@ class Rows(NamedTuple):
     live: NDArray[np.int32]
     due: NDArray[np.int64]
     exposed_keys: NDArray[np.uint64]
+    exposed_users: NDArray[np.uint32]
     exposed_times: NDArray[np.int64]
     exposed_clicked: NDArray[np.bool_]
 
@@ -165,6 +172,7 @@ def add_served(
     rules: Rules,
     opened: Open,
     keys: NDArray[np.uint64],
+    users: NDArray[np.uint64],
     served_ms: NDArray[np.int64],
     records: NDArray[np.uint32],
     free: NDArray[np.int64],
@@ -186,12 +194,22 @@ def add_served(
         row = free[used]
         used += 1
         row_keys[row], times[row], states[row], served[row] = keys[i], served_ms[i], SERVED, records[i]
+        rows.users[row] = np.uint32(_hashed(users[i], salt))
         index[slot] = hashed << _32 | np.uint64(row + 1)
         block = row // BLOCK
         live[block] += 1
         due[block] = min(due[block], served_ms[i] + rules.display_horizon)
     rows.counters[COUNT] += used
     return fresh
+
+
+@kernel
+def _is_of(rows: Rows, reference: Integer, user: np.uint64, salt: np.uint64) -> bool:
+    """Whether a row was served to this user."""
+    bits = np.uint32(_hashed(user, salt))
+    if reference >= EXPOSED:
+        return bool(rows.exposed_users[(reference - EXPOSED) & (len(rows.exposed_keys) - 1)] == bits)
+    return bool(rows.users[reference] == bits)
 
 
 @kernel
@@ -205,6 +223,7 @@ def apply_impressions(
     rules: Rules,
     impressions: Open,
     keys: NDArray[np.uint64],
+    users: NDArray[np.uint64],
     times: NDArray[np.int64],
     records: NDArray[np.uint32],
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -217,6 +236,8 @@ def apply_impressions(
         reference[i] = found
         if found < 0:
             outcome[i] = LATE if times[i] <= rules.forgotten else WAIT
+        elif not _is_of(rows, found, users[i], rules.salt):
+            outcome[i] = FOREIGN
         elif found >= EXPOSED or rows.states[found] != SERVED:
             outcome[i] = DUPLICATE
             _finish(impressions.counts, impressions.base, records[i])
@@ -238,6 +259,7 @@ def apply_clicks(
     rules: Rules,
     clicks: Open,
     keys: NDArray[np.uint64],
+    users: NDArray[np.uint64],
     times: NDArray[np.int64],
     records: NDArray[np.uint32],
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -248,6 +270,9 @@ def apply_clicks(
             prefetch(rows.slots, np.int64(_hashed(keys[i + _PREFETCHED_KEYS], rules.salt)) & (len(rows.slots) - 1))
         found, _ = _find(rows.slots, rows.keys, rows.exposed_keys, keys[i], _hashed(keys[i], rules.salt))
         reference[i] = found
+        if found >= 0 and not _is_of(rows, found, users[i], rules.salt):
+            outcome[i] = FOREIGN
+            continue
         if found < 0 or (found < EXPOSED and rows.states[found] == SERVED):
             outcome[i] = WAIT
             continue
@@ -326,7 +351,7 @@ def expose(rows: Rows, rules: Rules, served: Open, impressions: Open, indices: N
         _finish(served.counts, served.base, rows.served[row])
         _finish(impressions.counts, impressions.base, rows.displayed[row])
         at = number & ring
-        rows.exposed_keys[at], rows.exposed_times[at] = key, rows.times[row]
+        rows.exposed_keys[at], rows.exposed_users[at], rows.exposed_times[at] = key, rows.users[row], rows.times[row]
         rows.exposed_clicked[at] = rows.states[row] == CLICKED
         index[slot] = (index[slot] >> _32) << _32 | np.uint64(EXPOSED + (number & (EXPOSED - 1)) + 1)
         number += 1
@@ -376,7 +401,12 @@ def forget(rows: Rows, rules: Rules, before_ms: int, most: int) -> tuple[int, In
 
 @kernel
 def restore(
-    rows: Rows, rules: Rules, keys: NDArray[np.uint64], times: NDArray[np.int64], clicked: NDArray[np.bool_]
+    rows: Rows,
+    rules: Rules,
+    keys: NDArray[np.uint64],
+    users: NDArray[np.uint64],
+    times: NDArray[np.int64],
+    clicked: NDArray[np.bool_],
 ) -> None:
     """Restore exposures and clicks of an earlier process, in the order of its examples; a click marks its exposure."""
     ring = len(rows.exposed_keys) - 1
@@ -390,6 +420,7 @@ def restore(
             number = rows.counters[TAIL]
             at = number & ring
             rows.exposed_keys[at], rows.exposed_times[at], rows.exposed_clicked[at] = keys[i], times[i], False
+            rows.exposed_users[at] = np.uint32(_hashed(users[i], rules.salt))
             rows.slots[slot] = hashed << _32 | np.uint64(EXPOSED + (number & (EXPOSED - 1)) + 1)
             rows.counters[TAIL] = number + 1
             rows.counters[COUNT] += 1

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from stream.join.state import kernels as kernels
 from stream.join.state.kernels import HEAD, NEVER, TAIL, Rows
 
-_BY_INDEX = ("keys", "times", "states", "served", "displayed")  # columns of `Rows`
-_BY_NUMBER = ("exposed_keys", "exposed_times", "exposed_clicked")
+_BY_INDEX = ("keys", "users", "times", "states", "served", "displayed")  # columns of `Rows`
+_BY_NUMBER = ("exposed_keys", "exposed_users", "exposed_times", "exposed_clicked")
 FIRST_SLOTS = FIRST_EXPOSED = 1024  # powers of two, as all sizes of the index and the ring
 FULL_AT = 0.75  # load of the index
 
@@ -22,6 +22,7 @@ def no_rows() -> Rows:
         slots=np.zeros(FIRST_SLOTS, np.uint64),
         counters=np.zeros(3, np.int64),
         keys=np.zeros(0, np.uint64),
+        users=np.zeros(0, np.uint32),
         times=np.zeros(0, np.int64),
         states=np.zeros(0, np.uint8),
         served=np.zeros(0, np.uint32),
@@ -29,6 +30,7 @@ def no_rows() -> Rows:
         live=np.zeros(0, np.int32),
         due=np.zeros(0, np.int64),
         exposed_keys=np.zeros(FIRST_EXPOSED, np.uint64),
+        exposed_users=np.zeros(FIRST_EXPOSED, np.uint32),
         exposed_times=np.zeros(FIRST_EXPOSED, np.int64),
         exposed_clicked=np.zeros(FIRST_EXPOSED, np.bool_),
     )

@@ -10,6 +10,7 @@ from stream.join.config import JoinConfig
 from stream.join.state import kernels as kernels
 from stream.join.state.columns import PendingRows
 from stream.join.state.displays import WaitingDisplays
+from stream.join.state.dropped import DroppedRows
 from stream.join.state.exposure_index import ExposureIndex
 from stream.join.state.kernels import COUNT, HEAD, NEVER, TAIL, Open, Rules
 from stream.join.state.rows import (
@@ -43,6 +44,7 @@ class JoinState:
         self._rows = no_rows()
         self._displays = WaitingDisplays()
         self._records = ExposureIndex()
+        self._dropped = DroppedRows(2 * self._display_horizon_ms)
         self.forgotten_ms = -int(NEVER)  # display time of the newest row that was forgotten
 
     @property
@@ -74,7 +76,7 @@ class JoinState:
     @property
     def bytes(self) -> int:
         """Memory taken."""
-        parts = (self._columns, self._displays, self._records)
+        parts = (self._columns, self._displays, self._records, self._dropped)
         return sum(array.nbytes for array in self._rows) + sum(part.bytes for part in parts)
 
     @property
@@ -85,8 +87,9 @@ class JoinState:
     @property
     def exposed_row_bytes(self) -> int:
         """What forgetting one exposed row gives back."""
-        rows = (self._rows.exposed_keys, self._rows.exposed_times, self._rows.exposed_clicked)
-        return sum(column.itemsize for column in rows) + int(8 / FULL_AT)
+        rows = self._rows
+        ring = (rows.exposed_keys, rows.exposed_users, rows.exposed_times, rows.exposed_clicked)
+        return sum(column.itemsize for column in ring) + int(8 / FULL_AT)
 
     # ----------------------------------------------------------------------------------------------- what events do
 
@@ -94,15 +97,16 @@ class JoinState:
         self, rows: ServedRows, which: NDArray[np.intp], records: NDArray[np.uint32], served: Open
     ) -> NDArray[np.bool_]:
         """Make those of the rows ``which`` pending that are not known; which are new, (B,)."""
-        keys, served_ms = rows.impression_id[which], rows.served_ms[which]
+        keys, request = rows.impression_id[which], rows.row_request[which]
+        served_ms, users = rows.ts_ms[request], rows.user_key[request]
         indices = self._make_room(pending=len(keys))
-        new = kernels.add_served(self._rows, self._rules(), served, keys, served_ms, records, indices)
+        new = kernels.add_served(self._rows, self._rules(), served, keys, users, served_ms, records, indices)
         self._columns.put(rows, which[new])
         return new
 
     def display(self, impressions: Events, displayed: Open) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Display rows: what became of each impression, and the reference that it named."""
-        columns = impressions.impression_id, impressions.ts_ms, impressions.record
+        columns = impressions.impression_id, impressions.user_key, impressions.ts_ms, impressions.record
         outcome, reference = kernels.apply_impressions(self._rows, self._rules(), displayed, *columns)
         shown = outcome == kernels.DISPLAY
         self._displays.add(reference[shown], impressions.ts_ms[shown])
@@ -110,12 +114,14 @@ class JoinState:
 
     def click(self, clicks: Events, clicked: Open) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Click rows: what became of each click, and the reference that it named."""
-        return kernels.apply_clicks(self._rows, self._rules(), clicked, *clicks[:2], clicks.record)
+        columns = clicks.impression_id, clicks.user_key, clicks.ts_ms, clicks.record
+        return kernels.apply_clicks(self._rows, self._rules(), clicked, *columns)
 
     def drop_undisplayed(self, watermark_ms: int, served: Open) -> int:
         """Forget served rows whose horizon the watermark has passed: how many."""
         blocks = np.flatnonzero(self._rows.due[: self._columns.block_count] < watermark_ms)
         indices = kernels.undisplayed_rows(self._rows, self._rules(), blocks, watermark_ms)
+        self._dropped.add(self._rows.keys[indices], watermark_ms)
         kernels.drop_undisplayed(self._rows, self._rules(), served, indices)
         self._columns.free(self._rows.live, indices)
         return len(indices)
@@ -176,6 +182,10 @@ class JoinState:
         """Whether there is such a row, and it was displayed."""
         return reference >= kernels.EXPOSED or (reference >= 0 and self._rows.states[reference] != kernels.SERVED)
 
+    def were_dropped(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which rows were dropped as undisplayed, in this life and not long ago, (B,)."""
+        return self._dropped.known(keys)
+
     def in_log(self, references: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where exposed rows stand in the examples topic: the offsets of their records, and their rows in these."""
         return self._records.find(self._head + ((references - kernels.EXPOSED - self._head) & (kernels.EXPOSED - 1)))
@@ -195,7 +205,8 @@ class JoinState:
         rows = examples.take((examples.kind == EXPOSURE) | (examples.kind == CLICK))
         self.note_record(self.next_number, offset)
         self._make_room(exposed=len(rows))
-        kernels.restore(self._rows, self._rules(), rows.impression_id, rows.ts_ms, rows.kind == CLICK)
+        columns = rows.impression_id, rows.user_key, rows.ts_ms, rows.kind == CLICK
+        kernels.restore(self._rows, self._rules(), *columns)
 
     # -------------------------------------------------------------------------------------------------------- memory
 
@@ -213,6 +224,7 @@ class JoinState:
     def expire(self, watermark_ms: int) -> None:
         """Forget the rows whose clicks no longer count, nor wait in a record that a restart reads again."""
         self._forget(watermark_ms - self._click_horizon_ms - self._display_horizon_ms)
+        self._dropped.expire(watermark_ms)
         self._shrink()
 
     def nth_due_ms(self, share: float, lead_ms: int) -> tuple[int, int]:

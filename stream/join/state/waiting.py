@@ -80,19 +80,19 @@ class WaitingEvents:
     def add(self, which: int, events: Events, due_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Let events of an input wait until they are taken or the watermark passes ``due_ms``, (B,).
 
-        Returns which of them were added: one that equals a waiting one of its input in id and time is not.
+        Returns which of them were added: one that equals a waiting one of its input in id, time and user is not.
         """
         self._make_room(len(events))
         ids = self._free[self._free_count - len(events) : self._free_count][::-1]
         added, chains = kernels.add(
-            self._index, self._columns[0], self._columns[1], self._input, self._due, self._next,
-            np.uint8(which), events.impression_id, events.ts_ms, due_ms, ids, self._salt,
+            self._index, self._columns[0], self._columns[1], self._columns[2], self._input, self._due, self._next,
+            np.uint8(which), events.impression_id, events.ts_ms, events.user_key, due_ms, ids, self._salt,
         )  # fmt: skip
         count = int(np.count_nonzero(added))
         used = ids[:count].copy()
         self._free_count -= count
         self._keys += int(chains)
-        for column, new in zip(self._columns[2:], list(events.columns())[2:], strict=True):
+        for column, new in zip(self._columns[3:], list(events.columns())[3:], strict=True):
             column[used] = new[added]
         if count:
             self._next_due_ms = min(self._next_due_ms, int(due_ms[added].min()))

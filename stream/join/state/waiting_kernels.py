@@ -78,12 +78,14 @@ def add(
     index: NDArray[np.uint64],
     keys: NDArray[np.uint64],
     times: NDArray[np.int64],
+    users: NDArray[np.uint64],
     inputs: NDArray[np.uint8],
     due: NDArray[np.int64],
     following: NDArray[np.int32],
     which: np.uint8,
     new_keys: NDArray[np.uint64],
     new_times: NDArray[np.int64],
+    new_users: NDArray[np.uint64],
     new_due: NDArray[np.int64],
     ids: NDArray[np.int32],
     salt: np.uint64,
@@ -97,7 +99,7 @@ def add(
         last: Integer = -1
         at = first
         while at >= 0:
-            if inputs[at] == which and times[at] == new_times[i]:
+            if inputs[at] == which and times[at] == new_times[i] and users[at] == new_users[i]:
                 added[i] = False
                 break
             last, at = at, following[at]
@@ -105,7 +107,8 @@ def add(
             continue
         event = ids[used]
         used += 1
-        keys[event], times[event], inputs[event], due[event] = new_keys[i], new_times[i], which, new_due[i]
+        keys[event], times[event], users[event] = new_keys[i], new_times[i], new_users[i]
+        inputs[event], due[event] = which, new_due[i]
         following[event] = -1
         if first < 0:
             index[slot] = hashed << _32 | np.uint64(event + 1)

@@ -125,19 +125,19 @@ def test_an_idle_input_holds_nothing_back(join: Joined) -> None:
     """Only by the wall clock, and only until it speaks again; when all are idle the furthest one counts."""
     join.served(served((7, 0), (8, 40)), 0)
     join.impressions(events((7, 1)), 0)
-    out = join.poll(1000)
+    out = join.poll(T0 + 100_000)
     assert (out.watermark_ms, out.examples) == (0, None)
     join.served(served((9, 41)), 1)
     join.impressions(events((9, 41)), 1)
-    assert join.poll(2900).watermark_ms == 0
-    out = join.poll(3000)  # no click ever came
+    assert join.poll(T0 + 101_900).watermark_ms == 0
+    out = join.poll(T0 + 102_000)  # no click ever came
     assert out.watermark_ms == T0 + 36_000
     assert short(out.examples) == [(EXPOSURE, 7), (EXPOSURE, 9)]
     join.clicks(events((9, 42)), 0)
     join.served(served((10, 60)), 2)
     join.impressions(events((10, 61)), 2)
-    assert short(join.poll(4000).examples) == [(CLICK, 9)]
-    assert short(join.poll(9000).examples) == [(EXPOSURE, 10)]
+    assert short(join.poll(T0 + 103_000).examples) == [(CLICK, 9)]
+    assert short(join.poll(T0 + 108_000).examples) == [(EXPOSURE, 10)]
 
 
 def test_inputs_far_ahead_of_the_slowest_are_named(join: Joined) -> None:
@@ -208,7 +208,9 @@ def test_row_never_displayed_yields_nothing(join: Joined) -> None:
     assert join.core.pending_rows == 0
     join.impressions(events((7, 6.5)), 0)
     join.clicks(events((7, 6.6)), 0)
-    assert [reject.reason for reject in join.advance(20).rejects] == ["unknown_impression"] * 2
+    rejects = join.advance(20).rejects
+    assert [reject.reason for reject in rejects] == ["undisplayed"] * 2
+    assert "dropped as undisplayed" in rejects[0].detail
 
 
 def test_display_beyond_its_horizon_is_late(join: Joined) -> None:
@@ -400,7 +402,7 @@ def test_at_the_bound_exposed_rows_beyond_the_display_horizon_are_forgotten_firs
     assert short(out.examples) == [(CLICK, 2)]
     assert [(reject.topic, reject.reason) for reject in out.rejects] == [(IMPRESSIONS, "late")] * 2
     assert "no longer known" in out.rejects[0].detail
-    assert [reject.reason for reject in join.advance(100).rejects] == ["unknown_impression"]
+    assert [reject.reason for reject in join.advance(100).rejects] == ["undisplayed"]
 
 
 def test_rows_within_the_display_horizon_are_never_forgotten(join: Joined) -> None:

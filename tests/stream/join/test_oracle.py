@@ -42,11 +42,14 @@ class Log:
         """Rows of a topic in the order of their offsets."""
         if topic == SERVED:
             rows = (zip(one.impression_id.tolist(), one.served_ms.tolist(), strict=True) for one in self.served)
-            return [LogEvent(key, ts_ms) for record in rows for key, ts_ms in record]
+            return [LogEvent(key, ts_ms, user_key=key + 1) for record in rows for key, ts_ms in record]
         return [
-            LogEvent(*row, offset + 1)
+            LogEvent(key, ts_ms, value, offset + 1, user_key)
             for offset, record in enumerate(self.events[topic])
-            for row in zip(record.impression_id.tolist(), record.ts_ms.tolist(), record.value.tolist(), strict=True)
+            for key, ts_ms, value, user_key in zip(
+                *(getattr(record, name).tolist() for name in ("impression_id", "ts_ms", "value", "user_key")),
+                strict=True,
+            )
         ]
 
     def feed(self, core: Joined, topic: str, offset: int) -> None:
@@ -61,7 +64,7 @@ class Log:
             core.conversions(self.events[topic][offset], offset)
 
 
-def _records(rng: random.Random, rows: list[tuple[int, float, float]], disorder_s: float) -> list[EventRows]:
+def _records(rng: random.Random, rows: list[tuple[int, float, float, int]], disorder_s: float) -> list[EventRows]:
     """Rows in an order whose disorder stays within `disorder_s`, cut at random; some records carry a true promise."""
     ordered = sorted(rows, key=lambda row: row[1] + rng.uniform(0, disorder_s))
     out: list[EventRows] = []
@@ -75,27 +78,29 @@ def _records(rng: random.Random, rows: list[tuple[int, float, float]], disorder_
 
 @st.composite
 def logs(draw: st.DrawFn, disorder_s: float = 5.0) -> Log:
-    """Logs with every fate: never displayed, late, unknown, repeated, converted early and never clicked."""
+    """Logs with every fate: never displayed, late, unknown, repeated, converted early, never clicked, another's."""
     return random_log(draw(st.randoms(use_true_random=False)), draw(st.integers(1, 12)), disorder_s)
 
 
 def random_log(rng: random.Random, most: int, disorder_s: float = 5.0) -> Log:
     """A log of ``most`` impressions."""
-    rows: dict[str, list[tuple[int, float, float]]] = {topic: [] for topic in INPUTS}
+    rows: dict[str, list[tuple[int, float, float, int]]] = {topic: [] for topic in INPUTS}
     for key in range(1, most + 1):
         at = rng.randint(0, 100)
         if rng.random() < 0.9:
-            rows[SERVED] += [(key, at, 0)] * rng.choice((1, 1, 1, 2))
+            rows[SERVED] += [(key, at, 0, 0)] * rng.choice((1, 1, 1, 2))
         for _ in range(rng.choice((0, 1, 1, 1, 2))):
-            rows[IMPRESSIONS] += [(key, at + rng.randint(-2, 9), 0)] * rng.choice((1, 1, 2))
+            rows[IMPRESSIONS] += [(key, at + rng.randint(-2, 9), 0, 0)] * rng.choice((1, 1, 2))
         clicked = [at]
         for _ in range(rng.choice((0, 1, 1, 2, 3))):
             clicked.append(at + rng.choice((rng.randint(0, 12), rng.randint(10, 18), rng.randint(18, 42))))
-            rows[CLICKS] += [(key, clicked[-1], 0)] * rng.choice((1, 1, 2))
+            rows[CLICKS] += [(key, clicked[-1], 0, 0)] * rng.choice((1, 1, 2))
         for value in range(rng.choice((0, 0, 1, 2, 4))):
             late = 11_000 if rng.random() < 0.1 else 0
             converted = max(at, max(clicked) + rng.randint(-4, 40)) + late
-            rows[CONVERSIONS] += [(key, converted, value + 1)] * rng.choice((1, 1, 2))
+            rows[CONVERSIONS] += [(key, converted, value + 1, 0)] * rng.choice((1, 1, 2))
+        for topic in (IMPRESSIONS, CLICKS, CONVERSIONS):  # somebody else's, at the times of the user's own
+            rows[topic] += [(*row[:3], 5) for row in rows[topic] if row[0] == key and rng.random() < 0.1]
     records = {topic: _records(rng, rows[topic], disorder_s) for topic in INPUTS}
     log = Log(events={topic: records[topic] for topic in (IMPRESSIONS, CLICKS, CONVERSIONS)})
     for record in records[SERVED]:
@@ -122,7 +127,9 @@ class Run:
     clicks: MemoryClickStore = field(default_factory=lambda: MemoryClickStore(2, 2))
     fence: int = 0  # examples before it are in `clicks`
     lives: int = 0
-    reached: dict[str, float] = field(default_factory=dict)  # how far each input has come in this life, ms
+    reached: dict[str, float] = field(default_factory=dict)  # how far each input has come in this life at most, ms
+    counted: dict[str, float] = field(default_factory=dict)  # and at least: an event that is refused moves no time
+    came: list[tuple[str, int]] = field(default_factory=list)  # records since the last step, by their offsets
 
     def live(self, crash: float) -> bool:
         """Rebuild a core and feed it to the log's end, or until it crashes; return whether it reached the end."""
@@ -133,13 +140,14 @@ class Run:
             if offset >= self.resume.examples:
                 join.core.restore(rows, offset, watermark_ms)
         self.catch_up()
-        self.reached = dict.fromkeys(HOLDING, float("-inf"))
+        self.reached, self.came = dict.fromkeys(HOLDING, float("-inf")), []
+        self.counted = dict(self.reached)
         at = {topic: self.committed.get(topic, 0) for topic in INPUTS}
         speed = {topic: self.rng.choice((1, 3, 20)) for topic in INPUTS}
         while left := [topic for topic in INPUTS if at[topic] < self.log.length(topic)]:
             topic = self.rng.choices(left, [speed[one] for one in left])[0]
             self.log.feed(join, topic, at[topic])
-            self.come(topic, at[topic])
+            self.came.append((topic, at[topic]))
             at[topic] += 1
             if self.rng.random() < 0.5 and not self.step(join.core, crash):
                 return False
@@ -147,18 +155,24 @@ class Run:
             return False
         for topic in HOLDING:
             join.core.watermark(topic, T0 + 100_000_000)
-            self.reached[topic] = float("inf")
+            self.reached[topic] = self.counted[topic] = float("inf")
         ended = self.step(join.core, 0)
         assert (join.core.pending_rows, join.core.exposed_rows, join.core.waiting_events) == (0, 0, 0)
         return ended
 
-    def come(self, topic: str, offset: int) -> None:
-        """Note how far an input has come: to its newest event, or to what was promised and the allowed lateness."""
-        if topic == CONVERSIONS:
-            return
-        record: EventRows | ServedRows = self.log.served[offset] if topic == SERVED else self.log.events[topic][offset]
-        promise_ms = record.watermark_ms + CONFIG.allowed_lateness_s * 1000 if record.watermark_ms else 0
-        self.reached[topic] = max(self.reached[topic], promise_ms, *record.ts_ms.tolist())
+    def come(self, rejects: Sequence[Reject]) -> None:
+        """Note how far inputs have come: to the newest event, or to what was promised and the allowed lateness."""
+        refused = {_identity(reject) for reject in rejects if reject.reason in ("late", "wrong_user")}
+        for topic, offset in self.came:
+            if topic == CONVERSIONS:
+                continue
+            record = self.log.served[offset] if topic == SERVED else self.log.events[topic][offset]
+            promise_ms = record.watermark_ms + CONFIG.allowed_lateness_s * 1000 if record.watermark_ms else 0
+            times = list(zip(record.impression_id.tolist(), record.ts_ms.tolist(), strict=True))
+            self.reached[topic] = max(self.reached[topic], promise_ms, *(at for _, at in times))
+            counting = (at for key, at in times if topic == SERVED or (topic, key, at) not in refused)
+            self.counted[topic] = max(self.counted[topic], promise_ms, *counting)
+        self.came = []
 
     def catch_up(self) -> None:
         """Bring the store of clicks up to the log."""
@@ -179,6 +193,7 @@ class Run:
 
     def store(self, core: JoinCore, out: JoinOutput, crash: float) -> bool:
         """Store the output, then commit; return False for a crash before, between or after."""
+        self.come(out.rejects)
         self.check_gate(as_examples(out.examples), core)
         dies_at = self.rng.randrange(3) if self.rng.random() > 1 - crash else None
         if dies_at == 0:
@@ -207,7 +222,8 @@ class Run:
         for one in found:
             if one.kind == EXPOSURE and one.impression_id not in clicked:
                 assert one.ts_ms <= gate_ms
-        assert all(ts_ms > gate_ms for ts_ms in core.waiting_display_ms())
+        surely_ms = min(self.counted.values()) + CONFIG.display_lead_s * 1000
+        assert all(ts_ms > surely_ms for ts_ms in core.waiting_display_ms())
 
     def records(self, out: JoinOutput, before_ms: int) -> Iterator[tuple[tuple[ExampleRows, int], int]]:
         """The output cut into records, each with the row that it begins with; the last one carries the watermark."""

@@ -42,13 +42,13 @@ def test_an_idle_input_is_left_out() -> None:
     marks = two_inputs()
     marks.promised("a", 500)
     marks.promised("b", 100)
-    assert marks.poll(now_ms=0) == 100
+    assert marks.poll(now_ms=10_000) == 100
     marks.promised("a", 900)
-    assert marks.poll(now_ms=999) == 100
+    assert marks.poll(now_ms=10_999) == 100
     marks.promised("a", 901)
-    assert marks.poll(now_ms=1_500) == 901
+    assert marks.poll(now_ms=11_500) == 901
     marks.promised("b", 200)
-    assert marks.poll(now_ms=1_600) == 901
+    assert marks.poll(now_ms=11_600) == 901
 
 
 def test_when_all_are_idle_the_one_that_came_furthest_counts() -> None:
@@ -56,8 +56,8 @@ def test_when_all_are_idle_the_one_that_came_furthest_counts() -> None:
     marks = two_inputs()
     marks.promised("a", 500)
     marks.promised("b", 100)
-    marks.poll(now_ms=0)
-    assert marks.poll(now_ms=1_000) == 500
+    marks.poll(now_ms=10_000)
+    assert marks.poll(now_ms=11_000) == 500
 
 
 def test_the_inputs_ahead_of_the_slowest_are_named() -> None:
