@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.join.config import JoinConfig
 from stream.kafka.input_record import InputRecord
 
 UNBOUNDED_MS: Final = 1 << 62
@@ -31,6 +32,11 @@ class Clock(NamedTuple):
     now_ms: int
     ahead_ms: int = UNBOUNDED_MS
     skew_ms: int = 0
+
+    @classmethod
+    def of(cls, now_ms: int, config: JoinConfig) -> Clock:
+        """Rows are dropped a display horizon after they were served: half of it is left to what is not ahead."""
+        return cls(now_ms, config.ms("display_horizon_s") // 2, config.ms("allowed_lateness_s"))
 
 
 class Arrivals(NamedTuple):

@@ -15,9 +15,8 @@ example are those of the served row; cf. Ananthanarayanan et al., "Photon", SIGM
 - An event that misses its row waits until the watermark passes its time by `display_horizon_s`, then is rejected:
   ``unknown_impression``, ``undisplayed`` where the row was dropped, or ``no_click`` for a conversion of a row that was
   displayed. One beyond a horizon is rejected as ``late`` while its row is known. Of equal events the first counts.
-- The served row says who saw it: an event of another user is rejected (``wrong_user``), whatever else it says, and one
-  that waits in a partition where its user has no rows at once (``wrong_partition``).
-- An event that is rejected when it comes moves no time, and none moves it beyond what its record may (`Records`).
+- An event of another user than its served row's is rejected (``wrong_user``), and at once one that would wait in a
+  partition where its user has no rows (``wrong_partition``). What is rejected when it comes moves no time.
 
 **What is in memory.** Pending rows with all their columns. Of exposed ones only the key, the time and whether they were
 clicked, for `click_horizon_s`: their columns stand in the examples topic, from where the shell brings those of late
@@ -25,8 +24,7 @@ clicks (`JoinOutput.late`), and clicks in a store, from where it brings what con
 
 **At the memory bound** (the shell says how much is over, `shed_memory`): exposed rows beyond the display horizon are
 forgotten, oldest first, and their clicks are rejected (``forgotten_rows``); when that is not enough, time is moved
-forward until enough pending rows are exposed or dropped (``early_rows``). No row is exposed twice: a display as old as
-the newest row that was forgotten is ``late``.
+forward until enough pending rows are exposed or dropped (``early_rows``). A display as old as a forgotten row is late.
 """
 
 from __future__ import annotations
@@ -58,7 +56,7 @@ _EARLY_PENDING_SHARE = 1 / 16  # each time that time is moved forward
 class JoinCore:
     """The join of one partition. Feed it in any interleaving of the inputs, each input in the order of its offsets.
 
-    Topics are named without their prefix. One step is: feed records; `poll`; give the output its late clicks
+    One step is: feed records; `poll`; give the output its late clicks
     (`stream.join.late`); store it with its offsets in one go; call `stored` with where the examples are; bring what
     `wanted_clicks` asks for, and poll again if that yields something.
 
@@ -69,9 +67,7 @@ class JoinCore:
 
     Parameters
     ----------
-    salt : of the hashes of impression ids and users; the output does not depend on it.
-    partitions : of every input; an event that waits for its row where none of its user can come is rejected at once.
-        0: not known.
+    salt : of hashes of ids and users; the output does not depend on it · partitions : of every input, 0: not known
     """
 
     def __init__(self, config: JoinConfig, partition: int, salt: int = 0, partitions: int = 0) -> None:
@@ -80,8 +76,7 @@ class JoinCore:
         self._inputs = JoinInputs(config)
         self._state = JoinState(config, salt)
         self._counts: Counter[str] = Counter()
-        home = Home(partition, partitions)
-        self._events = JoinEvents(config, self._inputs, self._state, self._counts, home, salt)
+        self._events = JoinEvents(config, self._inputs, self._state, self._counts, Home(partition, partitions), salt)
         self._converted: list[ExampleRows] = []
         self._examples_end = 0  # the offset of the next examples record
         self._last_output_exposures = 0
@@ -198,9 +193,8 @@ class JoinCore:
 
     def _take(self, topic: str, rows: EventRows, records: Records) -> None:
         arrived = self._arrive(topic, records)
-        produced_ms = np.repeat(records.produced_ms, records.rows)
         columns: list[NDArray[Any]] = [rows.impression_id, rows.ts_ms, rows.user_key, rows.position, rows.value]
-        columns.append(produced_ms)
+        columns.append(np.repeat(records.produced_ms, records.rows))
         if arrived.redelivered:
             columns = [column[arrived.rows] for column in columns]
         events = Events.of([*columns, arrived.numbers])

@@ -169,11 +169,7 @@ class JoinRunner:
 
     def _decode(self, joined: JoinedPartition, topic: str, records: Sequence[InputRecord]) -> None:
         max_ahead_ms = self._config.ms("max_ahead_s")
-        if self._now_ms is not None:
-            ahead_ms = self._config.ms("display_horizon_s") // 2
-            clock = Clock(self._now_ms(), ahead_ms, self._config.ms("allowed_lateness_s"))
-        else:
-            clock = None
+        clock = Clock.of(self._now_ms(), self._config) if self._now_ms else None
         if topic == SERVED:
             served = served_batch(records, self._spec, max_ahead_ms, clock)
             joined.core.served(served.rows, served.records)
