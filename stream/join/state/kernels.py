@@ -204,12 +204,13 @@ def add_served(
 
 
 @kernel
-def _is_of(rows: Rows, reference: Integer, user: np.uint64, salt: np.uint64) -> bool:
+def _is_of(
+    users: NDArray[np.uint32], exposed_users: NDArray[np.uint32], reference: Integer, user: np.uint64, salt: np.uint64
+) -> bool:
     """Whether a row was served to this user."""
-    bits = np.uint32(_hashed(user, salt))
     if reference >= EXPOSED:
-        return bool(rows.exposed_users[(reference - EXPOSED) & (len(rows.exposed_keys) - 1)] == bits)
-    return bool(rows.users[reference] == bits)
+        return bool(exposed_users[(reference - EXPOSED) & (len(exposed_users) - 1)] == np.uint32(_hashed(user, salt)))
+    return bool(users[reference] == np.uint32(_hashed(user, salt)))
 
 
 @kernel
@@ -236,7 +237,7 @@ def apply_impressions(
         reference[i] = found
         if found < 0:
             outcome[i] = LATE if times[i] <= rules.forgotten else WAIT
-        elif not _is_of(rows, found, users[i], rules.salt):
+        elif not _is_of(rows.users, rows.exposed_users, found, users[i], rules.salt):
             outcome[i] = FOREIGN
         elif found >= EXPOSED or rows.states[found] != SERVED:
             outcome[i] = DUPLICATE
@@ -270,7 +271,7 @@ def apply_clicks(
             prefetch(rows.slots, np.int64(_hashed(keys[i + _PREFETCHED_KEYS], rules.salt)) & (len(rows.slots) - 1))
         found, _ = _find(rows.slots, rows.keys, rows.exposed_keys, keys[i], _hashed(keys[i], rules.salt))
         reference[i] = found
-        if found >= 0 and not _is_of(rows, found, users[i], rules.salt):
+        if found >= 0 and not _is_of(rows.users, rows.exposed_users, found, users[i], rules.salt):
             outcome[i] = FOREIGN
             continue
         if found < 0 or (found < EXPOSED and rows.states[found] == SERVED):

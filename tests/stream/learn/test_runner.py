@@ -247,3 +247,28 @@ async def learned(
         await runner.work([InputRecord(EXAMPLES, 0, offset, value, START_MS)])
     await runner.on_revoked()
     return metrics
+
+
+async def test_a_watermark_beyond_the_clock_is_taken_for_now(kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """Of some far year, in this life and in the next: time goes on with the clock, and so do the snapshots."""
+    base_snapshot(tmp_path)
+    broker = await find_broker(kafka_topics.settings())
+    config = LearningConfig(learn_batch_rows=8, snapshot_interval_s=60)
+    far = example_rows(8, seed=1).to_record(SPEC.hash, 3_950_000_000_000).encode()
+    partitions = range(broker.partitions)
+    async with shared_writer(broker) as writer:
+        await writer.write([Outgoing(EXAMPLES, far, partition=p) for p in partitions for _ in range(3)])
+    for life in (0, 1):
+        now_ms = START_MS + life * 600_000
+        metrics = WorkerMetrics(CollectorRegistry())
+        runner = LearnRunner(broker, SPEC, config, str(tmp_path), metrics, now_ms=lambda: now_ms)  # noqa: B023
+        await runner.on_assigned(frozenset(partitions))
+        await runner.work([InputRecord(EXAMPLES, p, life, far, START_MS) for p in partitions])
+        assert measured(metrics, "learn_watermark_timestamp_seconds") * 1000 == now_ms
+        now_ms += 61_000
+        await runner.work([InputRecord(EXAMPLES, p, life + 1, far, START_MS) for p in partitions])
+        assert measured(metrics, "learn_watermark_timestamp_seconds") * 1000 == now_ms
+        await runner.snapshot_written()
+        await runner.tick()
+        assert measured(metrics, "snapshots_total") >= 1
+        await runner.on_revoked()
