@@ -49,11 +49,17 @@ class Store(Protocol):
 
 def store_of(root: str) -> Store:
     """A directory for a plain path or ``file://``, any other URL through fsspec."""
+    folder = directory_of(root)
+    return UrlStore(root) if folder is None else DirectoryStore(folder)
+
+
+def directory_of(root: str) -> Path | None:
+    """The local directory that ``root`` names; None for what lies behind another URL. ValueError for no name."""
     if "://" in root and not root.startswith("file://"):
-        return UrlStore(root)
+        return None
     if not root or "\0" in root:
         raise ValueError(f"{root!r} is no folder: nothing could be read or written. Name a folder or URL.")
-    return DirectoryStore(Path(root.removeprefix("file://")))
+    return Path(root.removeprefix("file://"))
 
 
 class DirectoryStore:

@@ -63,6 +63,12 @@ async def _admin(
         await client.close()
 
 
+async def cluster_id(bootstrap: str, options: Mapping[str, Any] | None = None) -> str:
+    """What tells this cluster from others, as long as its data lives; "" where it does not say."""
+    async with _admin(bootstrap, options, CONNECT_TIMEOUT_S) as client:
+        return (await client.describe_cluster()).get("cluster_id") or ""
+
+
 async def answers_metadata(bootstrap: str) -> bool:
     """Return whether a broker at `bootstrap` answers a metadata request and knows of a live broker."""
     try:

@@ -35,6 +35,8 @@ class LearningConfig:
     """Probability of no click by chance, below which nothing is learned until clicks come again; 0: never."""
     force_base: bool = False
     """Take a new base that is worse than the serving line on the newest mature rows, or that none can judge."""
+    adopt_snapshots: bool = False
+    """Go on from another stream's snapshots, once: its log was moved here with all its offsets."""
     click_window_s: float = 600.0  # the join's: from that age on a display that has no click counts as not clicked
     conversion_horizon_s: Annotated[float, Gt(0)] = 30 * 86_400.0  # the join's
     conversion_delay_median_s: Annotated[float, Gt(0)] = 7_200.0

@@ -89,7 +89,7 @@ class LearnRunner:
         self._store_health = StoreHealth("snapshots", snapshots, metrics)
         self._snapshots = LearnSnapshots(snapshots, self._store_health, self._tell_snapshot)
         self._metrics = metrics
-        self._fresh_log = fresh_log
+        self._fresh_log = self._embedded = fresh_log
         self._foreign_version = -1  # snapshots up to it are of another log
         self._wall_s = wall_s
         self._now_ms = now_ms
@@ -157,6 +157,7 @@ class LearnRunner:
         writer, self._writer = self._writer, None
         if writer is not None:
             await writer.close()
+        self._snapshots.release_folder()
 
     def offsets_to_commit(self) -> Mapping[TopicPartition, int]:
         """For each partition the first offset of which the newest snapshot does not hold all rows."""
@@ -170,6 +171,7 @@ class LearnRunner:
             _log.info("another worker learns this model; standing by", partitions=sorted(partitions))
             return
         self._reports.drift_watch = await self._drift
+        await self._snapshots.take_folder(self._broker, embedded=self._embedded, adopt=self._config.adopt_snapshots)
         if self._writer is None:
             self._writer = await self._open_writer(self._broker, self._broker.group("learn"))
         async with LogReader(self._broker, RecordRejects(self._metrics.rejected)) as log:

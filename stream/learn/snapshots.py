@@ -9,8 +9,11 @@ from functools import partial
 from learners.deepfm.model import DeepFM
 from learners.deepfm.model_state import ModelCopy, State
 from learners.features.spec import FeatureSpec
+from learners.snapshots.owner import FolderLock, check_stream
 from learners.snapshots.snapshot import Snapshot, Written, newest_snapshot, write_snapshot
 from stream.agents.store_health import StoreHealth
+from stream.kafka.admin import cluster_id
+from stream.kafka.broker import Broker
 from stream.learn.loop import LearningLoop
 from stream.learn.restart_check import check_restart
 from stream.learn.state import LoopState
@@ -67,8 +70,30 @@ class LearnSnapshots:
         self._root = root
         self._health = health
         self._on_written = on_written
+        self._stream = ""  # whose snapshots they are
+        self._lock: FolderLock | None = None
         self._line = 0
         self._task: asyncio.Task[None] | None = None
+
+    async def take_folder(self, broker: Broker, *, embedded: bool, adopt: bool) -> None:
+        """Make sure that no other stream's learner writes into the folder; ``adopt`` takes over what one has written.
+
+        A stream is a cluster and a prefix of topics; with an embedded broker its log ends with the process.
+        Raises ForeignFolderError.
+        """
+        cluster = "" if embedded else await cluster_id(broker.bootstrap, broker.options)
+        self._stream = f"{cluster or 'embedded'}/{broker.prefix}"
+        if not adopt:
+            await asyncio.to_thread(check_stream, self._root, self._stream)
+        if self._lock is None:
+            owner = self._stream if cluster else f"{self._stream} at {broker.bootstrap}"
+            self._lock = await asyncio.to_thread(FolderLock.take, self._root, owner)
+
+    def release_folder(self) -> None:
+        """Let another stream have it."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
 
     def go_on_from(self, snapshot: Snapshot) -> None:
         """What is written from now on is of this snapshot's line."""
@@ -101,7 +126,7 @@ class LearnSnapshots:
 
     async def _write(self, model: DeepFM, at: LoopState, copy: ModelCopy) -> None:
         """Write the state as it was, with that of the loop, and what its line brought; then say so."""
-        line, calibration = self._line, self.calibration
+        line, calibration, stream = self._line, self.calibration, self._stream
 
         def snapshot_of(state: State) -> Snapshot:
             return Snapshot(
@@ -114,6 +139,7 @@ class LearnSnapshots:
                 state={**state, **at.to_arrays()},
                 offsets={partition: position[0] for partition, position in at.positions.items()},
                 line=line,
+                stream=stream,
                 calibration=calibration,
             )
 

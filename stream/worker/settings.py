@@ -57,6 +57,7 @@ class WorkerSettings(BaseSettings):
     silence_probability: float | None = None
     exposure_rate: float | None = None
     force_base: bool | None = None
+    adopt_snapshots: bool | None = None
     conversion_delay_median_s: float | None = None
     conversion_delay_sigma: float | None = None
     most_delayed_clicks: int | None = None

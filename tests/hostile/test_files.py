@@ -62,9 +62,11 @@ async def test_a_worker_whose_folders_fail_goes_on_and_writes_when_they_are_back
                 folder.with_suffix(".away").rename(folder)
 
         async def both_work() -> bool:
-            return not await degraded(running)
+            seen = await running.metrics()
+            taken = seen["millstream_archived_rows_total"] + seen["millstream_archive_waiting_rows"]
+            return taken == len(USERS) + 4 and not await degraded(running)
 
-        await until(both_work, "both folders are written again")
+        await until(both_work, "both folders are written again, and what was held back is read")
         assert await running.stop() == 0, said(running.log)
         assert len(await examples_of(at.broker)) == len(read_examples(archive)) == len(USERS) + 4
     found = newest_snapshot(str(snapshots), spec_hash=SPEC.hash)

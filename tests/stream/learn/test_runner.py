@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from learners.examples.terms import Terms
 from learners.features.rows import Rows
 from learners.features.spec import load_spec
 from learners.snapshots.manifest import SnapshotSpecError
+from learners.snapshots.owner import ForeignFolderError, check_stream
 from learners.snapshots.snapshot import newest_snapshot, versions
-from stream.kafka.broker import find_broker
+from stream.kafka.broker import Broker, find_broker
 from stream.kafka.input_record import InputRecord
 from stream.kafka.log_reader import LogReader
 from stream.kafka.log_writer import Outgoing, shared_writer
@@ -86,6 +88,42 @@ async def test_while_snapshots_cannot_be_written_the_learner_goes_on_and_tries_a
         assert learned_rows >= 8 * 3 * broker.partitions
     finally:
         await runner.close()
+
+
+async def test_two_streams_on_one_folder_are_told_apart(kafka_topics: TestTopics, tmp_path: Path) -> None:
+    """While the first learns, and after it has written; its own next life and one that adopts the folder go on."""
+    base_snapshot(tmp_path)
+    broker = await find_broker(kafka_topics.settings())
+    everything = frozenset(range(broker.partitions))
+
+    def learner(of: Broker, config: LearningConfig | None = None) -> LearnRunner:
+        config = config or LearningConfig(learn_batch_rows=8)
+        return LearnRunner(of, SPEC, config, str(tmp_path), WorkerMetrics(CollectorRegistry()))
+
+    async def taken_by(one: LearnRunner) -> None:
+        try:
+            await one.on_assigned(everything)
+        finally:
+            await one.close()
+
+    first, other = learner(broker), replace(broker, prefix="other.")
+    await first.on_assigned(everything)
+    with pytest.raises(
+        ForeignFolderError, match=r"is in use by stream .*/" + broker.prefix + r".*, this is .*/other\."
+    ):
+        await taken_by(learner(other))
+    record = example_rows(8, seed=1).to_record(SPEC.hash, START_MS).encode()
+    await first.work([InputRecord(EXAMPLES, p, 0, record, START_MS) for p in sorted(everything)])
+    await first.on_revoked()
+    written = newest_snapshot(str(tmp_path))
+    assert written is not None
+    assert written[1].stream.endswith(f"/{broker.prefix}")
+    with pytest.raises(ForeignFolderError, match=rf"holds version {written[1].version} of stream"):
+        await taken_by(learner(other))
+    check_stream(str(tmp_path), written[1].stream)
+    adopting = learner(other, LearningConfig(adopt_snapshots=True))
+    await adopting._snapshots.take_folder(other, embedded=False, adopt=True)
+    await adopting.close()
 
 
 async def test_a_snapshot_is_of_the_moment_at_which_it_began(
