@@ -360,6 +360,9 @@ class Taker:
         for record in records:
             self.taken.put_nowait(record.value)
 
+    async def log_cut(self, topic: str, partition: int, offset: int) -> None:
+        """Nothing."""
+
     async def tick(self) -> None:
         """Nothing."""
 
