@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.distrust import check_counts, check_times
+from calibration.delay_prior import DelayPrior
+from calibration.distrust import check_delays
 
 _FIRST_EDGE_MS: Final = 250
 _BINS_PER_DOUBLING: Final = 4
@@ -32,44 +32,6 @@ _SHORTEST_COHORT_MS: Final = 32
 _MEDIAN_STEPS: Final = np.linspace(-12.0, 6.0, 73)  # natural logarithm of what the prior's median is multiplied by
 _SIGMAS: Final = (1.0, 0.5, 0.25)  # what its sigma is
 _WIDTHS_PER_EDGE: Final = 8  # a cohort spans at most this part of the age it waits for
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DelayPrior:
-    """What is believed before events were seen: a log-normal delay, worth ``events`` events in every bin.
-
-    A bin that no display is old enough for has nothing but the prior: at the start it says how much is still to come.
-    So where nobody can know the median beforehand, ``median_spread`` (standard deviation of its logarithm) lets the
-    delays that were seen move it, and narrow the law: conversions that come in seconds are not the first of many.
-    """
-
-    median_s: float = 7.0  # of clicks; a conversion takes hours
-    sigma: float = 1.0  # of the logarithm: 0.2 % of the clicks come after two minutes
-    events: float = 8.0
-    median_spread: float = 0.0  # 0: the median is as given
-
-    def __post_init__(self) -> None:
-        for name in ("median_s", "sigma", "events"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ValueError(
-                    f"prior {name}={value} must be positive and finite: what was never seen would have no law. The "
-                    f"default is {DelayPrior.__dataclass_fields__[name].default}."
-                )
-
-    def scaled(self, median: float, sigma: float) -> DelayPrior:
-        """With median and sigma multiplied by these."""
-        return replace(self, median_s=self.median_s * median, sigma=self.sigma * sigma)
-
-    def share(self, delay_ms: NDArray[np.float64]) -> NDArray[np.float64]:
-        """P(delay <= delay_ms), 0 at 0."""
-        z = (np.log(np.maximum(delay_ms, 1e-9) / 1000.0) - math.log(self.median_s)) / self.sigma
-        return np.array([0.5 * math.erfc(-at / math.sqrt(2.0)) for at in np.atleast_1d(z)])
-
-
-MEDIAN_SPREAD: Final = 2.0
-"""Of the median of conversions' delays: seconds or days are as easily believed."""
-CONVERSION_PRIOR: Final = DelayPrior(median_s=7_200.0, sigma=2.0)
 
 
 class DelayLaw:
@@ -224,19 +186,14 @@ class DelayLaw:
             ) from error
         if counts.shape != (2, len(law._den)) or waiting.ndim != 2 or waiting.shape[1] != 4:
             raise ValueError(f"delay law of {counts.shape} counts, expected {(2, len(law._den))}: it was cut; drop it.")
-        for name, numbers in (("counts", counts), ("waiting events", waiting)):
-            check_counts(f"{name} of a delay law", numbers)
-        if (counts[0] > counts[1]).any() or (len(waiting) and int(waiting[:, 0].max()) >= len(law._den)):
-            raise ValueError("a delay law counts more in a bin than within it, or events of no bin: drop it.")
-        check_times("the delay law's clock", now_ms)
+        check_delays(counts, waiting, now_ms)
         law._num, law._den = counts
         law._waiting, law.now_ms = waiting, now_ms
         return law
 
     def magnitude(self) -> float:
         """The largest sum of its counts."""
-        sums = (self._num, self._den, self._waiting[:, 3])
-        return max(float(one.sum(dtype=np.float64)) for one in sums)
+        return max(float(one.sum(dtype=np.float64)) for one in (self._num, self._den, self._waiting[:, 3]))
 
     def _curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Ages in ms and F at them: the edges, and points between them that are straight in log(age)."""

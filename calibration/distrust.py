@@ -73,3 +73,12 @@ def check_finite(name: str, numbers: NDArray[Any] | float, most: float) -> None:
             f"{name} of a calibration state hold a number that is not finite or beyond +-{most:g}: no map has it. "
             "Drop the state."
         )
+
+
+def check_delays(counts: NDArray[np.int64], waiting: NDArray[np.int64], now_ms: int) -> None:
+    """Raise ValueError unless a delay law could hold these: (2, bins) in and within each bin, rows (bin, …) to come."""
+    for name, numbers in (("counts", counts), ("waiting events", waiting)):
+        check_counts(f"{name} of a delay law", numbers)
+    if (counts[0] > counts[1]).any() or (len(waiting) and int(waiting[:, 0].max()) >= counts.shape[1]):
+        raise ValueError("a delay law counts more in a bin than within it, or events of no bin: drop it.")
+    check_times("the delay law's clock", now_ms)

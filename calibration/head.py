@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from calibration.bins import WEIGHT_SCALE
 from calibration.cohorts import COHORT_MS, CohortTable
 from calibration.config import CalibratorConfig
-from calibration.delay_law import DelayLaw, DelayPrior
+from calibration.delay_law import DelayLaw
+from calibration.delay_prior import DelayPrior
 from calibration.distrust import check_counts, unreadable_is_a_value_error
 from calibration.events_ahead import Come, EventsAhead
 from calibration.evidence import MapEvidence, Weighed

@@ -10,7 +10,7 @@ import numpy as np
 import structlog
 
 from calibration.bins import BIN_LIMIT
-from calibration.delay_law import CONVERSION_PRIOR
+from calibration.delay_prior import CONVERSION_PRIOR
 from calibration.distrust import check_finite, unreadable_is_a_value_error
 from calibration.head import CONVERSION_PACE, HeadCalibration
 from calibration.head_wire import MOST_LOG_ODDS

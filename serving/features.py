@@ -18,7 +18,8 @@ from serving.metrics import ServingMetrics
 from serving.tasks import begin, end
 from stream.servers.circuit_breaker import CircuitBreaker
 from stream.servers.settings import without_password
-from stream.sessions.store import RedisSessionStore, SharedCounterFeed
+from stream.sessions.shared_feed import SharedCounterFeed
+from stream.sessions.store import RedisSessionStore
 
 _MIN_REFRESH_PAUSE_S = 0.05  # in a fast replay a second of the log is less than a millisecond
 

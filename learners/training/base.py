@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calibration.delay_law import CONVERSION_PRIOR, DelayPrior
+from calibration.delay_prior import CONVERSION_PRIOR, DelayPrior
 from learners.deepfm.model import DeepFM, DeepFMConfig
 from learners.examples.examples import Examples, Index
 from learners.examples.split import Split, arrived, split_by_time

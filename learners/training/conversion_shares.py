@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.delay_law import DelayLaw, DelayPrior
+from calibration.delay_law import DelayLaw
+from calibration.delay_prior import DelayPrior
 from learners.examples.examples import Examples
 from learners.examples.kinds import CONVERSION
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.config import CalibratorConfig
-from calibration.delay_law import CONVERSION_PRIOR
+from calibration.delay_prior import CONVERSION_PRIOR
 from calibration.head import CONVERSION_PACE, HeadCalibration, HeadRows
 from calibration.slices import SlicePlan
 from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE

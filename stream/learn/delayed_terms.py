@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.delay_law import MEDIAN_SPREAD, DelayLaw, DelayPrior
+from calibration.delay_law import DelayLaw
+from calibration.delay_prior import MEDIAN_SPREAD, DelayPrior
 from learners.examples.kinds import CLICK, CONVERSION
 from learners.examples.terms import CONVERSION_HEAD, Terms
 from learners.features.rows import Rows

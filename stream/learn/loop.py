@@ -222,8 +222,7 @@ class LearningLoop:
 
     def snapshot_due(self) -> bool:
         """Whether ``snapshot_interval_s`` has passed since ``state`` was taken last; never unless `whole`."""
-        interval_ms = self.config.snapshot_interval_s * 1000.0
-        return self.whole and self._watermark_ms >= self._snapshot_ms + interval_ms
+        return self.whole and self._watermark_ms >= self._snapshot_ms + self.config.snapshot_interval_s * 1000.0
 
     def state(self) -> LoopState:
         """Where the loop stands, for the snapshot. Publish before, so that the snapshot is of a published version."""
@@ -287,9 +286,7 @@ class LearningLoop:
         return outcomes
 
     def _begin_silence(self, silence: Silence, missing: float) -> Silent:
-        waiting = len(self._pending)
-        self._pending.keep(lambda rows: ~self._silence.left_out(rows))
-        self.left_out_rows += waiting - len(self._pending)
+        self.left_out_rows += self._pending.keep(lambda rows: ~self._silence.left_out(rows))
         return Silent(silence.from_ms, missing)
 
     def _skip(self, skipped: Skipped) -> list[LearnOutcome]:

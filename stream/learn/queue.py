@@ -94,16 +94,17 @@ class PendingExamples:
             self._segments.append(_Segment(partition, offset, rows.take(number), number))
             self._rows += len(number)
 
-    def keep(self, kept: Callable[[ExampleRows], NDArray[np.bool_]]) -> None:
-        """Drop the waiting rows for which ``kept`` says no; their records count as read."""
+    def keep(self, kept: Callable[[ExampleRows], NDArray[np.bool_]]) -> int:
+        """Drop the waiting rows for which ``kept`` says no, return how many; their records count as read."""
         segments: deque[_Segment] = deque()
         for segment in self._segments:
             index = np.flatnonzero(kept(segment.rows))
             if len(index):
                 segment.rows, segment.number = segment.rows.take(index), segment.number[index]
                 segments.append(segment)
-        self._segments = segments
+        before, self._segments = self._rows, segments
         self._rows = sum(len(segment.number) for segment in segments)
+        return before - self._rows
 
     def cut(self, count: int) -> Batch:
         """The first ``count`` rows (all when there are fewer); ValueError when none wait."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 import structlog
 
+from learners.deepfm.delta import Delta
 from learners.features.spec import FeatureSpec
 from learners.metrics.drift import DriftWatch
 from stream.kafka.broker import MAX_RECORD_BYTES
@@ -16,8 +17,9 @@ from stream.kafka.log_writer import Outgoing
 from stream.learn.loop import LearningLoop
 from stream.learn.outcomes import Diverged, Heard, Learned, LearnOutcome, Rejected, Silent, Skipped
 from stream.metrics import WorkerMetrics
+from stream.records.deltas import to_parts
 from stream.records.seal import sealed
-from stream.records.topics import DEADLETTER, EXAMPLES, JOURNAL
+from stream.records.topics import DEADLETTER, EXAMPLES, JOURNAL, WEIGHTS
 from stream.records.wire import DeadLetter
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -62,6 +64,14 @@ class LearnReports:
         self._metrics.counter("learn_early_clicks_total").inc(max(0, loop.early_clicks - self._early_clicks))
         self._left_out_rows, self._early_clicks = loop.left_out_rows, loop.early_clicks
         return records
+
+    def published(self, delta: Delta, part_bytes: int) -> list[Outgoing]:
+        """The weights records of a delta, of at most about ``part_bytes`` each."""
+        parts = [Outgoing(WEIGHTS, sealed(part), key=b"model") for part in to_parts(delta, part_bytes)]
+        if not delta.is_heartbeat:
+            self._metrics.counter("deltas_total").inc()
+            self._metrics.counter("delta_bytes_total").inc(sum(len(part.value) for part in parts))
+        return parts
 
     def diverged(self, loop: LearningLoop, detail: str) -> None:
         """Nothing is learned or published any more."""

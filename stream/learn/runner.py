@@ -31,15 +31,13 @@ from stream.learn.published import last_published
 from stream.learn.rebase import as_they_came, take_base
 from stream.learn.relearn import hear_watermarks, loop_state, relearn
 from stream.learn.reports import LearnReports
-from stream.learn.snapshots import LearnSnapshots, NoSnapshotError, first_snapshot
+from stream.learn.snapshots import LearnSnapshots, first_snapshot, notice_of, unreachable
 from stream.metrics import WorkerMetrics
 from stream.records.columns import RecordError
-from stream.records.deltas import to_parts
 from stream.records.examples import ExampleRows
 from stream.records.examples_codec import decode_examples, refuse_settled
 from stream.records.seal import sealed
-from stream.records.topics import DEADLETTER, EXAMPLES, JOURNAL, WEIGHTS
-from stream.records.wire import SnapshotNotice
+from stream.records.topics import DEADLETTER, EXAMPLES, WEIGHTS
 
 MAX_PART_BYTES = 4 << 20  # half of the topic's limit
 _JOURNALED_AT_ONCE = 64  # learned batches that are sent to the broker together while nothing is published
@@ -176,14 +174,9 @@ class LearnRunner:
             self._writer = await self._open_writer(self._broker, self._broker.group("learn"))
         async with LogReader(self._broker, RecordRejects(self._metrics.rejected)) as log:
             if await take_base(
-                log,
-                self._root,
-                self._spec,
-                self._config,
-                self._broker.partitions,
-                new_log=self._fresh_log,
-                on_full=self._store_health.failed,
-            ):
+                log, self._root, self._spec, self._config, self._broker.partitions,
+                new_log=self._fresh_log, on_full=self._store_health.failed,
+            ):  # fmt: skip
                 self._metrics.counter("learn_bases_total").inc()
             snapshot = await asyncio.to_thread(first_snapshot, self._root, self._spec)
             self._loop = loop = self._loop_of(snapshot)
@@ -191,13 +184,7 @@ class LearnRunner:
             await self._relearn(log, loop, snapshot)
             published = await last_published(log)
             if published > loop.version:
-                oldest = await log.oldest(JOURNAL, 0)
-                raise NoSnapshotError(
-                    f"version {published} was published, but snapshot {snapshot.version} and the journal ({JOURNAL}[0] "
-                    f"from offset {oldest} on) lead to {loop.version} only: its weights cannot be made again. Give "
-                    f"--snapshots the folder of this stream, not {self._root}; if retention took the journal, "
-                    "train a new base (python -m learners base --out) and keep the topic for longer (retention.ms)."
-                )
+                raise await unreachable(log, self._root, snapshot.version, loop.version, published)
             await asyncio.to_thread(loop.model.table.load_snapshot_kernels)
             if 0 < published < snapshot.version:  # a new base's, of which nothing was published yet
                 loop.resume_after(published)
@@ -291,12 +278,7 @@ class LearnRunner:
         return [] if delta is None else self._parts(delta)
 
     def _parts(self, delta: Delta) -> list[Outgoing]:
-        part_bytes = min(MAX_PART_BYTES, self._broker.record_bytes(WEIGHTS) // 2)
-        parts = [Outgoing(WEIGHTS, sealed(part), key=b"model") for part in to_parts(delta, part_bytes)]
-        if not delta.is_heartbeat:
-            self._metrics.counter("deltas_total").inc()
-            self._metrics.counter("delta_bytes_total").inc(sum(len(part.value) for part in parts))
-        return parts
+        return self._reports.published(delta, min(MAX_PART_BYTES, self._broker.record_bytes(WEIGHTS) // 2))
 
     async def _go_on_with_snapshots(self, loop: LearningLoop) -> None:
         await self._snapshots.end_if_done()
@@ -310,14 +292,7 @@ class LearnRunner:
 
     async def _tell_snapshot(self, state: LoopState, written: Written) -> None:
         """Say that there is a snapshot, and have it committed."""
-        notice = SnapshotNotice(
-            spec_hash=self._spec.hash,
-            version=state.version,
-            url=written.url,
-            sha256=written.sha256,
-            watermark_ms=state.watermark_ms,
-        )
-        await self._write([Outgoing(WEIGHTS, sealed(notice), key=b"model")])
+        await self._write([Outgoing(WEIGHTS, sealed(notice_of(self._spec, state, written)), key=b"model")])
         self._offsets_to_commit = {(EXAMPLES, partition): at[0] for partition, at in state.positions.items()}
         self._metrics.counter("snapshots_total").inc()
         _log.info("snapshot written", version=state.version, url=written.url)

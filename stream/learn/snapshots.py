@@ -14,9 +14,12 @@ from learners.snapshots.snapshot import Snapshot, Written, newest_snapshot, writ
 from stream.agents.store_health import StoreHealth
 from stream.kafka.admin import cluster_id
 from stream.kafka.broker import Broker
+from stream.kafka.log_reader import LogReader
 from stream.learn.loop import LearningLoop
 from stream.learn.restart_check import check_restart
 from stream.learn.state import LoopState
+from stream.records.topics import JOURNAL
+from stream.records.wire import SnapshotNotice
 
 _COPY_BYTES = 8 << 20  # between two learning steps: some 30 ms, most of them for fresh memory
 
@@ -41,6 +44,28 @@ def first_snapshot(root: str, spec: FeatureSpec) -> Snapshot:
             f"--out {root}"
         )
     return found[1]
+
+
+async def unreachable(log: LogReader, root: str, snapshot: int, version: int, published: int) -> NoSnapshotError:
+    """Why the learner cannot go on: ``snapshot`` and the journal lead to ``version``, and a later one was published."""
+    oldest = await log.oldest(JOURNAL, 0)
+    return NoSnapshotError(
+        f"version {published} was published, but snapshot {snapshot} and the journal ({JOURNAL}[0] from offset "
+        f"{oldest} on) lead to {version} only: its weights cannot be made again. Give --snapshots the folder of this "
+        f"stream, not {root}; if retention took the journal, train a new base (python -m learners base --out) and keep "
+        "the topic for longer (retention.ms)."
+    )
+
+
+def notice_of(spec: FeatureSpec, state: LoopState, written: Written) -> SnapshotNotice:
+    """What tells serving of a snapshot."""
+    return SnapshotNotice(
+        spec_hash=spec.hash,
+        version=state.version,
+        url=written.url,
+        sha256=written.sha256,
+        watermark_ms=state.watermark_ms,
+    )
 
 
 async def copied(copy: ModelCopy) -> State:

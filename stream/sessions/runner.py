@@ -13,7 +13,6 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -36,6 +35,7 @@ from stream.records.validity import possible
 from stream.servers.circuit_breaker import CircuitBreaker
 from stream.servers.fences import DamagedStoreError
 from stream.sessions.fold import SessionFold, SessionStates
+from stream.sessions.step import FoldedPartition, FoldStep
 from stream.sessions.store import RedisSessionStore
 
 MAX_STEP_ROWS = 8_192  # some 9,000 states, and Redis answers nobody else for 50 ms
@@ -53,35 +53,6 @@ class _Record(Protocol):
     def value(self) -> bytes | None: ...
 
 
-@dataclass(slots=True)
-class _Partition:
-    number: int
-    fence: int | None = None  # where the store stands; None: it was not asked yet
-    behind: bool = True  # the log holds records from the fence on that the inbox does not bring
-    watermark_ms: int = 0  # the newest folded record's
-    cut: int | None = None  # where the log was cut, until the store stands there
-
-
-@dataclass(slots=True)
-class _Step:
-    """Consecutive records that are folded at once."""
-
-    end: int  # the fence after it
-    records: list[ExampleRows] = field(default_factory=list)
-    rows: int = 0
-    watermark_ms: int = 0
-
-    def add(self, offset: int, decoded: tuple[ExampleRows, int] | None) -> None:
-        """Add a record, its rows and watermark; None for one that means nothing here."""
-        self.end = offset + 1
-        if decoded is None:
-            return
-        rows, watermark_ms = decoded
-        self.records.append(rows)
-        self.rows += len(rows)
-        self.watermark_ms = max(self.watermark_ms, watermark_ms)
-
-
 class SessionRunner:
     """Folds the examples of every assigned partition into its session states."""
 
@@ -95,7 +66,7 @@ class SessionRunner:
         self._fold = SessionFold(spec)
         self._metrics = metrics
         self._breaker = CircuitBreaker("session store")
-        self._partitions: dict[int, _Partition] = {}
+        self._partitions: dict[int, FoldedPartition] = {}
         self._offsets_to_commit: dict[TopicPartition, int] = {}
         _compile(self._fold)
 
@@ -105,7 +76,7 @@ class SessionRunner:
             del self._partitions[number]
         self._offsets_to_commit.clear()
         for number in sorted(partitions):
-            partition = self._partitions.setdefault(number, _Partition(number))
+            partition = self._partitions.setdefault(number, FoldedPartition(number))
             self._note_fence(partition, partition.fence)
         await asyncio.gather(
             *(self._take(partition, []) for partition in self._partitions.values() if partition.fence is None)
@@ -145,7 +116,7 @@ class SessionRunner:
 
     # --------------------------------------------------------------------------------------------------------- restore
 
-    async def _catch_up(self, partition: _Partition, stop: int | None = None) -> None:
+    async def _catch_up(self, partition: FoldedPartition, stop: int | None = None) -> None:
         """Fold what the log holds from the fence on, up to ``stop`` or to its end, for a while."""
         current = await self._query(partition, lambda: self._store.fence(partition.number))
         if current is None:
@@ -162,7 +133,7 @@ class SessionRunner:
         if not partition.behind:
             _log.info("session states have caught up with the log", partition=partition.number, fence=partition.fence)
 
-    async def _pass_over_cut(self, partition: _Partition) -> bool:
+    async def _pass_over_cut(self, partition: FoldedPartition) -> bool:
         """Move the fence back to where the log was cut, if it was; whether it stands no further."""
         fence, cut = partition.fence or 0, partition.cut
         if cut is not None and cut < fence:
@@ -173,12 +144,12 @@ class SessionRunner:
         partition.cut = None
         return True
 
-    async def _pass_over_lost(self, log: LogReader, partition: _Partition) -> bool:
+    async def _pass_over_lost(self, log: LogReader, partition: FoldedPartition) -> bool:
         """Move the fence to the oldest record, if the log no longer reaches back to it."""
         fence, oldest = partition.fence or 0, await log.oldest(EXAMPLES, partition.number)
         if oldest <= fence:
             return True
-        if not await self._apply(partition, _Step(oldest)):
+        if not await self._apply(partition, FoldStep(oldest)):
             return False
         report_loss(
             self._metrics.counter("session_lost_records_total"),
@@ -191,10 +162,10 @@ class SessionRunner:
         )
         return True
 
-    async def _replay(self, log: LogReader, partition: _Partition, stop: int | None) -> bool:
+    async def _replay(self, log: LogReader, partition: FoldedPartition, stop: int | None) -> bool:
         """Fold from the log; whether everything up to ``stop``, or to the end, is folded now."""
         fence = partition.fence or 0
-        step, deadline = _Step(fence), math.inf
+        step, deadline = FoldStep(fence), math.inf
         # The record before the fence is folded; it says how far in event time.
         reading = log.read(EXAMPLES, partition.number, max(fence - 1, 0), stop=stop, at_least=fence)
         async with aclosing(reading) as records:
@@ -209,18 +180,18 @@ class SessionRunner:
                 if late or step.rows >= MAX_STEP_ROWS:
                     if not await self._apply(partition, step) or late:
                         return False
-                    step = _Step(step.end)
+                    step = FoldStep(step.end)
         return await self._apply(partition, step)
 
     # ------------------------------------------------------------------------------------------------------------ fold
 
-    async def _take(self, partition: _Partition, records: list[InputRecord]) -> None:
+    async def _take(self, partition: FoldedPartition, records: list[InputRecord]) -> None:
         """Fold what the log holds before the records, then the records; what cannot be folded now is in the log."""
         if partition.behind:
             await self._catch_up(partition, stop=records[0].offset if records else None)
         if partition.behind or partition.fence is None:
             return
-        step = _Step(partition.fence)
+        step = FoldStep(partition.fence)
         for record in records:
             if record.offset < step.end:
                 continue
@@ -228,7 +199,7 @@ class SessionRunner:
             if step.rows >= MAX_STEP_ROWS:
                 if not await self._apply(partition, step):
                     return
-                step = _Step(step.end)
+                step = FoldStep(step.end)
         await self._apply(partition, step)
 
     def _decoded(self, partition: int, record: _Record) -> tuple[ExampleRows, int] | None:
@@ -244,7 +215,7 @@ class SessionRunner:
                 refuse_settled(EXAMPLES, partition, record.offset)
             return None
 
-    async def _apply(self, partition: _Partition, step: _Step) -> bool:
+    async def _apply(self, partition: FoldedPartition, step: FoldStep) -> bool:
         """Fold one step into the store; False when the store is away or stands elsewhere than expected."""
         fence = partition.fence or 0
         if step.end == fence:
@@ -271,7 +242,7 @@ class SessionRunner:
             self._metrics.counter("session_rewinds_total", reason="ahead").inc()
             _log.info("the session store is ahead: another worker folds, or an answer was lost", **where)
 
-    async def _query(self, partition: _Partition, question: Callable[[], Awaitable[int]]) -> int | None:
+    async def _query(self, partition: FoldedPartition, question: Callable[[], Awaitable[int]]) -> int | None:
         """The store's answer; None while it is away, without waiting for it again at once, and where it is cleared."""
         if self._breaker.is_open:
             return None
@@ -288,7 +259,7 @@ class SessionRunner:
         self._breaker.record_success()
         return answer
 
-    async def _clear(self, partition: _Partition, error: DamagedStoreError) -> None:
+    async def _clear(self, partition: FoldedPartition, error: DamagedStoreError) -> None:
         await self._store.clear(partition.number)
         partition.fence, partition.behind, partition.watermark_ms = 0, True, 0
         self._offsets_to_commit[EXAMPLES, partition.number] = 0
@@ -300,7 +271,7 @@ class SessionRunner:
             remedy="look who else may write to this Redis",
         )
 
-    def _note_fence(self, partition: _Partition, fence: int | None) -> None:
+    def _note_fence(self, partition: FoldedPartition, fence: int | None) -> None:
         partition.fence = fence
         if fence is not None:
             self._offsets_to_commit[EXAMPLES, partition.number] = fence

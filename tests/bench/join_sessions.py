@@ -13,7 +13,8 @@ from learners.examples.kinds import CLICK
 from learners.features.encode import Encoder, Request
 from stream.records.examples import ExampleRows, concat
 from stream.sessions.fold import SessionFold
-from stream.sessions.store import RedisSessionStore, SharedCounterFeed
+from stream.sessions.shared_feed import SharedCounterFeed
+from stream.sessions.store import RedisSessionStore
 from tests.bench.join_log import SPEC, START_MS
 from tests.bench.turns import serve
 

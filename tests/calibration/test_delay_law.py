@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from calibration.delay_law import CONVERSION_PRIOR, MEDIAN_SPREAD, DelayLaw, DelayPrior
+from calibration.delay_law import DelayLaw
+from calibration.delay_prior import CONVERSION_PRIOR, MEDIAN_SPREAD, DelayPrior
 
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
 LAWS: dict[str, Draw] = {

@@ -20,7 +20,7 @@ from serving.settings import ServingSettings
 from stream.records.partition import partition_of
 from stream.records.served import decode_served
 from stream.records.topics import CALIBRATION, WEIGHTS
-from stream.sessions.store import SharedCounterFeed
+from stream.sessions.shared_feed import SharedCounterFeed
 from tests.learners.small_spec import SMALL
 from tests.serving import test_calibrator as calibrated
 from tests.serving.conftest import Start

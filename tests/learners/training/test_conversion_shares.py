@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from calibration.delay_law import CONVERSION_PRIOR
+from calibration.delay_prior import CONVERSION_PRIOR
 from calibration.logistic import sigmoid
 from learners.deepfm.model import DeepFM
 from learners.examples.examples import Examples

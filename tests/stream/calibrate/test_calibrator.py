@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.config import CalibratorConfig
-from calibration.delay_law import CONVERSION_PRIOR
+from calibration.delay_prior import CONVERSION_PRIOR
 from calibration.head import CONVERSION_PACE, HeadCalibration, HeadRows
 from calibration.merged import map_of
 from learners.examples.kinds import CLICK, CONVERSION, EXPOSURE

@@ -17,7 +17,8 @@ from stream.records.partition import partition_of
 from stream.sessions import store as session_store
 from stream.sessions.fold import SessionFold, SessionKeys, SessionStates
 from stream.sessions.in_memory import MemorySessionStore
-from stream.sessions.store import RedisSessionStore, SeedError, SharedCounterFeed
+from stream.sessions.shared_feed import SharedCounterFeed
+from stream.sessions.store import RedisSessionStore, SeedError
 from tests.learners.small_spec import SMALL
 from tests.stream.session_events import START_MS, Event, rows_of
 
