@@ -12,11 +12,11 @@ _READ_BYTES = 256 << 10
 
 
 class Proxy:
-    """`async with Proxy(port, upstream_port) as proxy: await proxy.cut(2.0)`."""
+    """`async with Proxy(port, upstream) as proxy: await proxy.cut(2.0)`; ``upstream`` is a port or a Unix socket."""
 
-    def __init__(self, port: int, upstream_port: int) -> None:
+    def __init__(self, port: int, upstream: int | str) -> None:
         self.port = port
-        self._upstream_port = upstream_port
+        self._upstream = upstream
         self._server: asyncio.Server | None = None
         self._ends: set[asyncio.StreamWriter] = set()  # of every connection both
 
@@ -59,7 +59,7 @@ class Proxy:
             return
         self._ends.add(writer)
         try:
-            upstream_reader, upstream_writer = await asyncio.open_connection(LOOPBACK, self._upstream_port)
+            upstream_reader, upstream_writer = await self._connect()
         except OSError:
             self._close(writer)
             return
@@ -72,6 +72,11 @@ class Proxy:
         finally:
             self._close(writer)
             self._close(upstream_writer)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._upstream, str):
+            return await asyncio.open_unix_connection(self._upstream)
+        return await asyncio.open_connection(LOOPBACK, self._upstream)
 
     def _close(self, writer: asyncio.StreamWriter) -> None:
         self._ends.discard(writer)

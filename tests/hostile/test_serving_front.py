@@ -63,7 +63,7 @@ def probed(port: int) -> float:
 @pytest.fixture(scope="module")
 async def redis_way(redis_server: str) -> AsyncIterator[Proxy]:
     """A way to Redis that can be cut."""
-    async with Proxy(free_port(), int(redis_server.rsplit(":", 1)[1].split("/")[0])) as proxy:
+    async with Proxy(free_port(), redis_server.removeprefix("unix://")) as proxy:
         yield proxy
 
 
