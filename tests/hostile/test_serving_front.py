@@ -359,12 +359,13 @@ async def test_answers_say_while_redis_is_away_that_they_lack_features(front: Se
 
 
 async def test_a_hang_up_ends_it_like_a_termination_with_all_rows_handed_on(
-    front: ServingProgram, topics: dict[str, str]
+    topics: dict[str, str], redis_server: str, tmp_path: Path
 ) -> None:
-    """SIGHUP: exit 0, and what was answered just before lies on the served topic. The last test of the program."""
-    _, answer = await front.post(ONE)
-    assert await front.stop(signal.SIGHUP) == 0
-    assert int(answer["ranked"][0]["impression_id"]) in await served_ids(topics)
+    """SIGHUP: exit 0, and what was answered just before lies on the served topic."""
+    async with serving({**topics, "REDIS_URL": redis_server}, tmp_path) as program:
+        _, answer = await program.post(ONE)
+        assert await program.stop(signal.SIGHUP) == 0
+        assert int(answer["ranked"][0]["impression_id"]) in await served_ids(topics)
 
 
 async def test_it_ends_in_order_and_in_time_with_its_broker_gone(redis_server: str, tmp_path: Path) -> None:
