@@ -117,6 +117,14 @@ class AutogradNetwork:
         width = columns * config.dim + dense
         learned, statistics = dense_shapes(config, columns=columns, dense=dense)
         self._learned = tuple(learned)
+        # Batch norm takes the mean away, and a bias before it with it: its gradient is the rounding of 0, of which Adam
+        # would make whole steps, others on every device.
+        self._without_gradient = {
+            name
+            for tower in self._towers
+            if config.batch_norm
+            for name in norm_shapes(tower.prefix, tower.hidden, "bias")
+        }
         self.parameters = DenseParameters(learned, statistics)
         for head, tower in enumerate(self._towers):
             tower.start(self.parameters.value, width, np.random.default_rng((config.seed, 1, head)))
@@ -144,7 +152,8 @@ class AutogradNetwork:
         loss = self._loss(self._own_logits(inputs, values, parameters, learning), terms)
         of_values, *of_parameters = torch.autograd.grad(loss, [values, *learned])
         for name, gradient in zip(self._learned, of_parameters, strict=True):
-            sums.value[name].copy_(gradient)
+            if name not in self._without_gradient:
+                sums.value[name].copy_(gradient)
         for of_tower in learning:
             for name, statistic in of_tower.statistics.items():
                 sums.value[name].copy_(statistic * len(inputs.inverse))

@@ -116,6 +116,14 @@ def test_batch_norm_agrees_with_torchs_own_layer() -> None:
     torch.testing.assert_close(learning.statistics["mlp.click.0.variance"], z.var(0, unbiased=False))
 
 
+def test_a_bias_before_batch_norm_is_not_moved() -> None:
+    """The mean that batch norm takes away holds it: of the rounding of its gradient, 0, Adam would make whole steps."""
+    fm = learned(200, config=NORM)
+    assert not fm.dense.value["mlp.click.0.bias"].any()
+    assert fm.dense.value["mlp.click.0.shift"].all()
+    assert fm.dense.value["mlp.click.1.bias"].all()
+
+
 def test_the_place_of_a_running_statistic_gets_the_batchs_times_its_rows() -> None:
     """So that those of several parts of a batch add up, as gradients do."""
     fm, (rows, labels) = model(NORM), batch(np.random.default_rng(0), 30)
