@@ -168,20 +168,34 @@ class HotCalibrator:
         newcomers = len(self._records) > self._fitted_partitions
         if not self._stale or (advance_ms < self._refit_interval_ms and not newcomers):
             return
-        self._fitted_at_ms, self._fitted_partitions = reached, len(self._records)
         self._refit()
+        self._fitted_at_ms, self._fitted_partitions = reached, len(self._records)
 
     def _refit(self) -> None:
         served = sorted(key for key in self._of_line if self.line == 0 or key[0] in (0, self.line))
         newest = {partition: (line, partition) for line, partition in served}  # a line that is known goes before 0
         newest_states = [self._of_line[newest[partition]] for partition in sorted(newest)]
         version = sum(state_version for state_version, _ in newest_states)
-        brought = [] if self._brought is None else [self._brought]
-        clicks = _sound(map_of([*brought, *(states.clicks for _, states in newest_states)], version))
+        clicks = self._click_map([states.clicks for _, states in newest_states], version)
         conversions = [states.conversions for _, states in newest_states if states.conversions is not None]
         self.conversion_map = _sound(map_of(conversions, version)) if conversions else SliceMap(self.plan)
         self.map = clicks
         self._stale = False
+
+    def _click_map(self, states: Sequence[HeadCalibration], version: int) -> SliceMap:
+        """The map of these states and of what the base brought, which is dropped where it alone is in the way."""
+        if self._brought is None:
+            return _sound(map_of(states, version))
+        try:
+            return _sound(map_of([self._brought, *states], version))
+        except _NO_MAP as error:
+            found = _sound(map_of(states, version))
+            log.warning(
+                "the calibration that the base brought makes no map with the stream's states, which go on without it",
+                line=self.line, reason=str(error), remedy="train the base with the workers' settings",
+            )  # fmt: skip
+            self._brought = None
+            return found
 
 
 def _sound(found: SliceMap) -> SliceMap:

@@ -39,6 +39,9 @@ USER = np.dtype(
     ]
 )
 _SUMS = 6
+_MOST_SUM = 1e30  # what a lifetime of conversions is worth is far less, and sums of such sums are finite
+_TIME_BITS = 42  # of ms: up to 2109, a little beyond the last time that an event can have
+_USER_TIMES = ("seen_ms", "display_ms", "session_start_ms", "click_ms")
 
 
 class SessionView(NamedTuple):
@@ -57,6 +60,22 @@ class SessionView(NamedTuple):
 def sums_of(counters: NDArray[Any]) -> NDArray[np.float64]:
     """The six sums of contiguous counters as a view, (..., 6) f8: n, clicks, values, then their decayed twins."""
     return counters.view("<f8").reshape(*counters.shape, _SUMS + 1)[..., :_SUMS]
+
+
+def impossible_states(states: NDArray[Any]) -> NDArray[np.bool_]:
+    """(B,) which of B contiguous states, USER or COUNTER, no fold has written: times, sums or counts that none has.
+
+    A time near the end of 64 bits would turn an age negative, by which a decayed sum grows beyond all numbers.
+    """
+    if states.dtype == USER:
+        times = np.bitwise_or.reduce([states[name] for name in _USER_TIMES])
+        return np.asarray((times >> _TIME_BITS != 0) | (states["outcome_count"] > REMEMBERED))
+    sums, late = sums_of(states), states["ts_ms"] >> _TIME_BITS != 0
+    if sums.min(initial=0) >= 0 and sums.max(initial=0) <= _MOST_SUM:  # by far the usual case; false for NaN
+        return np.asarray(late)
+    sound = (np.abs(sums) <= _MOST_SUM).all(axis=-1)  # false for NaN
+    sound &= (sums.reshape(*states.shape, 2, 3)[..., :2] >= 0).all(axis=(-1, -2))  # values may be negative
+    return np.asarray(~sound | late)
 
 
 def decay(age_ms: NDArray[np.int64], half_life_ms: float) -> NDArray[np.float64]:

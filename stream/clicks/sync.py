@@ -40,7 +40,7 @@ class ClickSync:
         self._partition = partition
         self._failures = metrics.counter("click_store_failures_total")
         self._fence: int | None = None  # None: to be asked for
-        self._breaker = CircuitBreaker("store of clicks")
+        self._breaker = CircuitBreaker("store of clicks", degraded=metrics.degraded)
 
     async def take(self, examples: ExampleRows, end: int) -> None:
         """Store what became known with the examples that end before offset ``end``."""

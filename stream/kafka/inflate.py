@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 
 import cramjam
@@ -26,7 +27,7 @@ def inflate_gzip(payload: bytes) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(payload)) as stream:
             inflated = stream.read(MAX_INFLATED_BYTES + 1)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InflateError("gzip", len(payload), error) from error
     if len(inflated) > MAX_INFLATED_BYTES:
         raise InflateError("gzip", len(payload), "there is more")

@@ -16,11 +16,29 @@ from stream.learn.click_level import ClickLevel
 from stream.learn.click_silence import ClickSilence
 from stream.learn.config import LearningConfig
 from stream.learn.delayed_terms import DelayedTerms
+from stream.learn.state import check_layout
 from stream.records.examples import ExampleRows
 from stream.records.validity import term_weight
 from stream.records.wire import ConversionDelays, JournalRecord
 
 _LEVEL, _BALANCE, _DELAYED = "level.", "balance.", "delayed."  # arrays in a snapshot
+_ROW, _TIMES = ("<u8", (-1,)), ("<i8", (-1,))
+_LAYOUT: Mapping[str, tuple[str, tuple[int, ...]]] = {
+    "level.cohorts": ("<f8", (-1, -1)),
+    "level.fresh": ("<f8", (-1, -1)),
+    "level.clicks_ms": _TIMES,
+    "level.clock": ("<i8", (2,)),
+    "level.level": ("<f8", (2,)),
+    "level.recent_by_scale": ("<f8", (3, -1)),
+    "balance.owed": ("<f8", (1,)),
+    "delayed.impression_id": _ROW,
+    "delayed.clicked_ms": _TIMES,
+    "delayed.due_ms": _TIMES,
+    "delayed.clock": ("<i8", (2,)),
+    "delayed.drawn_events": ("<i8", (1,)),
+    "delayed.converted": _ROW,
+    "delayed.converted_ms": _TIMES,
+}
 
 
 class Stepped(NamedTuple):
@@ -34,8 +52,12 @@ class Stepped(NamedTuple):
     skipped: str  # why the weights are as they were; "" when the step was made
 
 
-def check_step_state(state: Mapping[str, NDArray[Any]]) -> None:
-    """Raise what reading a step's state raises, a ValueError or LookupError, where it is none. Needs no model."""
+def check_step_state(state: Mapping[str, NDArray[Any]], id_columns: int, dense: int) -> None:
+    """Raise what reading a step's state raises, a ValueError or LookupError, where it is none. Needs no model.
+
+    id_columns, dense : of the rows that are learned.
+    """
+    check_layout(state, {**_LAYOUT, "delayed.ids": ("<u8", (-1, id_columns)), "delayed.dense": ("<f4", (-1, dense))})
     ClickLevel(under(_LEVEL, state))
     Balance(under(_BALANCE, state))
     config = LearningConfig()

@@ -23,7 +23,7 @@ def check_restart(snapshot: Snapshot, spec: FeatureSpec) -> None:
         if state is not None:
             _check_numbers(state, snapshot)
             ClickSilence(least_probability=0.0, state=state.silence, law=under(CLICK_DELAYS, state.arrays))
-            check_step_state(under(STEP, state.arrays))
+            check_step_state(under(STEP, state.arrays), snapshot.shape.id_columns, snapshot.shape.dense)
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise UnsoundSnapshotError(
             f"snapshot {snapshot.version} holds no state that a learner could go on from ({type(error).__name__}: "

@@ -43,3 +43,17 @@ class LoopState(msgspec.Struct, frozen=True, kw_only=True):
             return None
         decoded = msgspec.json.decode(np.asarray(state[_JSON]).tobytes(), type=cls)
         return msgspec.structs.replace(decoded, arrays=under(_ARRAYS, state))
+
+
+def check_layout(state: Mapping[str, NDArray[Any]], layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Raise ValueError for an array of another type or shape than ``layout`` says; −1 is any length."""
+    for name, (dtype, shape) in layout.items():
+        if name not in state:
+            continue
+        found = state[name]
+        fits = found.ndim == len(shape) and all(a in (-1, b) for a, b in zip(shape, found.shape, strict=True))
+        if found.dtype != np.dtype(dtype) or not fits:
+            raise ValueError(
+                f"{name} is {found.shape} of {found.dtype}, and must be {shape} of {np.dtype(dtype)} (-1: any length): "
+                "what is counted on in it would be cut or mean something else"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import MutableMapping
 
 import structlog
 
@@ -20,6 +21,7 @@ class CircuitBreaker:
     ----------
     store : as the log calls it.
     meanwhile : what comes of that, as the log says it.
+    degraded : where it is said that the store does not answer and why, as long as it does not.
     """
 
     def __init__(
@@ -28,8 +30,10 @@ class CircuitBreaker:
         *,
         retry_after_s: float = RETRY_AFTER_S,
         meanwhile: str = "it is asked again and again, and nothing is lost",
+        degraded: MutableMapping[str, str] | None = None,
     ) -> None:
         self._store = store
+        self._degraded: MutableMapping[str, str] = {} if degraded is None else degraded
         self._retry_after_s = retry_after_s
         self._meanwhile = meanwhile
         self._retry_at = 0.0
@@ -53,14 +57,17 @@ class CircuitBreaker:
         if self._since is None:
             self._since = now
             self._error.reset()
+        reason = f"{type(error).__name__}: {error}"
+        self._degraded[self._store.replace(" ", "_")] = f"the {self._store} does not answer: {reason:.300}"
         self._error(
             f"a store does not answer; {self._meanwhile}",
-            error=f"{type(error).__name__}: {error}",
+            error=reason,
             away_s=round(now - self._since, 1),
         )
 
     def record_success(self) -> None:
         """The store was asked and answered."""
+        self._degraded.pop(self._store.replace(" ", "_"), None)
         if self._since is not None:
             _log.info("a store answers again", store=self._store, away_s=round(time.monotonic() - self._since, 1))
         self._retry_at, self._since = 0.0, None

@@ -65,7 +65,7 @@ class SessionRunner:
         self._spec = spec
         self._fold = SessionFold(spec)
         self._metrics = metrics
-        self._breaker = CircuitBreaker("session store")
+        self._breaker = CircuitBreaker("session store", degraded=metrics.degraded)
         self._partitions: dict[int, FoldedPartition] = {}
         self._offsets_to_commit: dict[TopicPartition, int] = {}
         _compile(self._fold)

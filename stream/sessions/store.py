@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from redis.asyncio import Redis
 
 from learners.features.encode import EncodedIds, Encoder
-from learners.features.session_state import COUNTER, USER, SessionView, sums_of
+from learners.features.session_state import COUNTER, USER, SessionView, impossible_states
 from learners.features.spec import FeatureSpec
 from stream.records.partition import partition_of
 from stream.servers.fences import clear, damage_is_said, fence_of, sequence_of
@@ -265,12 +265,12 @@ def _named(prefix: bytes, keys: NDArray[np.uint64]) -> list[bytes]:
 
 
 def _unpacked(values: Sequence[bytes | None], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """States from their bytes, writable; zeros for none, for bytes of another layout, and for sums that are none."""
+    """States from their bytes, writable; zeros for none, for bytes of another layout, and for what none can be."""
     empty = bytes(dtype.itemsize)
     joined = bytearray().join([v if v is not None and len(v) == dtype.itemsize else empty for v in values])
     states = np.frombuffer(joined, dtype)
-    if dtype == COUNTER and not np.isfinite(sums := sums_of(states)).all():
-        states[~np.isfinite(sums).all(axis=-1)] = np.zeros((), COUNTER)
+    if (impossible := impossible_states(states)).any():
+        states[impossible] = np.zeros((), dtype)
     return states
 
 

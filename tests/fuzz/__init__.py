@@ -1,0 +1,1 @@
+"""Mutated records, bodies and files against every decoder of the product, and against running programs."""
