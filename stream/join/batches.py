@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,8 @@ from stream.records.events import (
     json_events,
 )
 from stream.records.limits import FIRST_NO_JSON, MAX_JSON_BYTES, check_ahead
-from stream.records.served import ServedRows, SpecWidths, decode_served, served_until
+from stream.records.served import ServedRows, SpecWidths, decode_served, served_until, with_possible_scores
+from stream.records.validity import impossible_scores
 from stream.records.wire import SCORES
 
 _BY_REQUEST = ("ts_ms", "user_key", "model_version", "request_ids", "request_dense")
@@ -69,7 +71,7 @@ def served_batch(
 ) -> ServedBatch:
     """Decode records of the served topic."""
     found = _Found(records, max_ahead_ms, clock)
-    parts = [ServedRows.empty(spec)]
+    parts, indices = [ServedRows.empty(spec)], [0]
     for at, record in enumerate(records):
         latest_ms = found.latest_ms(at)
         try:
@@ -80,7 +82,11 @@ def served_batch(
             continue
         if len(rows):
             parts.append(rows)
+            indices.append(at)
     columns = _joined(parts, (*_BY_ROW, *_BY_REQUEST))
+    if impossible_scores(SimpleNamespace(**columns)).any():  # one look at all, since hardly ever one is
+        parts = [found.with_possible_scores(at, part) for at, part in zip(indices, parts, strict=True)]
+        columns = _joined(parts, (*_BY_ROW, *_BY_REQUEST))
     row_request = np.concatenate(list(_requests(parts)))
     return ServedBatch(ServedRows(**columns, row_request=row_request), found.records(), found.rejects)
 
@@ -106,6 +112,15 @@ class _Found:
         self._promise(at, rows.watermark_ms, latest_ms)
         self._rows[at] = len(rows)
         self.rejects += [Reject(record.topic, record.offset, *astuple(one)) for one in rows.rejected]
+
+    def with_possible_scores(self, at: int, rows: ServedRows) -> ServedRows:
+        """The rows of a record without those of impossible scores, which become rejects."""
+        kept = with_possible_scores(rows)
+        if len(kept) < len(rows):
+            record, before = self._records[at], len(rows.rejected)
+            self._rows[at] = len(kept)
+            self.rejects += [Reject(record.topic, record.offset, *astuple(one)) for one in kept.rejected[before:]]
+        return kept
 
     def reject(self, record: InputRecord, error: RecordError) -> None:
         """A record that cannot be read."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from stream.records.limits import (
     why_ahead,
     why_bad,
 )
+from stream.records.validity import impossible_scores
 from stream.records.wire import SCORES, ServedRecord
 
 _BY_ROW = ("impression_id", "row_request", *SCORES, "ad_ids", "ad_dense")  # columns of `ServedRows`
@@ -125,6 +126,17 @@ def served_until(rows: ServedRows, latest_ms: int) -> ServedRows:
     if not (rows.ts_ms > latest_ms).any():
         return rows
     return _without_served(rows, rows.served_ms > latest_ms, partial(why_ahead, latest_ms))
+
+
+def with_possible_scores(rows: ServedRows) -> ServedRows:
+    """Return the rows without those that no serving has answered."""
+    bad = impossible_scores(rows)
+    return _without_served(rows, bad, _why_no_scores) if bad.any() else rows
+
+
+def _why_no_scores(row: Mapping[str, Any], rows: int, at: int) -> tuple[str, str]:
+    where = f"row {at} of {rows}: " if rows > 1 else ""
+    return "schema", f"{where}a logit that is not finite, or p or propensity not from 0 to 1: no serving answers so"
 
 
 def _check_spec(record: ServedRecord, spec: SpecWidths) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ _BOUNDS = (
     ("model_version", "schema", LAST_VERSION),
 )
 """Columns of 64-bit numbers: what a bad one is rejected for, and the last that can be right."""
+_NO_SCORES = "a logit, p or propensity that no serving has: a logit is finite, p and propensity are from 0 to 1"
 _SAMPLING_SEED = 11  # another draw than those of base training
 
 
@@ -51,6 +53,30 @@ def faults(rows: ExampleRows) -> list[Fault]:
     return found
 
 
+class Scored(Protocol):
+    """What serving computed for B rows; the conversion's are NaN where its model has no such head."""
+
+    @property
+    def logit(self) -> NDArray[np.float32]: ...  # noqa: D102
+    @property
+    def p(self) -> NDArray[np.float32]: ...  # noqa: D102
+    @property
+    def conversion_logit(self) -> NDArray[np.float32]: ...  # noqa: D102
+    @property
+    def conversion_p(self) -> NDArray[np.float32]: ...  # noqa: D102
+    @property
+    def propensity(self) -> NDArray[np.float32]: ...  # noqa: D102
+
+
+def impossible_scores(rows: Scored) -> NDArray[np.bool_]:
+    """(B,) which rows no serving has answered: what counts or archives them could not be read again."""
+    bad = ~np.isfinite(rows.logit) | np.isinf(rows.conversion_logit)
+    for shares in (rows.p, rows.propensity):
+        bad |= ~((shares >= 0) & (shares <= 1))  # true for NaN
+    bad |= (rows.conversion_p < 0) | (rows.conversion_p > 1)
+    return bad
+
+
 def impossible(rows: ExampleRows) -> list[Fault]:
     """The rows that no join has written, by what is wrong; none in a record that is as it was written."""
     if not len(rows):
@@ -65,6 +91,8 @@ def impossible(rows: ExampleRows) -> list[Fault]:
             found.append(Fault(reason, f"a {name} that is not from 0 to {last}", where, name))
     if not np.isfinite(rows.value).all():
         found.append(Fault("schema", "a value that is not finite", np.flatnonzero(~np.isfinite(rows.value)), "value"))
+    if (bad := impossible_scores(rows)).any():
+        found.append(Fault("schema", _NO_SCORES, np.flatnonzero(bad)))
     return found
 
 

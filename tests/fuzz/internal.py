@@ -49,6 +49,7 @@ _MOST_VERSION = 10**11
 _YEAR_2100_MS = 4_102_444_800_000
 _HEAD, _COHORTS = struct.Struct("<4sII"), struct.Struct("<4sHHIqqI")
 _SHAPE = ModelShape.of(SPEC)
+_KNOTS = GRID.astype(np.float64)
 
 
 # ------------------------------------------------------------------------------------------------------------- weights
@@ -298,5 +299,5 @@ TARGETS = [
     Target("calibration", _run_calibration, _calibrations, _calibration_changed),
     Target("journal", _run_journal, _journals, _journal_changed),
     Target("snapshot_calibration", _run_brought, lambda: [state_of(1, seconds=20).to_bytes()], head_changed),
-    Target("map_file", _run_map_file, lambda: [CalibrationMap(GRID, GRID * 0.5).to_bytes()], _map_changed),
+    Target("map_file", _run_map_file, lambda: [CalibrationMap(_KNOTS, _KNOTS * 0.5).to_bytes()], _map_changed),
 ]

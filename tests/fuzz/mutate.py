@@ -164,7 +164,7 @@ def column(value: bytes, source: Random) -> bytes:
 def _bound(dtype: np.dtype[Any], source: Random) -> bytes:
     if dtype.kind == "f":
         with np.errstate(all="ignore"):
-            return np.array([source.choice(FLOATS)]).astype(dtype).tobytes()
+            return bytes(np.array([source.choice(FLOATS)]).astype(dtype).tobytes())
     order = "big" if dtype.byteorder == ">" else "little"
     return (source.choice(INTEGERS) % 2 ** (8 * dtype.itemsize)).to_bytes(dtype.itemsize, order)
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
-from datetime import date
 from functools import cache, partial
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from calibration.config import CalibratorConfig
 from learners.deepfm.model import DeepFM
+from learners.examples.archive import read_examples
 from learners.features.rows import Rows
 from learners.features.session_state import COUNTER, USER, sums_of
 from learners.features.shape import ModelShape
 from stream.archive.part_buffer import ArchiveConfig, PartBuffer
+from stream.archive.store import DirectoryArchive
 from stream.calibrate.calibrator import PartitionCalibrator
 from stream.join.arrival import Clock
 from stream.join.batches import events_batch, served_batch
@@ -108,6 +111,9 @@ def _run_served(value: bytes) -> str:
     promised(((served_ms >= _YEAR_2000_MS) & (served_ms <= _LATEST_MS)).all(), "a row of no time was taken")
     promised(rows.impression_id.all(), "a row of no impression was taken")
     promised(((rows.model_version >= 0) & (rows.model_version <= 10**11)).all(), "a row of no model was taken")
+    for scores in (rows.p, rows.propensity):
+        promised(((scores >= 0) & (scores <= 1)).all(), "a share that is none was taken")
+    promised(np.isfinite(rows.logit).all() and not np.isinf(rows.conversion_logit).any(), "a logit that is none")
     promised(rows.ad_ids.shape == (len(rows), len(SPEC.ad_fields)), "a row of other columns was taken")
     return _reason(found.rejects, counts[1] or int(found.records.promise_ms[1]))
 
@@ -144,14 +150,16 @@ def _run_examples(value: bytes) -> str:
     promised(np.isin(kept.kind, (0, 1, 2)).all(), "an unknown kind would be learned")
     promised(((kept.model_version >= 0) & (kept.model_version <= 10**11)).all(), "a row of no model would be learned")
     promised(np.isfinite(kept.dense).all() and np.isfinite(kept.value).all(), "what is not finite would be learned")
-    _archive(rows, watermark_ms)
     return TAKEN if len(kept) or not len(rows) else "row"
 
 
 def _archive(rows: ExampleRows, watermark_ms: int) -> None:
+    """What the archiver writes can be read again."""
     buffer = PartBuffer(0, 5, ArchiveConfig(archive_rows=1))
     for part in [*buffer.add(rows, 5, watermark_ms), *buffer.take()]:
-        promised(isinstance(part.day, date) and len(part.rows) == len(part.offset), "a part is of no day")
+        with tempfile.TemporaryDirectory() as folder:
+            DirectoryArchive(Path(folder)).write(part, SPEC)
+            promised(len(read_examples(folder)) == len(part.rows), "rows of an archive are lost")
 
 
 def _run_learned(value: bytes) -> str:
@@ -159,6 +167,7 @@ def _run_learned(value: bytes) -> str:
     if isinstance(found, str):
         return found
     rows, watermark_ms = found
+    _archive(rows, watermark_ms)
     fold = SessionFold(SPEC)
     sound = possible(rows)
     keys = fold.keys([sound])
