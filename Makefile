@@ -1,6 +1,8 @@
 # make demo [DATA=folder of KuaiRand-Pure]   the whole loop on this machine, from installation to summary table
 # make test [TEST_PROCESSES=1]               every check: lint, types, import contracts, tests
 # make chaos KILLS=20 SEED=1                 the stream under faults: nothing lost, nothing doubled [BROKER=embedded JSON=1]
+# make fuzz SECONDS=600 SEED=1               mutated records, bodies and files against every decoder and running programs [JSON=1]
+# make audit | lock | sbom | pin-images      known vulnerabilities of the image's packages, their hashes, their list, digests of images
 # make docs                                  the tables of settings and metrics in the READMEs, from the code
 # make bench NAME=learner [JSON=1]           ratios to the field's libraries and the targets; no NAME lists the benchmarks
 PYTHON ?= python3
@@ -10,11 +12,13 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) --quiet --disable-pip-version-check -c docker/constraints.txt
 DEMO_ARGS ?=
 BENCH_VENV := .venv-bench
+SUPPLY_VENV := .venv-supply
 TEST_PROCESSES ?= 2
 KILLS ?= 20
 SEED ?= 1
+SECONDS ?= 60
 
-.PHONY: help install install-dev demo test lint types contracts docker-lint unit docs chaos bench clean
+.PHONY: help install install-dev demo test lint types contracts docker-lint unit docs chaos fuzz audit lock sbom pin-images bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -69,6 +73,20 @@ docs: install-dev
 chaos: install-dev
 	@$(PY) -m tests.chaos --kills $(KILLS) --seed $(SEED) $(if $(BROKER),--broker $(BROKER)) $(if $(JSON),--json)
 
+fuzz: install-dev
+	@$(PY) -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) $(if $(JSON),--json)
+
+$(SUPPLY_VENV)/.installed: docker/supply-tools.txt
+	$(PYTHON) -m venv $(SUPPLY_VENV)
+	$(SUPPLY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+audit lock sbom: install-dev $(SUPPLY_VENV)/.installed
+	@$(PY) -m tests.supply $@ --tools $(SUPPLY_VENV)/bin
+
+pin-images: install-dev
+	@$(PY) -m tests.supply pin-images
+
 $(BENCH_VENV)/.installed: tests/bench/requirements.txt
 	$(PYTHON) -m venv $(BENCH_VENV)
 	@echo "installing the benchmarks' peers into $(BENCH_VENV) (2 GB)"
@@ -87,4 +105,4 @@ bench: install $(if $(filter learner,$(NAME)),$(BENCH_VENV)/.installed) $(if $(f
 	@$(PY) -m tests.bench $(NAME) $(if $(JSON),--json) $(if $(QUICK),--quick)
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(BENCH_VENV)-join .mypy_cache .ruff_cache .import_linter_cache .hypothesis .millstream *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) $(BENCH_VENV)-join $(SUPPLY_VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis .millstream *.egg-info
