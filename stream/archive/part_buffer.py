@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from learners.examples.archive_parts import LogRange
 from stream.records.examples import ExampleRows, concat
-from stream.records.validity import faults
+from stream.records.validity import faults, impossible_scores
 
 _LAST_DATE_MS = 253_402_300_799_999  # the end of the year 9999, after which there are no dates
 
@@ -76,11 +76,14 @@ class PartBuffer:
         self.next_offset = max(self.next_offset, offset)
 
     def add(self, rows: ExampleRows, offset: int, watermark_ms: int) -> list[ArchivePart]:
-        """Take a record; the parts that are complete. Rows that no model can learn are the learner's to reject."""
+        """Take a record; the parts that are complete. Rows that no model can learn are the learner's to reject.
+
+        Nor is a row taken whose scores none has: it would make a file of others unreadable.
+        """
         interval = int(watermark_ms // (self._config.archive_interval_s * 1000))
         done = self.take() if self._interval is not None and interval > self._interval else []
         self._interval = interval if self._interval is None else max(interval, self._interval)
-        kept = np.ones(len(rows), np.bool_)
+        kept = ~impossible_scores(rows)
         for fault in faults(rows):
             kept[fault.rows] = False
         if kept.any():

@@ -72,8 +72,8 @@ class PartitionCalibrator:
     def step(self, rows: ExampleRows, offset: int, watermark_ms: int) -> None:
         """Count the rows of the record at ``offset``; a record that was counted before changes nothing.
 
-        Rows whose logit or p is not finite have no bin: they are left out and counted in ``rejected_rows``, as are
-        those that no join has written.
+        Rows whose logit is not finite, or p no probability, have no bin: they are left out and counted in
+        ``rejected_rows``, as are those that no join has written.
         """
         if offset < self.next_offset:
             return
@@ -82,7 +82,7 @@ class PartitionCalibrator:
         self.rejected_rows += len(rows) - len(sound)
         rows = sound
         counted = (rows.kind == EXPOSURE) | (rows.kind == CLICK)
-        finite = np.isfinite(rows.logit) & np.isfinite(rows.p)
+        finite = np.isfinite(rows.logit) & (rows.p >= 0) & (rows.p <= 1)  # false for NaN
         self.rejected_rows += int(np.count_nonzero(counted & ~finite))
         exposed, clicked = (np.flatnonzero(finite & (rows.kind == kind)) for kind in (EXPOSURE, CLICK))
         if self.newest_line > self.line and (rows.model_version[exposed] >= self.newest_line).any():
@@ -103,7 +103,7 @@ class PartitionCalibrator:
                 self.conversions.advance(watermark_ms)
 
     def _count_conversions(self, rows: ExampleRows, on_line: NDArray[np.bool_]) -> None:
-        finite = np.isfinite(rows.conversion_logit) & np.isfinite(rows.conversion_p)
+        finite = np.isfinite(rows.conversion_logit) & (rows.conversion_p >= 0) & (rows.conversion_p <= 1)
         clicked = np.flatnonzero(finite & (rows.kind == CLICK))
         converted = np.flatnonzero(finite & (rows.kind == CONVERSION))
         converted = converted[self._first_of_click(rows.impression_id[converted])]

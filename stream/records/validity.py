@@ -24,7 +24,6 @@ _BOUNDS = (
     ("model_version", "schema", LAST_VERSION),
 )
 """Columns of 64-bit numbers: what a bad one is rejected for, and the last that can be right."""
-_NO_SCORES = "a logit, p or propensity that no serving has: a logit is finite, p and propensity are from 0 to 1"
 _SAMPLING_SEED = 11  # another draw than those of base training
 
 
@@ -69,7 +68,10 @@ class Scored(Protocol):
 
 
 def impossible_scores(rows: Scored) -> NDArray[np.bool_]:
-    """(B,) which rows no serving has answered: what counts or archives them could not be read again."""
+    """(B,) which rows no serving has answered: what counts or archives them could not be read again.
+
+    A model can learn such ones: their features are not in doubt.
+    """
     bad = ~np.isfinite(rows.logit) | np.isinf(rows.conversion_logit)
     for shares in (rows.p, rows.propensity):
         bad |= ~((shares >= 0) & (shares <= 1))  # true for NaN
@@ -91,8 +93,6 @@ def impossible(rows: ExampleRows) -> list[Fault]:
             found.append(Fault(reason, f"a {name} that is not from 0 to {last}", where, name))
     if not np.isfinite(rows.value).all():
         found.append(Fault("schema", "a value that is not finite", np.flatnonzero(~np.isfinite(rows.value)), "value"))
-    if (bad := impossible_scores(rows)).any():
-        found.append(Fault("schema", _NO_SCORES, np.flatnonzero(bad)))
     return found
 
 

@@ -164,9 +164,9 @@ def column(value: bytes, source: Random) -> bytes:
 def _bound(dtype: np.dtype[Any], source: Random) -> bytes:
     if dtype.kind == "f":
         with np.errstate(all="ignore"):
-            return bytes(np.array([source.choice(FLOATS)]).astype(dtype).tobytes())
-    order = "big" if dtype.byteorder == ">" else "little"
-    return (source.choice(INTEGERS) % 2 ** (8 * dtype.itemsize)).to_bytes(dtype.itemsize, order)
+            return bytes(np.array([source.choice(FLOATS)], np.float64).astype(dtype).tobytes())
+    number = source.choice(INTEGERS) % (1 << 8 * dtype.itemsize)
+    return number.to_bytes(dtype.itemsize, "big" if dtype.byteorder == ">" else "little")
 
 
 def arrays_changed(arrays: Mapping[str, NDArray[Any]], source: Random) -> dict[str, NDArray[Any]]:

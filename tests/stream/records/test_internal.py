@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import product
 from typing import Any
 
 import msgspec
@@ -71,6 +72,19 @@ def test_a_sealed_record_with_any_flipped_bit_is_refused(kind: str, data: st.Dat
     value[data.draw(st.integers(0, len(value) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(RecordError):
         decode(bytes(value))
+
+
+@pytest.mark.parametrize("kind", TOPICS)
+def test_a_seal_whose_name_was_altered_is_not_read_as_none(kind: str) -> None:
+    """Also where the name takes another length, and swallows all of the number but a last byte that is one itself."""
+    decode, record = TOPICS[kind]
+    for later in range(32):  # other numbers, half of them with such a last byte
+        value = sealed(msgspec.structs.replace(record, watermark_ms=START_MS + later))
+        for at, bit in product(range(len(value) - 14, len(value)), range(8)):
+            altered = bytearray(value)
+            altered[at] ^= 1 << bit
+            with pytest.raises(RecordError):
+                decode(bytes(altered))
 
 
 @pytest.mark.parametrize("kind", TOPICS)
