@@ -94,3 +94,11 @@ def test_settings_that_would_never_close_a_file_are_refused(wrong: dict[str, flo
     """Both variables are named."""
     with pytest.raises(ValueError, match=r"(?s)MILLSTREAM_ARCHIVE_ROWS.*MILLSTREAM_ARCHIVE_INTERVAL_S"):
         ArchiveConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_rows_of_impossible_scores_are_not_archived() -> None:
+    """A reader refuses a file for one of them."""
+    p = np.array([0.5, 2.0, np.nan], np.float32)
+    (part,) = cut([(example_rows(3, seed=1, p=p), START_MS)])
+    assert part.rows.p.tolist() == [0.5]
+    assert part.ordinal.tolist() == [0]

@@ -68,6 +68,17 @@ def test_conversions_are_no_clicks_and_bad_rows_are_rejected() -> None:
     assert (one.rows, one.rejected_rows, published(one).rows) == (1, 2, 1)
 
 
+def test_a_p_that_is_no_probability_leaves_the_state_readable() -> None:
+    """It is left out, for clicks and for conversions: the state would be refused by all who read it."""
+    twice = np.array([2.0, 0.5], np.float32)
+    rows = example_rows(2, seed=1, kind=np.array([CLICK, EXPOSURE], np.uint8), p=twice, conversion_p=-twice)
+    one = calibrator()
+    one.step(rows, 0, START_MS)
+    record = published(one)
+    assert (one.rows, one.rejected_rows) == (1, 1)
+    PartitionCalibrator(0, FORGETS, 1.0, record, plan=PLAN)
+
+
 def test_clicks_of_displays_before_the_first_one_counted_are_left_out() -> None:
     """A calibrator that begins in the midst of a log has no exposures of theirs: they would read as O/E above 1."""
     early, late = example_rows(50, seed=1, kind=np.full(50, CLICK, np.uint8)), example_rows(50, seed=2)

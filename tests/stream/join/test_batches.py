@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stream.join.batches import events_batch
+from stream.join.batches import events_batch, served_batch
 from stream.kafka.input_record import InputRecord
 from stream.records.columns import RecordError
 from stream.records.events import EVENT_COLUMNS, decode_events
 from stream.records.limits import EARLIEST_MS
-from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS
+from stream.records.topics import CLICKS, CONVERSIONS, IMPRESSIONS, SERVED
+from tests.stream.pipeline import SPEC, START_MS, serve
 from tests.stream.records.test_inputs import T0, events
 
 MAX_AHEAD_MS = 3_600_000
@@ -78,3 +81,17 @@ def test_a_bad_event_among_good_ones_is_the_only_reject() -> None:
     assert len(batch.rows) == 100
     assert batch.records.rows.tolist() == [1] * 50 + [0] + [1] * 50
     assert [(reject.offset, reject.reason, reject.payload) for reject in batch.rejects] == [(50, "time", late)]
+
+
+def test_served_rows_of_impossible_scores_are_the_only_rejects() -> None:
+    """One row of a record, beside good records: its logit, p or propensity is none."""
+    (good,) = serve([1, 2, 3], [START_MS] * 3, 1, first_id=1).record.values()
+    for column, wrong in (("p", 2.0), ("p", np.nan), ("logit", np.inf), ("propensity", -1.0), ("conversion_p", 1.5)):
+        numbers = np.frombuffer(getattr(good, column), "<f4").copy()
+        numbers[1] = wrong
+        bad = msgspec.structs.replace(good, **{column: numbers.tobytes()})
+        records = [InputRecord(SERVED, 0, at, one.encode(), START_MS) for at, one in enumerate((good, bad, good))]
+        found = served_batch(records, SPEC, MAX_AHEAD_MS)
+        assert found.rows.impression_id.tolist() == [1, 2, 3, 1, 3, 1, 2, 3]
+        assert found.records.rows.tolist() == [3, 2, 3]
+        assert [(one.offset, one.reason) for one in found.rejects] == [(1, "schema")]

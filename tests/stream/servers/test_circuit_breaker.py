@@ -61,3 +61,13 @@ def test_an_outage_is_logged_at_its_start_its_end_and_every_ten_seconds(clock: _
     ]
     assert logs[0]["store"] == "session store"
     assert logs[0]["error"] == "OSError: refused"
+
+
+def test_it_tells_what_is_amiss_as_long_as_it_is(clock: _Clock) -> None:
+    """Under the store's name, with the reason."""
+    degraded: dict[str, str] = {}
+    breaker = CircuitBreaker("session store", degraded=degraded)
+    breaker.record_failure(OSError("no space"))
+    assert degraded == {"session_store": "the session store does not answer: OSError: no space"}
+    breaker.record_success()
+    assert degraded == {}
