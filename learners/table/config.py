@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from learners.table.sketch import MOST_SIGHTINGS
 
+_MOST_ROWS, _MOST_SKETCH = 1 << 40, 1 << 32  # beyond any machine's memory; they are counted in 64 bits
 _EPOCHS_TO_EXPIRY = 64  # a row goes at most 1/32 later than asked
 _IDLE_EPOCH_MS = 3_600_000  # without expiry: the hour of the last sighting decides eviction
 
@@ -35,9 +36,10 @@ class TableConfig:
                 f"expire_after_s={self.expire_after_s} must be at least {_EPOCHS_TO_EXPIRY} s, or None for never: the "
                 "last sighting is known to a 64th of it, and no finer than a second. Raise it."
             )
-        if self.max_rows is not None and self.max_rows < 1:
+        if self.max_rows is not None and not 1 <= self.max_rows <= _MOST_ROWS:
             raise ValueError(
-                f"max_rows={self.max_rows} must be at least 1, or None: no key could have a row. Raise it."
+                f"max_rows={self.max_rows} must be 1..{_MOST_ROWS}, or None: below it no key could have a row, and no "
+                "machine holds more. Take what its memory has room for."
             )
         if not (math.isfinite(self.init_scale) and self.init_scale >= 0):
             raise ValueError(
@@ -52,10 +54,11 @@ class TableConfig:
             )
         if not 0 <= self.seed < 1 << 63:
             raise ValueError(f"seed={self.seed} must be 0..2^63−1: it is mixed with 64-bit keys. Take a smaller one.")
-        if self.sketch_bytes < 64 or self.sketch_bytes & (self.sketch_bytes - 1):
+        if self.sketch_bytes < 64 or self.sketch_bytes & (self.sketch_bytes - 1) or self.sketch_bytes > _MOST_SKETCH:
+            nearest = min(_MOST_SKETCH, 1 << max(6, self.sketch_bytes.bit_length()))
             raise ValueError(
-                f"sketch_bytes={self.sketch_bytes} must be a power of two of at least 64: cells are addressed by the "
-                f"low bits of a hash. Take {1 << max(6, self.sketch_bytes.bit_length())}."
+                f"sketch_bytes={self.sketch_bytes} must be a power of two of 64 to {_MOST_SKETCH}: cells are addressed "
+                f"by the low bits of a hash. Take {nearest}."
             )
 
     @property

@@ -33,7 +33,8 @@ _SEED = 23  # another draw than that of the exposures which are learned
 _REDRAWN_MS = 3_600_000  # ages are drawn again, as the law has become better known,
 _FIRST_EVENTS = 8  # and whenever twice as many conversions have been seen, from twice these on
 _MIN_ROOM = 1_024
-_COLUMNS = ("ids", "dense", "impression_id", "clicked_ms", "due_ms")
+DELAYED_COLUMNS = ("ids", "dense", "impression_id", "clicked_ms", "due_ms")
+"""What is kept of each click that waits."""
 
 
 class Step(NamedTuple):
@@ -73,7 +74,7 @@ class DelayedTerms:
             self._since_ms, self._drawn_ms = (int(at) for at in state["clock"])
             self._drawn_events = int(state["drawn_events"][0]) if "drawn_events" in state else 0  # not in older ones
             self._converted = dict(zip(state["converted"].tolist(), state["converted_ms"].tolist(), strict=True))
-            self._columns = {name: np.array(state[name]) for name in _COLUMNS if name in state}
+            self._columns = {name: np.array(state[name]) for name in DELAYED_COLUMNS if name in state}
             self._rows = len(self._columns["due_ms"]) if self._columns else 0
 
     def __len__(self) -> int:

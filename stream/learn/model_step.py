@@ -15,7 +15,7 @@ from stream.learn.balance import Balance
 from stream.learn.click_level import ClickLevel
 from stream.learn.click_silence import ClickSilence
 from stream.learn.config import LearningConfig
-from stream.learn.delayed_terms import DelayedTerms
+from stream.learn.delayed_terms import DELAYED_COLUMNS, DelayedTerms
 from stream.learn.state import check_layout
 from stream.records.examples import ExampleRows
 from stream.records.validity import term_weight
@@ -58,6 +58,9 @@ def check_step_state(state: Mapping[str, NDArray[Any]], id_columns: int, dense: 
     id_columns, dense : of the rows that are learned.
     """
     check_layout(state, {**_LAYOUT, "delayed.ids": ("<u8", (-1, id_columns)), "delayed.dense": ("<f4", (-1, dense))})
+    lengths = {name: len(state[_DELAYED + name]) for name in DELAYED_COLUMNS if _DELAYED + name in state}
+    if lengths and (len(lengths) < len(DELAYED_COLUMNS) or len(set(lengths.values())) > 1):
+        raise ValueError(f"waiting clicks have {lengths} values of {', '.join(DELAYED_COLUMNS)}: one of each they need")
     ClickLevel(under(_LEVEL, state))
     Balance(under(_BALANCE, state))
     config = LearningConfig()
