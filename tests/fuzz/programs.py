@@ -104,7 +104,7 @@ async def fuzz_programs(work: Path, *, seconds: float, seed: int, lives: int = 2
             outcome.faults.append(f"{type(error).__name__}: {error}"[:2_000])
         for name in ("serving", *(f"worker{life}" for life in range(lives))):
             log = work / f"{name}.log"
-            text = said(log) if log.exists() else ""  # noqa: ASYNC240 - it was not started after a fault
+            text = said(log) if log.exists() else ""  # after a fault it was not started
             outcome.check("Traceback" not in text, f"a traceback in the log of {name}: {text[-1_500:]}")
     return outcome
 
