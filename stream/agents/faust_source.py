@@ -184,12 +184,25 @@ class _Consumer(Consumer):
                 if not self.flow_active:
                     await self.perform_seek()  # what was fetched is fetched again
                 elif ours := {tp: found for tp, found in (records or {}).items() if tp in (active or ())}:
-                    await self.wait_first(self.app.fetches.put(ours), self.suspend_flow.wait())
+                    await self._hand_on(ours)
         except self.consumer_stopped_errors:
             if not self.transport.app.should_stop:
                 raise
         except asyncio.CancelledError:
             if not self.transport.app.should_stop:
+                raise
+
+    async def _hand_on(self, fetched: Mapping[TP, Any]) -> None:
+        """To the agent; where a rebalance throws away what waits for room, it is fetched again from the commits.
+
+        Faust cancels the waiting then, and takes that for the end of what reads.
+        """
+        putting = asyncio.ensure_future(self.app.fetches.put(fetched))
+        try:
+            await self.wait_first(putting, self.suspend_flow.wait())
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling() or not putting.cancelled():
                 raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -16,7 +17,7 @@ from stream.embedded.broker import EmbeddedBroker
 from stream.kafka.admin import ensure_topics
 from stream.kafka.broker import Broker, find_broker
 from stream.kafka.input_record import InputRecord, TopicPartition
-from stream.kafka.log_writer import Outgoing, shared_writer
+from stream.kafka.log_writer import LogWriter, Outgoing, shared_writer
 from stream.metrics import WorkerMetrics
 from stream.records.topics import EXAMPLES, topic_table
 from stream.servers.settings import StreamSettings
@@ -30,17 +31,19 @@ class Noting:
 
     topics = (EXAMPLES,)
 
-    def __init__(self) -> None:
-        self.inbox = Inbox()
+    def __init__(self, step_s: float = 0.0) -> None:
+        self.inbox = Inbox(max_items=1) if step_s else Inbox()
         self.partitions: frozenset[int] = frozenset()
         self.values: list[bytes | None] = []
+        self._step_s = step_s
 
     async def on_assigned(self, partitions: frozenset[int]) -> None:
         """Note them."""
         self.partitions = partitions
 
     async def work(self, records: Sequence[InputRecord]) -> None:
-        """Note what they hold."""
+        """Note what they hold, in no hurry."""
+        await asyncio.sleep(self._step_s)
         self.values += [record.value for record in records]
 
     async def log_cut(self, topic: str, partition: int, offset: int) -> None:
@@ -67,9 +70,11 @@ async def embedded() -> AsyncIterator[Broker]:
 
 
 @asynccontextmanager
-async def member(broker: Broker, failures: list[BaseException]) -> AsyncIterator[tuple[Agent, Noting]]:
+async def member(
+    broker: Broker, failures: list[BaseException], step_s: float = 0.0
+) -> AsyncIterator[tuple[Agent, Noting]]:
     """A member of the group, as a worker starts and stops it."""
-    runner = Noting()
+    runner = Noting(step_s)
     agent = Agent("sessions", broker, runner, failures.append, WorkerMetrics(CollectorRegistry()), source="faust")
     starting = asyncio.create_task(agent.start())
     try:
@@ -117,3 +122,49 @@ async def test_a_worker_lives_through_others_that_join_and_leave(embedded: Broke
         await asyncio.wait([seeks])
     assert failures == []
     assert set(runner.values) == {b"%d" % p for p in range(PARTITIONS)}
+
+
+async def test_a_worker_that_is_behind_lives_through_others_that_join(embedded: Broker) -> None:
+    """What was fetched and waits for room is thrown away, and is no failure: it is fetched again."""
+    failures: list[BaseException] = []
+    async with (
+        shared_writer(embedded) as writer,
+        _writing(writer) as written,
+        member(embedded, failures, step_s=0.2) as (_, runner),
+    ):
+
+        async def owns_all() -> bool:
+            return len(runner.partitions) == PARTITIONS
+
+        async def is_behind() -> bool:
+            assert failures == []
+            return bool(runner.values) and len(written) > len(runner.values) + 300
+
+        await until(owns_all, "the first worker has all partitions")
+        await until(is_behind, "more waits than there is room for")
+        async with member(embedded, failures) as (_, other):
+
+            async def shared() -> bool:
+                assert failures == []
+                return bool(runner.partitions and other.partitions)
+
+            await until(shared, "the partitions are shared")
+    assert failures == []
+
+
+@asynccontextmanager
+async def _writing(writer: LogWriter) -> AsyncIterator[list[int]]:
+    """Records, one after another; their numbers."""
+    written: list[int] = []
+
+    async def write() -> None:
+        for number in itertools.count():
+            await writer.write([Outgoing(EXAMPLES, b"%d" % number, partition=number % PARTITIONS)])
+            written.append(number)
+
+    task = asyncio.create_task(write())
+    try:
+        yield written
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
