@@ -8,10 +8,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped]
+from aiokafka.admin import NewTopic  # type: ignore[import-untyped]
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code  # type: ignore[import-untyped]
+from aiokafka.errors import (  # type: ignore[import-untyped]
+    KafkaConnectionError,
+    KafkaError,
+    NodeNotReadyError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 
+from stream.kafka.aiokafka_internals import PatientAdmin
 from stream.records.topics import Topic
 
 CONNECT_TIMEOUT_S = 10.0
@@ -40,27 +47,29 @@ class Difference:
 
 
 @asynccontextmanager
-async def _admin(
-    bootstrap: str, options: Mapping[str, Any] | None, timeout_s: float
-) -> AsyncIterator[AIOKafkaAdminClient]:
-    client = AIOKafkaAdminClient(
-        bootstrap_servers=bootstrap, request_timeout_ms=int(timeout_s * 1000), **(options or {})
-    )
+async def _admin(bootstrap: str, options: Mapping[str, Any] | None, timeout_s: float) -> AsyncIterator[PatientAdmin]:
+    client = PatientAdmin(bootstrap_servers=bootstrap, request_timeout_ms=int(timeout_s * 1000), **(options or {}))
     try:
         async with asyncio.timeout(timeout_s):
             await client.start()
     except (KafkaError, OSError, TimeoutError) as error:
         await client.close()
-        raise BrokerUnreachableError(
-            f"no Kafka broker answered at {bootstrap} within {timeout_s:g} s ({type(error).__name__}: {error}): "
-            "topics can be neither read nor created, and no worker can start. Check KAFKA_BOOTSTRAP_SERVERS, "
-            "KAFKA_SECURITY_PROTOCOL with its user or certificates, and that the broker runs, or unset "
-            "KAFKA_BOOTSTRAP_SERVERS for the embedded one."
-        ) from error
+        raise _unreachable(bootstrap, timeout_s, error) from error
     try:
         yield client
+    except (KafkaConnectionError, NodeNotReadyError) as error:
+        raise _unreachable(bootstrap, timeout_s, error) from error
     finally:
         await client.close()
+
+
+def _unreachable(bootstrap: str, timeout_s: float, error: Exception) -> BrokerUnreachableError:
+    return BrokerUnreachableError(
+        f"no Kafka broker answered at {bootstrap} within {timeout_s:g} s ({type(error).__name__}: {error}): "
+        "topics can be neither read nor created, and no worker can start. Check KAFKA_BOOTSTRAP_SERVERS, "
+        "KAFKA_SECURITY_PROTOCOL with its user or certificates, and that the broker runs, or unset "
+        "KAFKA_BOOTSTRAP_SERVERS for the embedded one."
+    )
 
 
 async def cluster_id(bootstrap: str, options: Mapping[str, Any] | None = None) -> str:
@@ -78,7 +87,7 @@ async def answers_metadata(bootstrap: str) -> bool:
         return False
 
 
-async def _partition_counts(client: AIOKafkaAdminClient) -> dict[str, int]:
+async def _partition_counts(client: PatientAdmin) -> dict[str, int]:
     """Return the partition count of every topic whose every partition has a leader.
 
     All topics are asked for: asking by name would create a missing one where the broker creates topics by itself.
@@ -121,7 +130,7 @@ def _refuse_other_partition_counts(existing: Mapping[str, int], table: Sequence[
         )
 
 
-async def _create(client: AIOKafkaAdminClient, topics: Sequence[Topic]) -> None:
+async def _create(client: PatientAdmin, topics: Sequence[Topic]) -> None:
     new = [NewTopic(t.name, t.partitions, t.replication_factor, topic_configs=t.config()) for t in topics]
     response = await client.create_topics(new)
     for name, code, *message in response.topic_errors:
@@ -134,7 +143,7 @@ async def _create(client: AIOKafkaAdminClient, topics: Sequence[Topic]) -> None:
             )
 
 
-async def _wait_until_visible(client: AIOKafkaAdminClient, topics: Sequence[Topic], bootstrap: str) -> None:
+async def _wait_until_visible(client: PatientAdmin, topics: Sequence[Topic], bootstrap: str) -> None:
     wanted = {topic.name for topic in topics}
     try:
         async with asyncio.timeout(_SETTLE_TIMEOUT_S):
@@ -205,7 +214,7 @@ async def topic_settings(
         return await _settings(client, [topic.name for topic in table if topic.name in existing])
 
 
-async def _settings(client: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+async def _settings(client: PatientAdmin, names: Sequence[str]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {name: {} for name in names}
     if not names:
         return found

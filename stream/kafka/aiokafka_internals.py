@@ -7,14 +7,16 @@ names what another version lacks. What is asked of the broker beside aiokafka's 
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # type: ignore[import-untyped]
+from aiokafka.admin import AIOKafkaAdminClient  # type: ignore[import-untyped]
 from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
 from aiokafka.consumer import fetcher  # type: ignore[import-untyped]
 from aiokafka.consumer.subscription_state import (  # type: ignore[import-untyped]
@@ -26,6 +28,7 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
     KafkaConnectionError,
     KafkaError,
     LeaderNotAvailableError,
+    NodeNotReadyError,
     RequestTimedOutError,
 )
 from aiokafka.producer.sender import Sender, SendProduceReqHandler  # type: ignore[import-untyped]
@@ -35,16 +38,18 @@ from aiokafka.structs import ConsumerRecord  # type: ignore[import-untyped]
 
 CONNECTION_LOG = "aiokafka.conn"  # at level DEBUG it quotes every request and response
 DECODERS = ("gzip_decode", "snappy_decode", "lz4_decode", "zstd_decode")
+_RETRY_S = 0.1
 _PROOFS = "SaslAuthenticate"  # requests and responses whose names begin so hold credentials
 _RECORD_MODULES = ("default_records", "legacy_records", "_crecords.default_records", "_crecords.legacy_records")
 _NAMES: tuple[tuple[Any, tuple[str, ...]], ...] = (  # those that its classes set in __init__ are looked for in its text
     (AIOKafkaConsumer, ("_subscription", "_fetch_max_wait_ms", "_isolation_level", "_partition_assignment_strategy")),
     (AIOKafkaConsumer, ("_client",)),
-    (AIOKafkaClient, ("cluster", "send", "force_metadata_update", "_wait_on_metadata")),
+    (AIOKafkaClient, ("cluster", "send", "force_metadata_update", "_wait_on_metadata", "coordinator_lookup")),
     (SubscriptionState, ("subscription",)),
     (Assignment, ("state_value",)),
     (TopicPartitionState, ("has_valid_position", "position")),
-    (AIOKafkaProducer, ("_sender",)),
+    (AIOKafkaAdminClient, ("_client", "_request_timeout_ms", "_send_request", "_send_to_controller")),
+    (AIOKafkaProducer, ("_sender", "client")),
     (Sender, ("_send_produce_req", "_in_flight", "_muted_partitions")),
     (SendProduceReqHandler, ("do", "_can_retry")),
     (fetcher, ("PartitionRecords", "MemoryRecords")),
@@ -95,6 +100,30 @@ async def ask_leader(consumer: AIOKafkaConsumer, tp: Any, request: Any) -> Any:
     except KafkaError:
         await client.force_metadata_update()
         raise
+
+
+class PatientAdmin(AIOKafkaAdminClient):  # type: ignore[misc]
+    """Asks another broker where the one that aiokafka draws, of all that the cluster has or had, is away."""
+
+    async def _send_request(self, request: Any, node_id: int | None = None) -> Any:
+        if node_id is not None:
+            return await super()._send_request(request, node_id)
+        return await self._until_sent(lambda: super(PatientAdmin, self)._send_request(request))
+
+    async def _send_to_controller(self, request: Any) -> Any:
+        return await self._until_sent(lambda: super(PatientAdmin, self)._send_to_controller(request))
+
+    async def _until_sent(self, send: Callable[[], Awaitable[Any]]) -> Any:
+        clock = asyncio.get_running_loop().time
+        deadline_s = clock() + self._request_timeout_ms / 1000
+        while True:
+            try:
+                return await send()
+            except (KafkaConnectionError, NodeNotReadyError):
+                if clock() > deadline_s:
+                    raise
+                await self._client.force_metadata_update()
+                await asyncio.sleep(_RETRY_S)
 
 
 def read_in_this_way(
@@ -225,3 +254,20 @@ def never_retry(producer: AIOKafkaProducer) -> None:
             sender._muted_partitions.remove(tp)
 
     sender._send_produce_req = send
+
+
+def look_on_for_coordinators(producer: AIOKafkaProducer) -> None:
+    """Let a producer that is not started yet ask again where the broker that it asks for a coordinator goes away.
+
+    aiokafka asks again after any other failure that passes, and ends the producer, in the middle of a transaction,
+    after a connection that closes.
+    """
+    lookup = producer.client.coordinator_lookup
+
+    async def patient_lookup(kind: int, key: str) -> int:
+        try:
+            return int(await lookup(kind, key))
+        except KafkaConnectionError as error:
+            raise NodeNotReadyError(str(error)) from error
+
+    producer.client.coordinator_lookup = patient_lookup

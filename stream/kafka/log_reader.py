@@ -9,8 +9,8 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from aiokafka import TopicPartition  # type: ignore[import-untyped]
-from aiokafka.errors import OffsetOutOfRangeError  # type: ignore[import-untyped]
+from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]
+from aiokafka.errors import KafkaConnectionError, OffsetOutOfRangeError  # type: ignore[import-untyped]
 
 from stream.kafka.broker import Broker
 from stream.kafka.leader_epochs import epoch_end
@@ -19,6 +19,8 @@ from stream.servers.logs import RateLimitedLog
 
 _POLL_MS = 100
 _FETCH_WAIT_MS = 20  # what is read is there already; a broker that waits for more answers nothing else meanwhile
+_REACHABLE_WITHIN_S = 8.0  # a way that is cut for longer ends the worker, which must be able to stop within 10 s
+_RETRY_S = 0.2
 _READABLE_WITHIN_S = 30.0  # twice the time after which the broker rolls a transaction back
 
 
@@ -59,13 +61,27 @@ class LogReader:
     def __init__(self, broker: Broker, rejects: RecordRejects | None = None) -> None:
         self.rejects = rejects or RecordRejects()
         self._broker = broker
-        self._consumer = broker.consumer(
-            auto_offset_reset="none", fetch_max_wait_ms=_FETCH_WAIT_MS, max_partition_fetch_bytes=8 << 20
-        )
+        self._consumer = self._new_consumer()
 
     async def __aenter__(self) -> Self:
-        await self._consumer.start()
-        return self
+        """Connect. Raises KafkaConnectionError when no broker can be reached for `_REACHABLE_WITHIN_S`."""
+        deadline = time.monotonic() + _REACHABLE_WITHIN_S
+        while True:
+            try:
+                await self._consumer.start()
+            except KafkaConnectionError:
+                await self._consumer.stop()
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_RETRY_S)
+                self._consumer = self._new_consumer()
+            else:
+                return self
+
+    def _new_consumer(self) -> AIOKafkaConsumer:
+        return self._broker.consumer(
+            auto_offset_reset="none", fetch_max_wait_ms=_FETCH_WAIT_MS, max_partition_fetch_bytes=8 << 20
+        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -28,7 +28,7 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
 )
 from aiokafka.structs import OffsetAndMetadata  # type: ignore[import-untyped]
 
-from stream.kafka.aiokafka_internals import never_retry
+from stream.kafka.aiokafka_internals import look_on_for_coordinators, never_retry
 from stream.kafka.broker import Broker
 from stream.kafka.input_record import TopicPartition
 
@@ -120,6 +120,7 @@ class TransactionalWriter:
         self._owner = owner
         self._one_at_a_time = asyncio.Lock()
         self._producer = broker.producer(transactional_id=owner, transaction_timeout_ms=TRANSACTION_TIMEOUT_MS)
+        look_on_for_coordinators(self._producer)
 
     async def start(self) -> None:
         """Fence the former writer; what it had not committed is rolled back."""

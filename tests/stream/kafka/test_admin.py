@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
+from aiokafka.errors import NodeNotReadyError  # type: ignore[import-untyped]
 
 from stream.embedded.process import free_port
 from stream.kafka.admin import (
@@ -13,6 +17,7 @@ from stream.kafka.admin import (
     Difference,
     TopicMismatchError,
     check_topics,
+    cluster_id,
     delete_topics,
     ensure_topics,
 )
@@ -46,6 +51,28 @@ async def test_check_names_missing_topics_and_creates_none(broker: Broker, table
     expected = [Difference(topic.name, "topic", "present", "missing") for topic in table]
     assert await check_topics(broker.bootstrap, table) == expected
     assert await check_topics(broker.bootstrap, table) == expected
+
+
+async def test_a_broker_that_is_away_is_passed_over_for_another(
+    broker: Broker, table: tuple[Topic, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client draws one of all that the cluster has; the first two times, each kind of request meets a dead one."""
+    send, refused = AIOKafkaClient.send, Counter[str]()
+
+    async def dead_at_first(client: AIOKafkaClient, node: int, request: Any, **options: Any) -> Any:
+        kind = type(request).__name__
+        refused[kind] += 1
+        if refused[kind] <= 2:
+            raise NodeNotReadyError(f"node {node}")
+        return await send(client, node, request, **options)
+
+    monkeypatch.setattr(AIOKafkaClient, "send", dead_at_first)
+    assert await ensure_topics(broker.bootstrap, table) == [topic.name for topic in table]
+    assert {kind for kind, count in refused.items() if count > 2} >= {"MetadataRequest", "CreateTopicsRequest"}
+    refused.clear()
+    assert await check_topics(broker.bootstrap, table) == []
+    refused.clear()
+    await cluster_id(broker.bootstrap)
 
 
 async def test_another_partition_count_is_an_error_that_names_both(broker: Broker, table: tuple[Topic, ...]) -> None:
