@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import structlog
 from numpy.typing import NDArray
@@ -46,10 +48,11 @@ class ClickSync:
         """Store what became known with the examples that end before offset ``end``."""
         if self._fence is None:
             return
+        asked_s = time.monotonic()
         try:
             current = await self._store.put(self._partition, self._fence, end, examples)
         except (RedisError, OSError) as error:
-            self._failed(error)
+            self._failed(error, asked_s)
             return
         self._breaker.record_success()
         self._fence = end if current == end else None
@@ -63,22 +66,24 @@ class ClickSync:
             return True
         if self._breaker.is_open:
             return False
+        asked_s = time.monotonic()
         try:
             if self._fence is None:
                 self._fence = await self._store.fence(self._partition)
             await self._read_log(end)
         except (RedisError, OSError) as error:
-            self._failed(error)
+            self._failed(error, asked_s)
             return False
         self._breaker.record_success()
         return self._fence == end
 
     async def find(self, impression_ids: NDArray[np.uint64]) -> StoredClicks | None:
         """Those of the clicks that are known; None when the store does not answer."""
+        asked_s = time.monotonic()
         try:
             return await self._store.find(self._partition, impression_ids)
         except (RedisError, OSError) as error:
-            self._failed(error)
+            self._failed(error, asked_s)
             return None
 
     async def _read_log(self, end: int) -> None:
@@ -108,7 +113,7 @@ class ClickSync:
             current = await self._store.put(self._partition, self._fence, end, examples)
             self._fence = end if current == end else None
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception, asked_s: float) -> None:
         self._fence = None
         self._failures.inc()
-        self._breaker.record_failure(error)
+        self._breaker.record_failure(error, time.monotonic() - asked_s)

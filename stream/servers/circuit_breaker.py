@@ -50,10 +50,10 @@ class CircuitBreaker:
         """Whether the store has not answered since it failed."""
         return self._since is not None
 
-    def record_failure(self, error: Exception) -> None:
-        """The store was asked and failed."""
+    def record_failure(self, error: Exception, waited_s: float = 0.0) -> None:
+        """The store was asked and failed after so long: as long it is left alone, so that half of the time is work."""
         now = time.monotonic()
-        self._retry_at = now + self._retry_after_s
+        self._retry_at = now + max(self._retry_after_s, waited_s)
         if self._since is None:
             self._since = now
             self._error.reset()

@@ -246,6 +246,7 @@ class SessionRunner:
         """The store's answer; None while it is away, without waiting for it again at once, and where it is cleared."""
         if self._breaker.is_open:
             return None
+        asked_s = time.monotonic()
         try:
             try:
                 answer = await question()
@@ -253,7 +254,7 @@ class SessionRunner:
                 await self._clear(partition, error)
                 return None
         except (RedisError, OSError) as error:
-            self._breaker.record_failure(error)
+            self._breaker.record_failure(error, time.monotonic() - asked_s)
             self._metrics.counter("session_store_failures_total").inc()
             return None
         self._breaker.record_success()

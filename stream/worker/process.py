@@ -36,6 +36,7 @@ from stream.worker.options import AGENTS, WorkerOptions, WorkerStartError
 from stream.worker.runners import WorkerRunners, check_snapshot, refuse_other_log
 from stream.worker.servers import redis_client, servers
 from stream.worker.settings import WorkerSettings
+from stream.worker.upstreams import Upstreams
 
 STOP_LIMIT_S = 9.0  # supervisors send SIGKILL after 10
 _LEAVE_LIMIT_S = 3.0
@@ -164,6 +165,7 @@ async def _prepare(
     redis = redis_client(stack, settings)
     metrics = WorkerMetrics(registry)
     health.degraded = metrics.degraded
+    _watch_upstreams(stack, Upstreams(broker, redis, metrics.degraded))
     parts = WorkerRunners(broker, writer, metrics, options, intervals)
     runners = {
         "join": lambda: parts.join(redis),
@@ -185,6 +187,17 @@ async def _prepare(
         for name in agents
     ]
     return _Prepared(health, apps)
+
+
+def _watch_upstreams(stack: AsyncExitStack, upstreams: Upstreams) -> None:
+    """In a task of its own that ``stack`` ends."""
+    watching = asyncio.create_task(upstreams.watch())
+
+    async def end() -> None:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    stack.push_async_callback(end)
 
 
 def _start_watchdog() -> None:

@@ -16,6 +16,9 @@ from stream.embedded.process import ServerStartError
 from stream.embedded.redis import EmbeddedRedis, ping_fault
 from stream.servers.settings import StreamSettings, redis_client_options, without_password
 
+REDIS_TIMEOUT_S = 5.0
+"""How long an answer of Redis may take: a host that is gone, or a firewall that forgot, never says that it is."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -52,10 +55,15 @@ def _go_on_while_it_loads(url: str, fault: Exception) -> None:
 def redis_client(stack: AsyncExitStack, settings: StreamSettings) -> Redis:
     """A client of the Redis of the settings, closed by ``stack``.
 
-    It fails at once: the caller knows what to do without an answer, and when to ask again
-    (`stream.servers.circuit_breaker`).
+    It fails at once, and after `REDIS_TIMEOUT_S` of silence: the caller knows what to do without an answer, and when to
+    ask again (`stream.servers.circuit_breaker`).
     """
-    at_once = Retry(NoBackoff(), 0)
-    client: Redis = Redis.from_url(settings.redis_url or "", retry=at_once, **redis_client_options(settings))
+    client: Redis = Redis.from_url(
+        settings.redis_url or "",
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=REDIS_TIMEOUT_S,
+        socket_connect_timeout=REDIS_TIMEOUT_S,
+        **redis_client_options(settings),
+    )
     stack.push_async_callback(client.aclose)
     return client

@@ -41,6 +41,16 @@ def test_a_store_that_failed_is_left_alone_for_a_while(clock: _Clock) -> None:
     assert not breaker.is_open
 
 
+def test_a_store_that_was_waited_for_is_left_alone_for_as_long(clock: _Clock) -> None:
+    """Else who asks it stands still nearly always: half of the time is for what needs no store."""
+    breaker = CircuitBreaker("session store")
+    breaker.record_failure(TimeoutError(), waited_s=5.0)
+    clock.now_s += 4.9
+    assert breaker.is_open
+    clock.now_s += 0.2
+    assert not breaker.is_open
+
+
 def test_an_outage_is_logged_at_its_start_its_end_and_every_ten_seconds(clock: _Clock) -> None:
     """Twenty-five seconds of failures are three lines and one of the end; the next outage is logged anew."""
     breaker = CircuitBreaker("session store")
