@@ -1,6 +1,7 @@
 # make demo [DATA=folder of KuaiRand-Pure]   the whole loop on this machine, from installation to summary table
 # make test [TEST_PROCESSES=1]               every check: lint, types, import contracts, tests
-# make chaos KILLS=20 SEED=1                 the stream under faults: nothing lost, nothing doubled [BROKER=embedded JSON=1]
+# make chaos KILLS=20 SEED=1                 the stream under faults: nothing lost, nothing doubled [BROKER=embedded BROKERS=3 JSON=1]
+# make chaos UPGRADE_FROM=COMMIT             that commit's programs are rolled to this tree under traffic: nothing lost
 # make fuzz SECONDS=600 SEED=1               mutated records, bodies and files against every decoder and running programs [JSON=1]
 # make audit | lock | sbom | pin-images      known vulnerabilities of the image's packages, their hashes, their list, digests of images
 # make docs                                  the tables of settings and metrics in the READMEs, from the code
@@ -71,7 +72,8 @@ docs: install-dev
 	@$(PY) -m tests.readme_tables
 
 chaos: install-dev
-	@$(PY) -m tests.chaos --kills $(KILLS) --seed $(SEED) $(if $(BROKER),--broker $(BROKER)) $(if $(JSON),--json)
+	@$(PY) -m tests.chaos --kills $(KILLS) --seed $(SEED) $(if $(BROKER),--broker $(BROKER)) \
+	  $(if $(BROKERS),--brokers $(BROKERS)) $(if $(UPGRADE_FROM),--upgrade-from $(UPGRADE_FROM)) $(if $(JSON),--json)
 
 fuzz: install-dev
 	@$(PY) -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) $(if $(JSON),--json)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +19,10 @@ from stream.agents.source import SourceKind
 from stream.embedded.process import ServerStartError
 from stream.kafka.broker import find_broker
 from tests.chaos.cluster import JOIN, BrokerKind, Cluster, ClusterOptions, NotReadyError
-from tests.chaos.faults import KINDS, Faults
+from tests.chaos.faults import Faults
 from tests.chaos.findings import findings, of_stops
+from tests.chaos.kafka_cluster import REPLICAS
+from tests.chaos.kinds import kinds_of, setup_of
 from tests.chaos.outcome import Outcome
 from tests.chaos.progress import elapsed_s, say
 from tests.chaos.report import all_hold, as_json, print_tables
@@ -28,6 +31,7 @@ from tests.chaos.simulated_users import SimulatedUsers
 from tests.chaos.stores import Stores
 from tests.chaos.topic_log import TopicLog
 from tests.chaos.traffic import Traffic, TrafficError
+from tests.chaos.upgrade import Rolling, UpgradeError, export
 from tests.chaos.verdict import Check
 from tests.stream.pipeline import SPEC, START_MS
 
@@ -40,10 +44,12 @@ class Options:
     """What is asked of a run."""
 
     kills: int
+    within_s: float
     seed: int
     speed: float
     only: Sequence[str]
     cluster: ClusterOptions
+    upgraded_from: str = ""  # what the commit is called whose tree is the cluster's
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +62,19 @@ class Result:
 
 def main(
     kills: Annotated[int, typer.Option(min=0, help="How many faults hit the stream.")] = 20,
+    within_s: Annotated[
+        float, typer.Option(min=1, help="No fault comes later, however many were asked for.")
+    ] = math.inf,
     seed: Annotated[int, typer.Option(help="Of the traffic, and of the faults and their moments.")] = 1,
     broker: Annotated[str, typer.Option(help="kafka or embedded; kafka where KAFKA_HOME is set.")] = "",
+    brokers: Annotated[int, typer.Option(min=1, max=9, help="How many of Apache Kafka: 1, or 3 and more.")] = 1,
     partitions: Annotated[int, typer.Option(min=1, help="Of the input topics.")] = 4,
     runner: Annotated[SourceKind, typer.Option(help="What reads the topics in the workers.")] = "faust",
     speed: Annotated[float, typer.Option(min=1, help="Event time over wall-clock time, at most.")] = 30.0,
     only: Annotated[list[str] | None, typer.Option(help="A kind of fault, as the result names it; repeatable.")] = None,
+    upgrade_from: Annotated[
+        str, typer.Option(help="A commit: its programs run first and are rolled to this tree; no other faults then.")
+    ] = "",
     keep: Annotated[Path | None, typer.Option(help="Folder for logs and data; a temporary one by default.")] = None,
     as_json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
@@ -70,7 +83,8 @@ def main(
     A run whose checks hold leaves nothing behind unless --keep names a folder; the logs of any other stay.
     """
     kind = _broker_kind(broker)
-    _check_kinds(only or [], kind)
+    _check_brokers(kind, brokers)
+    _check_kinds(only or [], kind, brokers)
     if keep is not None and keep.exists() and any(keep.iterdir()):
         raise typer.BadParameter(
             f"--keep {keep} is not empty: what another run left there would count as this one's. Give a new folder."
@@ -79,10 +93,15 @@ def main(
     for name in [name for name in os.environ if name.startswith(_OURS) and name != "KAFKA_HOME"]:
         del os.environ[name]
     work_dir = keep or Path(tempfile.mkdtemp(prefix="millstream-chaos-"))
-    cluster = ClusterOptions(broker=kind, partitions=partitions, work_dir=work_dir.absolute(), runner=runner)
+    cluster = ClusterOptions(
+        broker=kind, brokers=brokers, partitions=partitions, work_dir=work_dir.absolute(), runner=runner
+    )
+    options = Options(kills=kills, within_s=within_s, seed=seed, speed=speed, only=only or (), cluster=cluster)
     try:
-        result = asyncio.run(_run(Options(kills=kills, seed=seed, speed=speed, only=only or (), cluster=cluster)))
-    except (NotReadyError, ServerStartError, TrafficError) as error:
+        if upgrade_from:
+            options = _from_commit(options, upgrade_from)
+        result = asyncio.run(_run(options))
+    except (NotReadyError, ServerStartError, TrafficError, UpgradeError) as error:
         typer.echo(f"error: {error}", err=True)
         typer.echo(f"everything is kept in {work_dir}", err=True)
         raise typer.Exit(1) from error
@@ -110,31 +129,56 @@ def _broker_kind(asked: str) -> BrokerKind:
     return "kafka"
 
 
-def _check_kinds(only: Sequence[str], broker: BrokerKind) -> None:
-    known = [kind.name for kind in KINDS if broker == "kafka" or not kind.kafka_only]
+def _check_brokers(broker: BrokerKind, brokers: int) -> None:
+    if brokers > 1 and broker == "embedded":
+        raise typer.BadParameter(
+            f"--brokers {brokers}: the embedded broker keeps all in the memory of one process, so several are no "
+            "cluster. Set KAFKA_HOME, the folder of an unpacked Apache Kafka."
+        )
+    if 1 < brokers < REPLICAS:
+        raise typer.BadParameter(
+            f"--brokers {brokers}: a record is on {REPLICAS} brokers, so that one of them can be away. Give "
+            f"{REPLICAS} or more, or 1."
+        )
+
+
+def _check_kinds(only: Sequence[str], broker: BrokerKind, brokers: int) -> None:
+    known = [kind.name for kind in kinds_of(setup_of(broker, brokers))]
     if unknown := [name for name in only if name not in known]:
         raise typer.BadParameter(
-            f"--only {', '.join(unknown)}: no fault of the {broker} broker is called so, nothing would be hit. There "
-            f"are: {', '.join(known)}."
+            f"--only {', '.join(unknown)}: no fault of {brokers} {broker} broker(s) is called so, nothing would "
+            f"be hit. There are: {', '.join(known)}."
         )
+
+
+def _from_commit(options: Options, commit: str) -> Options:
+    """The same over the programs of an older commit, whose tree is put beside the data. Raises UpgradeError."""
+    root = options.cluster.work_dir / "old" / "tree"
+    called = export(commit, root)
+    return replace(options, kills=0, upgraded_from=called, cluster=replace(options.cluster, root=root))
 
 
 async def _run(options: Options) -> Result:
     async with Cluster(options.cluster) as cluster:
-        say(f"{options.cluster.broker} broker, {len(cluster.workers)} workers and serving work: {cluster.logs}")
+        brokers = f"{options.cluster.brokers} {options.cluster.broker} broker(s)"
+        say(f"{brokers}, {len(cluster.workers)} workers and serving work: {cluster.logs}")
         faults = Faults(cluster, options.seed, options.only)
         broker = await find_broker(cluster.settings)
         log = TopicLog(broker)
         outcome, stores = Outcome(log), Stores(cluster.redis.url, SPEC)
         async with Traffic(cluster, SimulatedUsers(options.seed, JOIN, START_MS), options.speed) as traffic:
-            await _disturb(traffic, faults, options.kills)
-            say(f"{options.kills} faults, {traffic.requests:,} requests: waiting until everything is settled")
+            rolling = Rolling(cluster)
+            await _disturb(
+                traffic, rolling.unleash() if options.upgraded_from else faults.unleash(options.kills, options.within_s)
+            )
+            say(f"{faults.counts.total()} faults, {traffic.requests:,} requests: waiting until everything is settled")
             await Settling(traffic, log, outcome, stores, options.cluster.partitions).settle()
         await cluster.until_ready()  # a program that ended late in the run is among those that are stopped
         statuses = await cluster.stop_programs()
         checks = await findings(log, outcome, cluster.settings, cluster.snapshots, cluster.archive)
         ends = {program.name: dict(sorted(program.ends.items())) for program in cluster.programs}
         facts = {
+            **({"upgraded from": options.upgraded_from} if options.upgraded_from else {}),
             "faults": dict(faults.counts.most_common()),
             **{f"ends of {name}": ended for name, ended in ends.items()},
             "requests": f"{traffic.requests:,}",
@@ -146,13 +190,13 @@ async def _run(options: Options) -> Result:
         return Result([*checks, of_stops(statuses)], facts)
 
 
-async def _disturb(traffic: Traffic, faults: Faults, kills: int) -> None:
+async def _disturb(traffic: Traffic, faults: Coroutine[Any, Any, None]) -> None:
     """Play traffic, and faults from a while later until a while before its end."""
     stop = asyncio.Event()
 
     async def unleash() -> None:
         await asyncio.sleep(_QUIET_S)
-        await faults.unleash(kills)
+        await faults
         await asyncio.sleep(_QUIET_S)
         stop.set()
 

@@ -22,10 +22,10 @@ from stream.join.config import JoinConfig
 from stream.kafka.admin import ensure_topics
 from stream.servers.settings import StreamSettings
 from stream.worker.settings import WorkerSettings
-from tests.apache_kafka import ApacheKafka
+from tests.chaos.kafka_cluster import REPLICAS, KafkaCluster
 from tests.chaos.lasting_redis import LastingRedis
 from tests.chaos.ports import lasting_ports
-from tests.chaos.program import Program
+from tests.chaos.program import ROOT, Program
 from tests.chaos.proxy import Proxy
 from tests.stream.pipeline import SPEC, START_MS, base_snapshot
 
@@ -56,12 +56,14 @@ class NotReadyError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterOptions:
-    """What runs."""
+    """What runs; ``root`` is the tree of the programs' code."""
 
     broker: BrokerKind
     partitions: int
     work_dir: Path
     runner: SourceKind = "faust"
+    brokers: int = 1
+    root: Path = ROOT
 
     @property
     def workers(self) -> int:
@@ -77,12 +79,18 @@ class Cluster:
         self.snapshots = options.work_dir / "snapshots"
         self.archive = options.work_dir / "archive"
         self.logs = options.work_dir / "logs"
-        self._ports = iter(lasting_ports(8))
+        self._ports = iter(lasting_ports(9 + 7 * options.brokers))
         proxy_port, proxied_port = next(self._ports), next(self._ports)
-        self.proxy = Proxy(proxy_port, proxied_port)
-        self._bootstrap = f"{LOOPBACK}:{proxy_port}"
-        self.broker: ApacheKafka | EmbeddedBroker = self._broker(proxy_port, proxied_port)
-        self.redis = LastingRedis(next(self._ports), options.work_dir / "redis")
+        self.embedded = EmbeddedBroker(proxied_port, options.work_dir / "broker", advertised_port=proxy_port)
+        self.kafka: KafkaCluster | None = None
+        self.proxies = [Proxy(proxy_port, proxied_port)]  # to each broker
+        if options.broker == "kafka":
+            home, data_dir = Path(os.environ["KAFKA_HOME"]), options.work_dir / "broker"
+            self.kafka = KafkaCluster(home, data_dir, self._ports, options.brokers)
+            self.proxies = [node.clients for node in self.kafka.nodes]
+        redis_port = next(self._ports)
+        self.redis = LastingRedis(redis_port, options.work_dir / "redis")
+        self.redis_proxy = Proxy(next(self._ports), redis_port)
         serving_port = next(self._ports)
         self.serving_url = f"http://{LOOPBACK}:{serving_port}"
         self.serving = self._program(
@@ -99,15 +107,16 @@ class Cluster:
     @property
     def is_kafka(self) -> bool:
         """Whether the broker has transactions and outlives a kill."""
-        return isinstance(self.broker, ApacheKafka)
+        return self.kafka is not None
 
     @property
     def settings(self) -> StreamSettings:
-        """For clients that are no part of what is tested: past the proxy, where the broker can tell them apart."""
+        """For clients that are no part of what is tested: past the proxies, where the broker can tell them apart."""
         return StreamSettings(
-            kafka_bootstrap_servers=self.broker.bootstrap if self.is_kafka else self._bootstrap,
+            kafka_bootstrap_servers=self._proxied_bootstrap if self.kafka is None else self.kafka.bootstrap,
             redis_url=self.redis.url,
             partitions=self.options.partitions,
+            replication_factor=self._replicas,
         )
 
     async def __aenter__(self) -> Self:
@@ -125,10 +134,13 @@ class Cluster:
 
     async def _start(self) -> None:
         base_snapshot(self.snapshots, watermark_ms=START_MS)  # of the stream's day, so that it is kept
-        await self._stack.enter_async_context(self.proxy)
-        self._stack.push_async_callback(self.broker.stop)
+        await self._stack.enter_async_context(self.redis_proxy)
+        if self.kafka is None:
+            await self._stack.enter_async_context(self.proxies[0])
+        broker = self.kafka or self.embedded
+        self._stack.push_async_callback(broker.stop)
         self._stack.push_async_callback(self.redis.stop)
-        await asyncio.gather(self.broker.start(), self.redis.start())
+        await asyncio.gather(broker.start(), self.redis.start())
         settings = self.settings
         await ensure_topics(settings.kafka_bootstrap_servers or "", settings.topics())
         for program in self.programs:
@@ -156,33 +168,19 @@ class Cluster:
     async def _not_ready(self, http: aiohttp.ClientSession) -> list[str]:
         answers = await asyncio.gather(*(program.is_ready(http) for program in self.programs))
         missing = [program.name for program, ready in zip(self.programs, answers, strict=True) if not ready]
-        if self.proxy.is_cut:
+        if any(proxy.is_cut for proxy in self.proxies):
             missing.append("the way to the broker")
         if not await answers_ping(self.redis.url):
             missing.append("Redis")
         return missing
 
-    def _broker(self, proxy_port: int, proxied_port: int) -> ApacheKafka | EmbeddedBroker:
-        data_dir = self.options.work_dir / "broker"
-        if self.options.broker == "embedded":
-            return EmbeddedBroker(proxied_port, data_dir, advertised_port=proxy_port)
-        direct_port, controller_port = next(self._ports), next(self._ports)
-        at = {
-            name: f"{name}://{LOOPBACK}:{port}"
-            for name, port in (
-                ("PLAINTEXT", direct_port),
-                ("PROXIED", proxied_port),
-                ("CONTROLLER", controller_port),
-            )
-        }
-        properties = {
-            "listeners": ",".join(at.values()),
-            "advertised.listeners": f"{at['PLAINTEXT']},PROXIED://{LOOPBACK}:{proxy_port}",
-            "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in at),
-            "controller.quorum.voters": f"1@{LOOPBACK}:{controller_port}",
-            "inter.broker.listener.name": "PLAINTEXT",
-        }
-        return ApacheKafka(Path(os.environ["KAFKA_HOME"]), direct_port, data_dir, properties=properties)
+    @property
+    def _proxied_bootstrap(self) -> str:
+        return ",".join(f"{LOOPBACK}:{proxy.port}" for proxy in self.proxies)
+
+    @property
+    def _replicas(self) -> int:
+        return min(REPLICAS, self.options.brokers)
 
     def _worker(self, number: int, metrics_port: int) -> Program:
         arguments = ["stream", "worker", "--metrics-port", str(metrics_port), "--runner", self.options.runner]
@@ -192,10 +190,11 @@ class Cluster:
     def _program(self, name: str, arguments: Sequence[str], ready_url: str, *, archives: bool) -> Program:
         common = ["--spec", SPEC.name, "--snapshots", str(self.snapshots), "--clock", "log"]
         environment = {
-            "KAFKA_BOOTSTRAP_SERVERS": self._bootstrap,
+            "KAFKA_BOOTSTRAP_SERVERS": self._proxied_bootstrap,
             "KAFKA_SESSION_TIMEOUT_S": str(SESSION_TIMEOUT_S),
-            "REDIS_URL": self.redis.url,
+            "REDIS_URL": f"redis://{LOOPBACK}:{self.redis_proxy.port}/0",
             "MILLSTREAM_PARTITIONS": str(self.options.partitions),
+            "MILLSTREAM_REPLICATION_FACTOR": str(self._replicas),
             "MILLSTREAM_CALIBRATE_INTERVAL_S": str(CALIBRATE_INTERVAL_S),
             "OMP_NUM_THREADS": "1",
         }
@@ -205,4 +204,4 @@ class Cluster:
         if archives:
             environment["MILLSTREAM_ARCHIVE"] = str(self.archive)
         log = self.logs / f"{name.replace(' ', '-')}.log"
-        return Program(name, [*arguments, *common], environment, log, ready_url)
+        return Program(name, [*arguments, *common], environment, log, ready_url, self.options.root)

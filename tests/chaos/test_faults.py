@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from tests.chaos.faults import KINDS, Deck
+from tests.chaos.faults import Deck
+from tests.chaos.kinds import KINDS, kinds_of, setup_of
 
 CARDS = sum(kind.cards for kind in KINDS)
 
@@ -31,3 +32,16 @@ def test_what_is_not_healed_is_not_hit_again() -> None:
     last = deck.deal(frozenset())
     assert last is not None
     assert last.target == "Redis"
+
+
+def test_brokers_are_hit_where_others_can_stand_in() -> None:
+    """A single one of Kafka is killed, of several one at a time; the embedded one keeps its data in memory."""
+    hit = {
+        setup: {kind.name for kind in kinds_of(setup) if kind.target == "broker"}
+        for setup in (setup_of("embedded", 1), setup_of("kafka", 1), setup_of("kafka", 3))
+    }
+    assert hit == {
+        "embedded": set(),
+        "kafka": {"broker killed"},
+        "cluster": {"leader killed", "broker restarted", "broker cut off", "broker paused"},
+    }

@@ -10,7 +10,7 @@ import pytest
 
 from stream.embedded.process import LOOPBACK
 from tests.chaos.ports import lasting_ports
-from tests.chaos.program import KILLED, Program
+from tests.chaos.program import KILLED, ROLLED, Program
 from tests.stream.pipeline import until
 
 
@@ -63,6 +63,53 @@ async def test_one_that_ends_by_itself_says_with_which_status(tmp_path: Path) ->
         assert datetime.fromisoformat(began) <= datetime.now(UTC)
     finally:
         await it.end()
+
+
+async def test_it_may_open_no_more_files_for_a_while(tmp_path: Path) -> None:
+    """In the life that begins meanwhile neither."""
+    it, _ = program(tmp_path, "http.server", "--bind", LOOPBACK)
+    try:
+        async with aiohttp.ClientSession() as http:
+            assert it.limit_files(0) is None, "it does not run"
+            await it.start()
+            await until(lambda: it.is_ready(http), "it answers")
+            most = it.limit_files(0)
+            assert most is not None
+            assert not await it.is_ready(http), "a connection is a file"
+            it.kill()
+            await until(lambda: _ended(it, 1), "its end is seen")
+            await until(lambda: _may_open(it, most), "it runs again, under the same limit")
+            it.unlimit_files()
+            await until(lambda: it.is_ready(http), "it answers again")
+    finally:
+        await it.end()
+
+
+async def test_it_rolls_to_another_tree(tmp_path: Path) -> None:
+    """Ended in good order, it is started with that tree's code."""
+    for name, status in (("old", 0), ("new", 3)):
+        (tmp_path / name).mkdir()
+        stop = f"signal.signal(signal.SIGTERM, lambda *_: sys.exit({status}))"
+        code = f"import signal, sys\n{stop}\nprint(1, flush=True)\nsignal.pause()"
+        (tmp_path / name / "mine.py").write_text(code)
+    it = Program("it", ["mine"], {}, tmp_path / "log", "http://127.0.0.1:1", tmp_path / "old")
+    try:
+        await it.start()
+        await until(lambda: _printed(tmp_path, 1), "the old one runs")
+        it.roll(tmp_path / "new")
+        await until(lambda: _printed(tmp_path, 2), "the new one runs")
+        assert it.ends == {ROLLED: 1}
+        assert await it.stop() == 3
+    finally:
+        await it.end()
+
+
+async def _printed(tmp_path: Path, times: int) -> bool:
+    return (tmp_path / "log").read_text().splitlines().count("1") == times
+
+
+async def _may_open(it: Program, files: int) -> bool:
+    return f"Max open files            {files} " in it.limits()
 
 
 async def _ended(it: Program, times: int) -> bool:

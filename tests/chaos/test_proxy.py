@@ -63,6 +63,41 @@ async def test_a_cut_closes_connections_and_refuses_new_ones_until_it_is_over() 
         writer.close()
 
 
+async def test_cuts_that_overlap_end_with_the_last_of_them() -> None:
+    """The first one's end opens nothing."""
+    async with echoing() as proxy:
+        first, second = asyncio.create_task(proxy.cut(0.1)), asyncio.create_task(proxy.cut(0.3))
+        await first
+        assert proxy.is_cut
+        await second
+        reader, writer = await asyncio.open_connection(LOOPBACK, proxy.port)
+        assert await said(reader, writer, b"one\n") == b"one\n"
+        writer.close()
+
+
+async def test_a_slow_one_hands_answers_on_late_each_as_late_as_the_others() -> None:
+    """It is the way that is long, not narrow; what waits when it is short again keeps its order."""
+    clock = asyncio.get_running_loop().time
+    async with echoing() as proxy:
+        reader, writer = await asyncio.open_connection(LOOPBACK, proxy.port)
+        slow = asyncio.create_task(proxy.slow(0.4, delay_s=0.3))
+        await asyncio.sleep(0)
+        assert proxy.is_slow
+        began_s = clock()
+        for line in (b"one\n", b"two\n", b"three\n"):
+            writer.write(line)
+            await asyncio.sleep(0.05)
+        assert await reader.readline() == b"one\n"
+        assert clock() - began_s >= 0.3
+        assert [await reader.readline() for _ in range(2)] == [b"two\n", b"three\n"]
+        assert clock() - began_s < 0.3 + 3 * 0.3, "not one after another"
+        await slow
+        began_s = clock()
+        assert await said(reader, writer, b"four\n") == b"four\n"
+        assert clock() - began_s < 0.3
+        writer.close()
+
+
 async def test_a_server_that_is_away_closes_the_connection() -> None:
     """A client sees it at once, as without a proxy."""
     port, upstream_port = lasting_ports(2)

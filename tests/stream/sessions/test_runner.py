@@ -454,7 +454,7 @@ async def test_a_redis_that_hangs_holds_up_neither_a_stop_nor_a_cancellation(
         await runner.tick()
         await runner.on_revoked()
         assert time.monotonic() - started < 2.5
-        await asyncio.sleep(RETRY_AFTER_S)
+        await asyncio.sleep(2 * RETRY_AFTER_S + 1.0)  # it is left alone for as long as it was waited for
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
                 await runner.on_assigned(frozenset(range(PARTITIONS)))
