@@ -17,6 +17,7 @@ from learners.features.session_state import COUNTER, USER, SessionView
 from serving.metrics import ServingMetrics
 from serving.tasks import begin, end
 from stream.servers.circuit_breaker import CircuitBreaker
+from stream.servers.redis_packing import with_fast_packing
 from stream.servers.settings import without_password
 from stream.sessions.shared_feed import SharedCounterFeed
 from stream.sessions.store import RedisSessionStore
@@ -56,12 +57,14 @@ class SessionFeatures:
         self._metrics = metrics
         self._refresh_s = refresh_s
         self._event_time = event_time
-        self.redis: Redis = Redis.from_url(
-            redis_url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            **(redis_options or {}),
+        self.redis: Redis = with_fast_packing(
+            Redis.from_url(
+                redis_url,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                retry=Retry(NoBackoff(), 0),
+                **(redis_options or {}),
+            )
         )
         self._store = RedisSessionStore(self.redis, encoder.spec, partitions)
         self._feed = SharedCounterFeed(self._store)

@@ -35,10 +35,9 @@ from stream.records.validity import possible
 from stream.servers.circuit_breaker import CircuitBreaker
 from stream.servers.fences import DamagedStoreError
 from stream.sessions.fold import SessionFold, SessionStates
-from stream.sessions.step import FoldedPartition, FoldStep
+from stream.sessions.step import FoldedPartition, FoldStep, StepRows
 from stream.sessions.store import RedisSessionStore
 
-MAX_STEP_ROWS = 8_192  # some 9,000 states, and Redis answers nobody else for 50 ms
 READ_SLICE_S = 0.5  # a reading of the log, so that a stop or a change of partitions need not wait until it ends
 
 _log = structlog.get_logger(__name__)
@@ -66,6 +65,7 @@ class SessionRunner:
         self._fold = SessionFold(spec)
         self._metrics = metrics
         self._breaker = CircuitBreaker("session store", degraded=metrics.degraded)
+        self._step_rows = StepRows()
         self._partitions: dict[int, FoldedPartition] = {}
         self._offsets_to_commit: dict[TopicPartition, int] = {}
         _compile(self._fold)
@@ -177,7 +177,7 @@ class SessionRunner:
                 step.add(record.offset, self._decoded(partition.number, record))
                 deadline = min(deadline, time.monotonic() + READ_SLICE_S)
                 late = time.monotonic() > deadline
-                if late or step.rows >= MAX_STEP_ROWS:
+                if late or step.rows >= self._step_rows.most:
                     if not await self._apply(partition, step) or late:
                         return False
                     step = FoldStep(step.end)
@@ -196,7 +196,7 @@ class SessionRunner:
             if record.offset < step.end:
                 continue
             step.add(record.offset, self._decoded(partition.number, record))
-            if step.rows >= MAX_STEP_ROWS:
+            if step.rows >= self._step_rows.most:
                 if not await self._apply(partition, step):
                     return
                 step = FoldStep(step.end)
@@ -220,12 +220,16 @@ class SessionRunner:
         fence = partition.fence or 0
         if step.end == fence:
             return True
+        began = time.monotonic()
         current = await self._query(
             partition, lambda: self._store.step(self._fold, partition.number, fence, step.end, step.records)
         )
+        if current is None:
+            self._step_rows.failed()
         if current != step.end:
             partition.behind = True  # behind the log, or behind where the store stands now
             return False
+        self._step_rows.took(step.rows, time.monotonic() - began)
         self._note_fence(partition, current)
         partition.watermark_ms = max(partition.watermark_ms, step.watermark_ms)
         self._metrics.counter("session_steps_total").inc()

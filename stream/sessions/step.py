@@ -6,6 +6,32 @@ from dataclasses import dataclass, field
 
 from stream.records.examples import ExampleRows
 
+MAX_STEP_ROWS = 8_192  # some 9,000 states
+_MIN_STEP_ROWS = 256
+_SLOW_S, _FAST_S = 0.2, 0.05  # of a step; Redis answers nobody else for about half of it
+
+
+class StepRows:
+    """How many rows are folded in one step: fewer when a step takes long, more when it does not.
+
+    On a busy machine a large step could exceed the time that the store is given to answer. It would be applied, but its
+    answer lost, and be found out only by asking again.
+    """
+
+    def __init__(self) -> None:
+        self.most = MAX_STEP_ROWS
+
+    def took(self, rows: int, seconds: float) -> None:
+        """A step of so many rows was applied."""
+        if seconds > _SLOW_S:
+            self.most = max(_MIN_STEP_ROWS, min(self.most, rows) // 2)
+        elif seconds < _FAST_S and rows >= self.most:
+            self.most = min(MAX_STEP_ROWS, self.most * 2)
+
+    def failed(self) -> None:
+        """A step was not answered."""
+        self.most = max(_MIN_STEP_ROWS, self.most // 4)
+
 
 @dataclass(slots=True)
 class FoldedPartition:

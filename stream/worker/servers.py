@@ -14,6 +14,7 @@ from redis.exceptions import BusyLoadingError
 from stream.embedded.broker import EmbeddedBroker
 from stream.embedded.process import ServerStartError
 from stream.embedded.redis import EmbeddedRedis, ping_fault
+from stream.servers.redis_packing import with_fast_packing
 from stream.servers.settings import StreamSettings, redis_client_options, without_password
 
 REDIS_TIMEOUT_S = 5.0
@@ -58,12 +59,14 @@ def redis_client(stack: AsyncExitStack, settings: StreamSettings) -> Redis:
     It fails at once, and after `REDIS_TIMEOUT_S` of silence: the caller knows what to do without an answer, and when to
     ask again (`stream.servers.circuit_breaker`).
     """
-    client: Redis = Redis.from_url(
-        settings.redis_url or "",
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=REDIS_TIMEOUT_S,
-        socket_connect_timeout=REDIS_TIMEOUT_S,
-        **redis_client_options(settings),
+    client = with_fast_packing(
+        Redis.from_url(
+            settings.redis_url or "",
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=REDIS_TIMEOUT_S,
+            socket_connect_timeout=REDIS_TIMEOUT_S,
+            **redis_client_options(settings),
+        )
     )
     stack.push_async_callback(client.aclose)
     return client

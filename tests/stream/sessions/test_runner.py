@@ -30,6 +30,7 @@ from stream.records.examples_codec import SettledLogError, decode_examples
 from stream.records.topics import EXAMPLES
 from stream.servers.circuit_breaker import RETRY_AFTER_S
 from stream.sessions import runner as session_runner
+from stream.sessions import step as session_step
 from stream.sessions.fold import SessionFold, SessionStates
 from stream.sessions.in_memory import MemorySessionStore
 from stream.sessions.runner import SessionRunner
@@ -170,7 +171,7 @@ async def test_the_states_are_the_fold_of_the_log(world: World, size: int) -> No
 async def test_steps_are_cut_by_their_rows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the cut into steps nor the pauses of reading the log show in the states."""
     await world.write(30)
-    monkeypatch.setattr(session_runner, "MAX_STEP_ROWS", 7)
+    monkeypatch.setattr(session_step, "MAX_STEP_ROWS", 7)
     monkeypatch.setattr(session_runner, "READ_SLICE_S", 0.0)
     runner = await world.assigned()
     assert len(runner.inbox.paused) == PARTITIONS, "it reads on in its own time, and nothing comes meanwhile"
@@ -212,7 +213,7 @@ async def test_a_death_at_a_step_loses_and_doubles_nothing(
     world: World, after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Deaths while the log is read and while records come; those come again from the last commit, or from the start."""
-    monkeypatch.setattr(session_runner, "MAX_STEP_ROWS", 20)
+    monkeypatch.setattr(session_step, "MAX_STEP_ROWS", 20)
     await world.write(60)
     committed: dict[TopicPartition, int] = {}
     for number, commits in ((3, True), (8, False), (12, True)):
