@@ -104,7 +104,7 @@ class DeepFM:
         """Event time has moved on: ids unseen for ``expire_after_s`` lose their rows."""
         self.table.advance(event_ms)
 
-    def learn_terms(self, rows: Rows, terms: Terms, *, rate_factor: float = 1.0) -> None:
+    def learn_terms(self, rows: Rows, terms: Terms, *, rate_factor: float = 1.0, rate_grows: bool = False) -> None:
         """One step on B rows; the gradient of a row's logit is exposure·σ(z) − event, for each head its own.
 
         The gradients are sums over the batch; the dense rate is lower where batches are small,
@@ -118,6 +118,8 @@ class DeepFM:
             (B,) for a model of one head, else (B, H).
         rate_factor
             What all learning rates are multiplied by.
+        rate_grows
+            Whether the dense rate of batches of more than ``config.full_batch_rows`` is higher, too.
 
         Raises
         ------
@@ -128,7 +130,7 @@ class DeepFM:
             A gradient that is not finite. Weights and optimiser are untouched; ids first met in this batch have been
             sighted, and keep the rows that they were given at their start values.
         """
-        self.step(self.gradients(rows, terms), len(rows.ids), rate_factor=rate_factor)
+        self.step(self.gradients(rows, terms), len(rows.ids), rate_factor=rate_factor, rate_grows=rate_grows)
 
     def shift_level(self, log_odds: float) -> None:
         """Add to the output bias of the first head: every logit of it moves by as much."""
@@ -181,13 +183,15 @@ class DeepFM:
         )
         return Gradients(lookup, table, dense)
 
-    def step(self, gradients: Gradients, batch_rows: int, *, rate_factor: float = 1.0) -> None:
+    def step(
+        self, gradients: Gradients, batch_rows: int, *, rate_factor: float = 1.0, rate_grows: bool = False
+    ) -> None:
         """The second half of ``learn_terms``: one step of both optimisers. Raises DivergenceError as it does."""
         gradients.check_finite(self.config)
         learned, config = self.dense.learned_size, self.config
         flat = self.dense.flat.numpy()
         dense_rate = config.scaled_dense_rate * rate_factor
-        self._adam.step(flat[:learned], gradients.dense[:learned], rows=batch_rows, rate=dense_rate)
+        self._adam.step(flat[:learned], gradients.dense[:learned], rows=batch_rows, rate=dense_rate, grows=rate_grows)
         statistics = flat[learned:]
         statistics += _MOMENTUM * (gradients.dense[learned:] / np.float32(batch_rows) - statistics)
         rates = (config.vector_rate * rate_factor, config.scaled_weight_rate * rate_factor)

@@ -107,16 +107,19 @@ class Adam:
         self.steps = 0
         self._full_rows = full_rows
 
-    def step(self, values: NDArray[np.float32], sums: NDArray[np.float32], *, rows: float, rate: float) -> None:
+    def step(
+        self, values: NDArray[np.float32], sums: NDArray[np.float32], *, rows: float, rate: float, grows: bool = False
+    ) -> None:
         """Move ``values`` (P,) against ``sums`` (P,) of the gradients of ``rows`` rows, in place.
 
-        ``rate`` is that of steps of ``full_rows`` rows and more.
+        ``rate`` is that of steps of ``full_rows`` rows, and of more, unless it ``grows`` with the root of these too.
         """
         self.steps += 1
         keep_first, keep_second = self.decays
         self.rows = keep_second * self.rows + (1 - keep_second) * rows
         mean_rows = self.rows / (1 - keep_second**self.steps)
-        rate *= math.sqrt(min(1.0, mean_rows / self._full_rows))
+        share = mean_rows / self._full_rows
+        rate *= math.sqrt(share if grows else min(1.0, share))
         adam(
             values,
             sums,

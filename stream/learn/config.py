@@ -19,6 +19,8 @@ class LearningConfig:
 
     learn_batch_rows: Annotated[int, Ge(1)] = 128
     """Rows of a learn step. 128 has the best progressive log loss on KuaiRand-Pure; 64 to 256 are close."""
+    catch_up_batch_rows: Annotated[int, Ge(1)] = 512
+    """The same while more waits than is learned in time, if that is more: twice as fast, at rates to match."""
     learn_interval_s: Annotated[float, Gt(0)] = 300.0
     """A smaller batch is learned when it has waited this long."""
     publish_interval_s: Annotated[float, Gt(0)] = 1.0
@@ -49,11 +51,12 @@ class LearningConfig:
     """Share of the exposures that are learned, each weighing 1 / rate, if a learner cannot keep up; clicks all are."""
 
     def __post_init__(self) -> None:
-        if self.learn_batch_rows < 1:
-            raise ValueError(
-                f"learn_batch_rows={self.learn_batch_rows} must be at least 1: no batch would ever be full. Set "
-                "MILLSTREAM_LEARN_BATCH_ROWS; 128 is the default."
-            )
+        for name in ("learn_batch_rows", "catch_up_batch_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be at least 1: no batch would ever be full. Set "
+                    f"MILLSTREAM_{name.upper()}, or leave it unset."
+                )
         if not (self.diverged_loss_ratio > 1 and self.diverged_loss_batches >= 1):
             raise ValueError(
                 f"diverged_loss_ratio={self.diverged_loss_ratio} must be above 1 and "

@@ -20,7 +20,7 @@ from stream.learn.queue import Batch, PendingExamples, Position
 from stream.learn.state import CLICK_DELAYS, STEP, LoopState
 from stream.learn.watermarks import LeastWatermark
 from stream.records.examples import ExampleRows
-from stream.records.validity import faults, learnable, possible, sampled
+from stream.records.validity import Checked, learnable, sampled
 from stream.records.wire import JournalRecord, Silence
 
 __all__ = ["Diverged", "LearnOutcome", "Learned", "LearningLoop", "LoopState", "Rejected", "Skipped"]
@@ -30,9 +30,10 @@ class LearningLoop:
     """Cuts examples into batches and learns them; one model, all partitions.
 
     A batch is learned when ``learn_batch_rows`` rows wait, or when the watermark (the least of all partitions) enters
-    the next ``learn_interval_s`` of event time. Every row pays its term of the log loss when it comes (`Terms`): an
-    exposure softplus(z), its click −z. Conversions are rows of a model that has a head for them (else only counted);
-    their clicks pay that head's softplus(z) when conversions would come (`DelayedTerms`).
+    the next ``learn_interval_s`` of event time; while `catching_up`, when ``catch_up_batch_rows`` do. Every row pays
+    its term of the log loss when it comes (`Terms`): an exposure softplus(z), its click −z. Conversions are rows of a
+    model that has a head for them (else only counted); their clicks pay that head's softplus(z) when conversions would
+    come (`DelayedTerms`).
     Before each step the model is told the watermark, on which expiry hangs; the journal holds it.
     A batch whose gradients are not finite is skipped: its version has the weights of the one before. After
     ``most_skipped_batches`` of them in a row, or when the loss leaves its bounds, the model has diverged. While clicks
@@ -58,6 +59,7 @@ class LearningLoop:
         self.partitions = partitions
         self.version = state.version if state else version
         self.diverged = False
+        self.catching_up = False  # more waits than is learned in time: set from outside, as only batches depend on it
         self.conversions = 0
         self._heads = model.heads.names
         self._skipped_in_a_row = state.skipped_in_a_row if state else 0
@@ -66,7 +68,7 @@ class LearningLoop:
             batches=config.diverged_loss_batches,
             state=state.loss_watch if state else None,
         )
-        self._step = ModelStep(model, config, under(STEP, state.arrays) if state else {})
+        self.model_step = ModelStep(model, config, under(STEP, state.arrays) if state else {})
         self._silence = ClickSilence(
             least_probability=config.silence_probability,
             state=state.silence if state else None,
@@ -108,16 +110,6 @@ class LearningLoop:
         """Rows that arrived and are not learned yet."""
         return len(self._pending)
 
-    @property
-    def delayed_clicks(self) -> int:
-        """Clicks whose term of the conversion head is still to be paid."""
-        return self._step.delayed_clicks
-
-    @property
-    def early_clicks(self) -> int:
-        """Clicks that paid it before they were due, because too many waited."""
-        return self._step.early_clicks
-
     def positions(self) -> dict[int, Position]:
         """The first row of each partition that is not learned yet."""
         return self._pending.positions()
@@ -143,19 +135,21 @@ class LearningLoop:
         if self.diverged:
             self._advance_to(heard_ms)
             return []
+        checked = Checked.of(rows, self._heads)
         outcomes: list[LearnOutcome] = [
-            Rejected(partition, offset, fault.reason, fault.detail, rows.take(fault.rows)) for fault in faults(rows)
+            Rejected(partition, offset, one.reason, one.detail, rows.take(one.rows)) for one in checked.faults
         ]
-        sound = possible(rows)  # the queue counts rows as they stand in the record, bad ones too
+        sound = checked.possible  # the queue counts rows as they stand in the record, bad ones too
         if (silence := self._silence.heard(sound)) is not None:
             outcomes.append(Heard(silence))
         if (begun := self._silence.foreseen(sound, watermark_ms, self._watermark_ms)) is not None:
             outcomes.append(self._begin_silence(*begun))
         self.conversions += int(np.count_nonzero(sound.kind == CONVERSION))
-        self._pending.add(rows, self._kept(rows, self.config.exposure_rate), partition, offset)
-        while len(self._pending) >= self.config.learn_batch_rows and not self.diverged:
+        kept = self._kept(rows, checked.learnable, self.config.exposure_rate)
+        self._pending.add(rows, kept, partition, offset)
+        while len(self._pending) >= self._batch_rows and not self.diverged:
             outcomes += self._learn_next()
-        if self._advance_to(heard_ms) and self._pending:
+        if self._advance_to(heard_ms) and self._pending and not self.catching_up:
             outcomes += self._learn_next()
         return outcomes
 
@@ -168,7 +162,12 @@ class LearningLoop:
         return self._learn_next() if self._pending else []
 
     def _learn_next(self) -> list[LearnOutcome]:
-        return [] if self.diverged else self._learn(self._pending.cut(self.config.learn_batch_rows))
+        return [] if self.diverged else self._learn(self._pending.cut(self._batch_rows))
+
+    @property
+    def _batch_rows(self) -> int:
+        usual = self.config.learn_batch_rows
+        return max(usual, self.config.catch_up_batch_rows) if self.catching_up else usual
 
     def relearn(self, journal: JournalRecord, rows: ExampleRows) -> list[LearnOutcome]:
         """Learn again a batch that a run before this one learned after its snapshot: the rows of the journal's ranges.
@@ -177,7 +176,7 @@ class LearningLoop:
         then and are not now, or the other way round.
         """
         self._silence.adopt(journal.silences)
-        kept = rows.take(np.flatnonzero(self._kept(rows, journal.exposure_rate)))
+        kept = rows.take(np.flatnonzero(self._kept(rows, learnable(rows, self._heads), journal.exposure_rate)))
         if journal.version != self.version + 1 or len(kept) != journal.rows:
             raise ValueError(
                 f"the journal says version {journal.version} of {journal.rows} rows, found {len(kept)} after "
@@ -236,13 +235,13 @@ class LearningLoop:
             loss_watch=self._loss_watch.state(),
             skipped_in_a_row=self._skipped_in_a_row,
             silence=self._silence.state(),
-            arrays=prefixed(CLICK_DELAYS, self._silence.law_state()) | prefixed(STEP, self._step.state()),
+            arrays=prefixed(CLICK_DELAYS, self._silence.law_state()) | prefixed(STEP, self.model_step.state()),
         )
 
-    def _kept(self, rows: ExampleRows, exposure_rate: float) -> NDArray[np.bool_]:
+    def _kept(self, rows: ExampleRows, fit: NDArray[np.bool_], exposure_rate: float) -> NDArray[np.bool_]:
         left_out = self._silence.left_out(rows)
         self.left_out_rows += int(np.count_nonzero(left_out))
-        return learnable(rows, self._heads) & sampled(rows, exposure_rate) & ~left_out
+        return fit & sampled(rows, exposure_rate) & ~left_out
 
     def _advance_to(self, heard_ms: int) -> bool:
         """True when the loop's own watermark entered the next learn interval."""
@@ -255,7 +254,7 @@ class LearningLoop:
     def _learn(self, batch: Batch, like: JournalRecord | None = None) -> list[LearnOutcome]:
         rows = batch.rows
         self._ahead_ms = like.ahead_ms if like else self._ahead_ms
-        step = self._step.make(rows, self._watermark_ms, self._silence, like)
+        step = self.model_step.make(rows, self._watermark_ms, self._silence, like)
         self.version += 1
         journal = JournalRecord(
             version=self.version,

@@ -118,7 +118,7 @@ class ModelStep:
             self.early_clicks += early
         click_terms = Terms.of_kinds(rows.kind, (CLICK_HEAD,), weight)
         try:
-            self.model.learn_terms(features, self._balanced(terms))
+            self.model.learn_terms(features, self._balanced(terms), rate_grows=True)  # while it catches up
         except DivergenceError as error:
             return Stepped(logits, click_terms, exposure_rate, paid, delays, str(error))
         self._balance.learned(logits, click_terms)

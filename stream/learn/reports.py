@@ -61,8 +61,8 @@ class LearnReports:
                         until=_time(silence.to_ms),
                     )
         self._metrics.counter("learn_left_out_rows_total").inc(max(0, loop.left_out_rows - self._left_out_rows))
-        self._metrics.counter("learn_early_clicks_total").inc(max(0, loop.early_clicks - self._early_clicks))
-        self._left_out_rows, self._early_clicks = loop.left_out_rows, loop.early_clicks
+        self._metrics.counter("learn_early_clicks_total").inc(max(0, loop.model_step.early_clicks - self._early_clicks))
+        self._left_out_rows, self._early_clicks = loop.left_out_rows, loop.model_step.early_clicks
         return records
 
     def published(self, delta: Delta, part_bytes: int) -> list[Outgoing]:
@@ -98,7 +98,7 @@ class LearnReports:
         metrics.gauge("model_version").set(loop.published_version)
         metrics.gauge("learn_waiting_rows").set(loop.waiting_rows)
         metrics.gauge("learn_silent").set(loop.silent)
-        metrics.gauge("learn_delayed_rows").set(loop.delayed_clicks)
+        metrics.gauge("learn_delayed_rows").set(loop.model_step.delayed_clicks)
         metrics.gauge("learn_watermark_timestamp_seconds").set(loop.watermark_ms / 1000)
 
     def _learned(self, learned: Learned) -> None:

@@ -104,6 +104,7 @@ class LearnRunner:
             return
         outcomes: list[LearnOutcome] = []
         conversions = self._loop.conversions
+        self._loop.catching_up = self.inbox.is_full  # behind these, as many wait again
         for record in records:
             outcomes += await self._step(self._loop, record)
         self._metrics.counter("learned_conversions_total").inc(self._loop.conversions - conversions)

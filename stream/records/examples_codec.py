@@ -14,7 +14,7 @@ from stream.records.examples import ExampleRows
 from stream.records.limits import LATEST_MS, MAX_RECORD_BYTES, check_rows, check_size
 from stream.records.wire import ExamplesRecord
 
-SPLIT_ROWS = 8_192  # what one call of the session store should fold
+SPLIT_ROWS = 4_096  # one call of the session store folds them, and Redis answers nobody else for some 30 ms
 
 _decoder = msgspec.msgpack.Decoder(ExamplesRecord)
 

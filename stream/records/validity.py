@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,9 +39,13 @@ class Fault:
 
 def faults(rows: ExampleRows) -> list[Fault]:
     """The rows that cannot be learned by reason; a row with several faults counts for the first."""
+    return _by_first_fault(rows, impossible(rows))
+
+
+def _by_first_fault(rows: ExampleRows, wrong: list[Fault]) -> list[Fault]:
     found: list[Fault] = []
     left = np.ones(len(rows), np.bool_)
-    for fault in (_not_finite(rows), *impossible(rows)):
+    for fault in (_not_finite(rows), *wrong):
         where = fault.rows[left[fault.rows]]
         left[where] = False
         if len(where):
@@ -79,6 +83,21 @@ def impossible_scores(rows: Scored) -> NDArray[np.bool_]:
     return bad
 
 
+class Checked(NamedTuple):
+    """What one look at B rows found."""
+
+    faults: list[Fault]
+    possible: ExampleRows  # the same object where all of them are sound
+    learnable: NDArray[np.bool_]  # (B,)
+
+    @classmethod
+    def of(cls, rows: ExampleRows, heads: Sequence[str]) -> Checked:
+        """What `faults`, `possible` and `learnable` say of them."""
+        wrong = impossible(rows)
+        found = _by_first_fault(rows, wrong)
+        return cls(found, _without(rows, wrong), _learnable(rows, heads, found))
+
+
 def impossible(rows: ExampleRows) -> list[Fault]:
     """The rows that no join has written, by what is wrong; none in a record that is as it was written."""
     if not len(rows):
@@ -98,11 +117,14 @@ def impossible(rows: ExampleRows) -> list[Fault]:
 
 def possible(rows: ExampleRows) -> ExampleRows:
     """The rows without those that are `impossible`: the same object where all of them are sound."""
-    found = impossible(rows)
-    if not found:
+    return _without(rows, impossible(rows))
+
+
+def _without(rows: ExampleRows, wrong: list[Fault]) -> ExampleRows:
+    if not wrong:
         return rows
     kept = np.ones(len(rows), np.bool_)
-    for fault in found:
+    for fault in wrong:
         kept[fault.rows] = False
     return rows.take(kept)
 
@@ -114,8 +136,12 @@ def _not_finite(rows: ExampleRows) -> Fault:
 
 def learnable(rows: ExampleRows, heads: Sequence[str]) -> NDArray[np.bool_]:
     """(B,) rows without a fault: exposures, clicks, and conversions when a head learns them."""
+    return _learnable(rows, heads, faults(rows))
+
+
+def _learnable(rows: ExampleRows, heads: Sequence[str], found: list[Fault]) -> NDArray[np.bool_]:
     kept = np.ones(len(rows), np.bool_)
-    for fault in faults(rows):
+    for fault in found:
         kept[fault.rows] = False
     if CONVERSION_HEAD not in heads:
         kept &= rows.kind != CONVERSION

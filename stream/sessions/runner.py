@@ -66,6 +66,7 @@ class SessionRunner:
         self._metrics = metrics
         self._breaker = CircuitBreaker("session store", degraded=metrics.degraded)
         self._step_rows = StepRows()
+        self._one_step = asyncio.Lock()  # Redis works off one after the other: those that wait would count as slow
         self._partitions: dict[int, FoldedPartition] = {}
         self._offsets_to_commit: dict[TopicPartition, int] = {}
         _compile(self._fold)
@@ -220,16 +221,18 @@ class SessionRunner:
         fence = partition.fence or 0
         if step.end == fence:
             return True
-        began = time.monotonic()
-        current = await self._query(
-            partition, lambda: self._store.step(self._fold, partition.number, fence, step.end, step.records)
-        )
+        async with self._one_step:
+            began = time.monotonic()
+            current = await self._query(
+                partition, lambda: self._store.step(self._fold, partition.number, fence, step.end, step.records)
+            )
+            seconds = time.monotonic() - began
         if current is None:
             self._step_rows.failed()
         if current != step.end:
             partition.behind = True  # behind the log, or behind where the store stands now
             return False
-        self._step_rows.took(step.rows, time.monotonic() - began)
+        self._step_rows.took(step.rows, seconds)
         self._note_fence(partition, current)
         partition.watermark_ms = max(partition.watermark_ms, step.watermark_ms)
         self._metrics.counter("session_steps_total").inc()

@@ -48,6 +48,7 @@ class WorkerSettings(BaseSettings):
     """Examples by which the learner may lag before the join waits for it; 0: it never waits."""
 
     learn_batch_rows: int | None = None
+    catch_up_batch_rows: int | None = None
     learn_interval_s: float | None = None
     publish_interval_s: float | None = None
     snapshot_interval_s: float | None = None

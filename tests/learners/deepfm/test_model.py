@@ -120,14 +120,17 @@ def test_learning_is_gradients_and_then_a_step() -> None:
     assert np.array_equal(whole.predict_many(x), before)
 
 
-@pytest.mark.parametrize(("full", "factor"), [(16, 1.0), (20, 1.0), (80, 0.5)])
-def test_the_dense_rate_is_that_of_a_full_batch(full: int, factor: float) -> None:
-    """With 20 of 80 rows the first step is half as long; the moments are of sums, in units of a full batch."""
+@pytest.mark.parametrize(
+    ("full", "grows", "factor"),
+    [(5, False, 1.0), (5, True, 2.0), (20, False, 1.0), (20, True, 1.0), (80, False, 0.5), (80, True, 0.5)],
+)
+def test_the_dense_rate_is_that_of_a_full_batch(full: int, grows: bool, factor: float) -> None:
+    """With 20 of 80 rows the first step is half as long, with 20 of 5 at most twice; the moments are of sums."""
     fm = model(dataclasses.replace(CONFIG, full_batch_rows=full))
     x, terms = with_terms(np.random.default_rng(0), 20, 1)
     gradients = fm.gradients(x, terms)
     scaled, before = gradients.dense / full, fm.dense.flat.numpy().copy()
-    fm.step(gradients, 20)
+    fm.step(gradients, 20, rate_grows=grows)
     np.testing.assert_allclose(fm.state()["adam.first"], 0.1 * scaled, rtol=1e-4, atol=1e-9)
     np.testing.assert_allclose(fm.state()["adam.second"], 0.001 * scaled**2, rtol=1e-3, atol=1e-12)
     moved = (before - fm.dense.flat.numpy())[np.abs(scaled) > 1e-4]

@@ -236,7 +236,7 @@ def test_killed_at_any_moment_the_weights_are_those_of_one_life(cut: int, kill: 
     assert state is not None
     model = DeepFM.from_state(FAST, whole.model.shape, whole.model.state())
     again = LearningLoop(model, CONFIG, 1, state=state)
-    assert again.delayed_clicks == whole.delayed_clicks
+    assert again.model_step.delayed_clicks == whole.model_step.delayed_clicks
     for p, offset, rows, mark in log[cut:kill]:
         for one in whole.step(rows, p, offset, mark):
             if isinstance(one, Learned):
@@ -251,7 +251,7 @@ def test_killed_at_any_moment_the_weights_are_those_of_one_life(cut: int, kill: 
     mine, its = again.state().arrays, whole.state().arrays
     assert mine.keys() == its.keys()
     assert all(np.array_equal(mine[name], its[name]) for name in its)
-    assert whole.delayed_clicks > 100
+    assert whole.model_step.delayed_clicks > 100
 
 
 def test_a_rebuild_with_other_settings_comes_to_the_same_weights() -> None:
@@ -264,7 +264,7 @@ def test_a_rebuild_with_other_settings_comes_to_the_same_weights() -> None:
     whole = LearningLoop(whole.model, config, 1)
     log = [(0, 0, shop.log, int(shop.log.known_ms[-1]))]
     outcomes = whole.step(shop.log, 0, 0, log[0][3])
-    assert whole.early_clicks > 0
+    assert whole.model_step.early_clicks > 0
     for one in outcomes:
         if isinstance(one, Learned):
             again.relearn(one.journal, fetched({(p, at): rows for p, at, rows, _ in log}, one.journal.ranges))

@@ -96,6 +96,32 @@ def test_the_journal_rebuilds_the_weights_of_a_killed_run(cut: int, seed: int) -
     assert again.positions() | killed.positions() == killed.positions()
 
 
+def test_while_it_catches_up_batches_are_larger_and_the_journal_says_so() -> None:
+    """Only rows cut them, not the interval; a loop that does not lag makes the same weights of the journal."""
+    records = log(2, 60)
+    lagging = LearningLoop(model(), dataclasses.replace(CONFIG, catch_up_batch_rows=50), 2)
+    again = restarted(lagging)
+    learned = feed(lagging, records[:10])
+    lagging.catching_up = True
+    larger = feed(lagging, records[10:50])
+    assert {len(one.rows) for one in larger} == {50}
+    lagging.catching_up = False
+    learned += [*larger, *feed(lagging, records[50:])]
+    assert len(learned[-1].rows) <= 16
+    stored = {(p, offset): rows for p, offset, rows, _ in records}
+    for one in learned:
+        again.relearn(one.journal, fetched(stored, one.journal.ranges))
+    assert again.model.weights_sha256() == lagging.model.weights_sha256()
+
+
+def test_a_larger_usual_batch_stays_while_it_catches_up() -> None:
+    """Whoever sets batches of 64 and lags is not slowed down by the bound of 20."""
+    config = dataclasses.replace(CONFIG, learn_batch_rows=64, catch_up_batch_rows=20)
+    loop = LearningLoop(model(), config, 1)
+    loop.catching_up = True
+    assert {len(one.rows) for one in feed(loop, log(1, 20))} == {64}
+
+
 def fetched(stored: dict[tuple[int, int], ExampleRows], ranges: list[OffsetRange]) -> ExampleRows:
     """The rows of some ranges, one by one: the slow and obvious way."""
     parts = [ExampleRows.empty(SPEC.id_columns, SPEC.dense_inputs)]

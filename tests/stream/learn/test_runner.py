@@ -206,8 +206,8 @@ async def test_a_loss_out_of_bounds_stops_the_publishing_and_not_the_process(
     """The gauge is 1, the log says why, the last good version stays the published one; a restart finds it so."""
     learn_terms = DeepFM.learn_terms
 
-    def astray(model: DeepFM, rows: Rows, terms: Terms) -> None:
-        learn_terms(model, rows, terms)
+    def astray(model: DeepFM, rows: Rows, terms: Terms, **options: Any) -> None:
+        learn_terms(model, rows, terms, **options)
         weights = {name: array * (40 if "weight" in name else 1) for name, array in model.dense.arrays().items()}
         model.dense.load(weights)
 
