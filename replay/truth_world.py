@@ -25,7 +25,7 @@ from replay.market_laws import INSTALLS, PLACEMENT_LOGIT, PLACEMENTS, DelayLaw, 
 SPEC_NAME = "truth"
 POSITION_LOGIT = np.array([0.15, 0.0, -0.2])  # a fourth and later slots are as the third
 _REFERENCE_REQUESTS = 40_000  # whose displays the levels are solved on
-_USERS, _SEGMENTS, _CATEGORIES, _CAMPAIGNS = 4_000, 14, 24, 40
+_SEGMENTS, _CATEGORIES, _CAMPAIGNS = 14, 24, 40
 _ZIPF_EXPONENT = 0.7  # a few users come often, most rarely
 
 Floats = NDArray[np.float64]
@@ -43,6 +43,7 @@ class WorldConfig:
     seed: int
     ctr: float
     cvr: float = 0.10
+    users: int = 4_000
     live_ads: int = 200
     launched_ads: int = 0
     slots: int = 3
@@ -123,10 +124,10 @@ class World:
         self.spec: FeatureSpec = load_spec(SPEC_NAME)
         self.click_shift = self.conversion_shift = 0.0
         rng = np.random.default_rng([config.seed, 0])
-        self.segment = rng.integers(0, _SEGMENTS, _USERS)
-        weight = 1.0 / np.arange(1, _USERS + 1) ** _ZIPF_EXPONENT
+        self.segment = rng.integers(0, _SEGMENTS, config.users)
+        weight = 1.0 / np.arange(1, config.users + 1) ** _ZIPF_EXPONENT
         self._arrivals = np.cumsum(weight / weight.sum())
-        self._user = rng.normal(0, config.user_scale, _USERS)
+        self._user = rng.normal(0, config.user_scale, config.users)
         self._interest = rng.normal(0, config.interaction_scale, (_SEGMENTS, _CATEGORIES))
         self._buying_segment = rng.normal(0, config.conversion_scale, _SEGMENTS)
         of_campaign = rng.integers(0, _CAMPAIGNS, config.live_ads)
@@ -137,7 +138,7 @@ class World:
         self._ads = ads = _Ads(*(np.concatenate(columns) for columns in zip(live, launched, strict=True)))
         ads.campaign[config.live_ads :] += _CAMPAIGNS
         self._ids = {
-            "user": bucket_ids("user", _USERS),
+            "user": bucket_ids("user", config.users),
             "segment": bucket_ids("segment", _SEGMENTS)[self.segment],
             "placement": np.array([_id_of("placement", name) for name in PLACEMENTS], np.uint64),
             "ad": bucket_ids("ad", len(ads.bid)),
@@ -168,7 +169,7 @@ class World:
         launched : the ads to launch, as indices; None: none.
         """
         live = self.config.live_ads
-        user = np.minimum(np.searchsorted(self._arrivals, rng.random(count)), _USERS - 1)
+        user = np.minimum(np.searchsorted(self._arrivals, rng.random(count)), self.config.users - 1)
         placement = rng.integers(0, len(PLACEMENTS), count)
         # Candidate c comes from the c-th stretch of the ads, turned by a random angle: uniform, and all different.
         edges = np.arange(candidates + 1) * live // candidates

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tests.bench import join, learner, losses, table, truth
+from tests.bench import join, learner, loop, losses, table, truth
 from tests.bench.harness import Measure, all_hold, as_json, as_table, machine, progress
 
 
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[..., list[Measure]]]] = {
         "the join, beside bytewax, Quix Streams and Faust; session features, recovery; ten minutes",
         join.measures,
     ),
+    "loop": ("all agents catching up on a log over Apache Kafka, while serving answers; six minutes", loop.measures),
     "losses": ("losses of delayed clicks, in a world of known probabilities; five minutes", losses.measures),
     "table": ("the embedding table alone: look-ups, memory, growth, snapshots", table.measures),
     "truth": ("the world with a known truth: displays drawn a second, and run through all cores", truth.measures),
@@ -29,7 +30,9 @@ BENCHMARKS: dict[str, tuple[str, Callable[..., list[Measure]]]] = {
 
 
 def main(
-    name: Annotated[str, typer.Argument(help="join, learner, losses, table, truth or churn; none lists them.")] = "",
+    name: Annotated[
+        str, typer.Argument(help="join, learner, loop, losses, table, truth or churn; none lists them.")
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rows and rounds, for a first look.")] = False,
 ) -> None:
