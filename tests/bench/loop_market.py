@@ -37,7 +37,6 @@ SLOTS = 3
 DISPLAYS_PER_S = 1_000.0
 STRETCH_S = 0.4  # a hundred rows for each of four partitions
 DISPLAY_DELAY_MS = 300  # after serving
-_USERS, _ADS = 50_000, 2_000
 _HOUR_MS = 3_600_000
 _BATCH_ROWS = 128
 _BEFORE = 1 << 20  # stretches before the start have numbers below 0
@@ -54,8 +53,8 @@ class Stretch(NamedTuple):
 class LoopMarket:
     """Asks, shows and clicks stretch after stretch. Each stretch's draws depend on the seed and its number alone."""
 
-    def __init__(self, seed: int = 1) -> None:
-        self.world = World(WorldConfig(seed=seed, ctr=CLICK_RATE, live_ads=_ADS, users=_USERS, slots=SLOTS))
+    def __init__(self, seed: int = 1, *, users: int = 50_000, ads: int = 2_000) -> None:
+        self.world = World(WorldConfig(seed=seed, ctr=CLICK_RATE, live_ads=ads, users=users, slots=SLOTS))
         self.encoder = Encoder(SPEC)
         self.store = MemorySessionStore(SPEC)
         self._fold = SessionFold(SPEC)
@@ -132,10 +131,10 @@ class LoopMarket:
 
     def _columns(self) -> dict[str, dict[str, NDArray[np.uint64]]]:
         """The id of every raw value, by what has it, in the order of the world's indices."""
-        users = [Request(1, 0, self.attributes(user), {}, []) for user in range(_USERS)]
+        users = [Request(1, 0, self.attributes(user), {}, []) for user in range(self.world.config.users)]
         placements = [Request(1, 0, {}, {"placement": name}, []) for name in PLACEMENTS]
         hours = [Request(1, hour * _HOUR_MS, {}, {}, []) for hour in range(24)]
-        ads = Request(1, 0, {}, {}, [self.ad_attributes(ad) for ad in range(_ADS)])
+        ads = Request(1, 0, {}, {}, [self.ad_attributes(ad) for ad in range(self.world.config.live_ads)])
         names = [field.name for field in SPEC.raw_request_fields if not field.cross]
         by_request = {
             group: self.encoder.ids(requests).request_ids
