@@ -24,6 +24,9 @@ _BOUNDS = (
     ("model_version", "schema", LAST_VERSION),
 )
 """Columns of 64-bit numbers: what a bad one is rejected for, and the last that can be right."""
+MOST_DENSE = 1e4
+"""Dense inputs are log-odds and logarithms, tens at the most: one row of 1e15 would move the whole model, one of 1e30
+make the gradients of its batch overflow, and have the batch left out."""
 _SAMPLING_SEED = 11  # another draw than those of base training
 
 
@@ -130,8 +133,8 @@ def _without(rows: ExampleRows, wrong: list[Fault]) -> ExampleRows:
 
 
 def _not_finite(rows: ExampleRows) -> Fault:
-    bad = np.flatnonzero(~np.isfinite(rows.dense).all(axis=1))
-    return Fault("not_finite", "dense inputs that are not finite", bad)
+    bad = np.flatnonzero(~(np.abs(rows.dense) <= MOST_DENSE).all(axis=1))  # NaN is not
+    return Fault("not_finite", f"dense inputs that are not finite, or beyond {MOST_DENSE:g}", bad)
 
 
 def learnable(rows: ExampleRows, heads: Sequence[str]) -> NDArray[np.bool_]:

@@ -18,6 +18,7 @@ from learners.features.shape import ModelShape
 from stream.learn.config import LearningConfig
 from stream.learn.learn_order import in_learn_order
 from stream.learn.loop import Diverged, Learned, LearningLoop, LoopState, Rejected, Skipped
+from stream.records import validity
 from stream.records.examples import ExampleRows, concat
 from stream.records.wire import JournalRecord, OffsetRange
 from tests.stream import pipeline
@@ -195,11 +196,12 @@ def test_exposures_are_sampled_and_weighed_and_the_journal_tells_the_rate() -> N
     assert loop.model.weights_sha256() == again.model.weights_sha256() == by_hand.model.weights_sha256()
 
 
-def test_rows_that_are_not_finite_are_rejected_and_the_others_learned() -> None:
-    """A NaN among the dense inputs costs its own row, never the record, never the process."""
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 3e38, 1e30, -2e4])
+def test_rows_that_are_not_finite_are_rejected_and_the_others_learned(value: float) -> None:
+    """Such a dense input costs its own row, never the record or the batch, never the process."""
     rows = example_rows(17, seed=1)
     dense = rows.dense.copy()
-    dense[3, 2] = np.nan
+    dense[3, 2] = value
     loop = LearningLoop(model(), CONFIG, 1)
     rejected, learned = loop.step(dataclasses.replace(rows, dense=dense), 0, 7, 0)
     assert isinstance(rejected, Rejected)
@@ -355,12 +357,19 @@ def test_a_delta_carries_the_clicks_first_learned_in_it() -> None:
 HUGE = np.float32(1e30)
 
 
+@pytest.fixture
+def _unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row is too large to be learned, so that a batch can explode."""
+    monkeypatch.setattr(validity, "MOST_DENSE", np.inf)
+
+
 def exploding(count: int, seed: int) -> ExampleRows:
     """Rows whose gradient's square is not finite, although every number of theirs is."""
     rows = example_rows(count, seed=seed, kind=np.full(count, CLICK))
     return dataclasses.replace(rows, dense=np.full_like(rows.dense, HUGE))
 
 
+@pytest.mark.usefixtures("_unbounded")
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_a_batch_that_explodes_is_left_out_and_the_next_one_learned() -> None:
     """Its version has the weights of the one before; the journal says so, and another loop does the very same."""
@@ -383,6 +392,7 @@ def test_a_batch_that_explodes_is_left_out_and_the_next_one_learned() -> None:
         LearningLoop(model(), CONFIG, 1).relearn(msgspec.structs.replace(journals[0], skipped=True), records[0])
 
 
+@pytest.mark.usefixtures("_unbounded")
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_so_many_in_a_row_are_a_divergence_also_across_a_restart() -> None:
     """No more learning, deltas or snapshots; heartbeats of the last published version keep the stream moving."""

@@ -31,7 +31,7 @@ def test_rows_with_faults_are_named_and_left_out() -> None:
     rows.kind[4] = rows.kind[5] = 9
     found = faults(rows)
     assert [(fault.reason, fault.rows.tolist()) for fault in found] == [("not_finite", [3, 5]), ("schema", [4])]
-    assert found[0].detail == "2 of 6 rows have dense inputs that are not finite; the first is row 3"
+    assert found[0].detail == "2 of 6 rows have dense inputs that are not finite, or beyond 10000; the first is row 3"
     assert found[1].detail == "1 of 6 rows have an unknown kind of example; the first is row 4 with kind 9"
     assert learnable(rows, ["click", "conversion"]).tolist() == [True, True, True, False, False, False]
 
