@@ -38,7 +38,7 @@ from tests.stream.pipeline import (
 )
 from tests.stream.worker.test_process import MINUTE_MS, USERS, environment, examples_of, joined
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.one_broker, pytest.mark.e2e, pytest.mark.timeout(120)]
 _ROWS = len(USERS) + 4  # and every third one clicked
 
 
