@@ -60,12 +60,12 @@ def _bounds_of(name: str) -> _Bounds:
 
 def check_types(path: str, schema: pa.Schema) -> None:
     """Raises ArchiveError for a column whose values are of another type than its dtype's."""
-    for name in schema.names:
+    for at, name in enumerate(schema.names):
         if schema.names.count(name) > 1 and (name in MATRICES or name in SCALARS):
             raise ArchiveError(
                 f"{path} holds {name} {schema.names.count(name)} times: either could be meant. Write it with one."
             )
-        found, wanted = schema.field(name).type, ""
+        found, wanted = schema.field(at).type, ""  # by its place: a name with a NUL in it is not found again
         if name in MATRICES:
             of = found.value_type if pa.types.is_fixed_size_list(found) else None
             whole = MATRICES[name].startswith("u")

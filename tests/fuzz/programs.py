@@ -58,7 +58,8 @@ _TOPICS = {
 _OWN = (WEIGHTS, CALIBRATION, JOURNAL)  # sealed: what is changed in them is not sealed again
 _BODIES = {"rank_body": "/v1/rank", "score_body": "/v1/score"}
 _CALL = b"POST /v1/rank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
-_MARKED = 24  # displays between mutated inputs, a third of them clicked; ids of 1 on
+_MARKED = 24  # displays between mutated inputs, a third of them clicked
+_FIRST_MARKED = 0x5EED << 32  # their ids from there on: no mutation makes such a number by chance
 _ROUND_RECORDS, _ROUND_CALLS = 24, 12
 
 
@@ -204,7 +205,7 @@ class _Run:
 
     async def _show(self) -> None:
         """Valid displays and clicks, which must be learned whatever comes between them."""
-        now, first = time.time_ns() // 1_000_000 - 3_000, 1 + len({key for _, key in self._marked})
+        now, first = time.time_ns() // 1_000_000 - 3_000, _FIRST_MARKED + len({key for _, key in self._marked})
         users = [1 + (first + at) % 40 for at in range(_MARKED)]
         shown = serve(users, [now] * _MARKED, PARTITIONS, first)
         clicked = shown.impression_id[::3]
