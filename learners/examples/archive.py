@@ -164,6 +164,11 @@ def _read_schema(file: _File) -> pa.Schema:
         raise ArchiveError(
             f"{file.path} is no archive of examples: it lacks {', '.join(lacks)}. Write it with write_examples."
         )
+    if not {"kind", "label"} & set(schema.names):
+        raise ArchiveError(
+            f"{file.path} holds neither kind nor label: every row would be learned as a display that nobody clicked. "
+            "Write kind (0 display, 1 click, 2 conversion), or label where a display tells whether it was clicked."
+        )
     check_types(file.path, schema)
     return schema
 

@@ -15,7 +15,7 @@ of them that come later, by their display time: so what is learned stays unbiase
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -106,21 +106,32 @@ class ClickSilence:
         self._expected, self._left_out_until_ms = {}, 0
         return ended
 
-    def foreseen(self, rows: ExampleRows, own_watermark_ms: int, watermark_ms: int) -> tuple[Silence, float] | None:
+    def foreseen(
+        self,
+        rows: ExampleRows,
+        own_watermark_ms: int,
+        watermark_ms: int,
+        waiting: Sequence[tuple[ExampleRows, int]] = (),
+    ) -> tuple[Silence, float] | None:
         """Look at a record before it is learned: the silence that it shows to have begun, as `learned` does.
 
         An input that is silent is waited for, then all that it held back comes at once. The clicks of a record's
         displays are those of its own partition, of which everything is known up to ``own_watermark_ms``; the watermark
         of all partitions may still be where the clicks ended. Expected are those of served p, since nothing is scored.
+
+        waiting : what came before it, of any partition, and is not learned yet, with how far its partition was heard.
         """
-        shown = rows.kind == EXPOSURE
-        if self.silent or not shown.any() or (rows.kind == CLICK).any():
+        if self.silent or (rows.kind == CLICK).any() or not (rows.kind == EXPOSURE).any():
             return None
-        p = np.clip(rows.p[shown].astype(np.float64), 0.0, 1.0)  # of the log, not of this process
-        if p.sum() + math.fsum(self._expected.values()) <= self._most_expected:  # by far the usual case
+        most = float(_served_p(rows).sum()) + sum(len(one) for one, _ in waiting)
+        if most + math.fsum(self._expected.values()) <= self._most_expected:  # the usual case where little waits
             return None
-        share = self._law.share(np.maximum(own_watermark_ms - rows.ts_ms[shown], 0))
-        missing = float(share @ p) + self._due(watermark_ms)
+        missing = self._due(watermark_ms)
+        clicked = any((one.kind == CLICK).any() for one, _ in waiting)
+        for one, heard_ms in ((rows, own_watermark_ms), *(() if clicked else waiting)):
+            shown = one.kind == EXPOSURE
+            share = self._law.share(np.maximum(heard_ms - one.ts_ms[shown], 0))
+            missing += float(share @ _served_p(one))
         return self._begin(missing) if missing > self._most_expected else None
 
     def left_out(self, rows: ExampleRows) -> NDArray[np.bool_]:
@@ -219,3 +230,9 @@ class ClickSilence:
         ends_ms = (np.array(list(self._expected), np.int64) + 1) * _BUCKET_MS
         share = self._law.share(np.maximum(at_ms - ends_ms, 0))
         return float(share @ np.array(list(self._expected.values())))
+
+
+def _served_p(rows: ExampleRows) -> NDArray[np.float64]:
+    """Of the displays: what a log says, not this process."""
+    p: NDArray[np.float64] = np.clip(rows.p[rows.kind == EXPOSURE].astype(np.float64), 0.0, 1.0)
+    return p

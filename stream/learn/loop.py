@@ -142,7 +142,8 @@ class LearningLoop:
         sound = checked.possible  # the queue counts rows as they stand in the record, bad ones too
         if (silence := self._silence.heard(sound)) is not None:
             outcomes.append(Heard(silence))
-        if (begun := self._silence.foreseen(sound, watermark_ms, self._watermark_ms)) is not None:
+        waiting = self._pending.waiting(self._partition_watermarks.state())
+        if (begun := self._silence.foreseen(sound, watermark_ms, self._watermark_ms, waiting)) is not None:
             outcomes.append(self._begin_silence(*begun))
         self.conversions += int(np.count_nonzero(sound.kind == CONVERSION))
         kept = self._kept(rows, checked.learnable, self.config.exposure_rate)

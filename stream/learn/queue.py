@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,6 +63,10 @@ class PendingExamples:
     def next_position(self, partition: int) -> Position:
         """The position at which the next added record of a partition is expected; the start when none was added."""
         return self._read.get(partition, Position(0, 0))
+
+    def waiting(self, heard_ms: Mapping[int, int]) -> list[tuple[ExampleRows, int]]:
+        """The rows that wait, each record's with how far its partition was heard."""
+        return [(segment.rows, heard_ms.get(segment.partition, 0)) for segment in self._segments]
 
     def move_to(self, partition: int, position: Position) -> None:
         """Start a partition at ``position``: earlier rows count as cut. Its rows that wait are dropped."""

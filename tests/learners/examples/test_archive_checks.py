@@ -210,3 +210,17 @@ def test_whatever_bytes_a_file_holds_it_is_read_or_refused(
     except ArchiveError:
         return
     assert found.rows.ids.dtype == np.uint64
+
+
+def test_rows_must_say_what_they_are(table: pa.Table, tmp_path: Path) -> None:
+    """Without kind and label all would be displays that nobody clicked; either of them is enough."""
+    with_label = (
+        table if "label" in table.column_names else table.append_column("label", pa.array([0] * COUNT, pa.uint8()))
+    )
+    for dropped, refused in ((["kind"], False), (["label"], False), (["kind", "label"], True)):
+        pq.write_table(with_label.drop_columns(dropped), tmp_path / "some.parquet")
+        if refused:
+            with pytest.raises(ArchiveError, match=r"some\.parquet holds neither kind nor label: .*nobody clicked"):
+                read_examples(tmp_path / "some.parquet")
+        else:
+            assert len(read_examples(tmp_path / "some.parquet")) == COUNT

@@ -184,6 +184,22 @@ def test_what_was_held_back_and_comes_at_once_is_not_learned() -> None:
     assert (loop.version, loop.model.weights_sha256()) == (version, before)
 
 
+def test_what_several_partitions_held_back_is_looked_at_together() -> None:
+    """Of each too few displays to tell, and too few for a batch until the last: none of them is learned."""
+    log = clicked_log(2_000, 0.2, partitions=4)
+    loop = loop_of(4, LearningConfig(learn_batch_rows=128))
+    run(loop, log)
+    loop.flush()
+    before, now_ms = loop.model.weights_sha256(), log[-1][3]
+    for partition in range(4):
+        shown = example_rows(40, seed=partition, kind=np.full(40, EXPOSURE), p=np.full(40, 0.2, np.float32))
+        rows = replace(shown, ts_ms=now_ms + np.arange(40) * 500, known_ms=now_ms + np.arange(40) * 500)
+        loop.step(rows, partition, loop.next_offset(partition), now_ms + 60_000)
+    assert loop.silent
+    assert loop.model.weights_sha256() == before
+    assert loop.left_out_rows == 160
+
+
 def test_nothing_but_heartbeats_is_published_in_a_silence() -> None:
     """Their watermark goes on; the first delta after it leads from the version before."""
     loop = loop_of()
