@@ -6,6 +6,7 @@ A setting's meaning is the string below its field, its bounds are its annotation
 from __future__ import annotations
 
 import ast
+import gc
 import inspect
 import sys
 import textwrap
@@ -157,7 +158,11 @@ def options_of(command: Callable[..., None]) -> Iterator[Setting]:
 
 def docs_of(cls: type) -> dict[str, str]:
     """The string below each field of a class, as one line."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    gc.disable()  # a finaliser of it may parse, too, and CPython 3.11 counts the depth of both in one
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    finally:
+        gc.enable()
     assert isinstance(body, ast.ClassDef)
     found: dict[str, str] = {}
     for field, below in zip(body.body, body.body[1:], strict=False):

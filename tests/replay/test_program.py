@@ -137,7 +137,7 @@ def test_a_stopped_demo_leaves_nothing_running(folder: Path, tmp_path: Path, sto
         children = descendants(process.pid)
         assert len(children) >= 4  # broker, Redis, worker, serving
         process.send_signal(stop)
-        assert process.wait(timeout=30) == 130, said.read_text()
+        assert process.wait(timeout=60) == 130, said.read_text()
     finally:
         process.kill()
         process.wait()
