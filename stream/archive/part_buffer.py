@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from learners.examples.archive_parts import LogRange
 from stream.records.examples import ExampleRows, concat
-from stream.records.validity import faults, impossible_scores
+from stream.records.validity import faults, impossible_scores, unfaulted
 
 _LAST_DATE_MS = 253_402_300_799_999  # the end of the year 9999, after which there are no dates
 
@@ -83,9 +83,7 @@ class PartBuffer:
         interval = int(watermark_ms // (self._config.archive_interval_s * 1000))
         done = self.take() if self._interval is not None and interval > self._interval else []
         self._interval = interval if self._interval is None else max(interval, self._interval)
-        kept = ~impossible_scores(rows)
-        for fault in faults(rows):
-            kept[fault.rows] = False
+        kept = unfaulted(len(rows), faults(rows)) & ~impossible_scores(rows)
         if kept.any():
             self._rows.append(rows.take(kept))
             self._offset.append(offset)

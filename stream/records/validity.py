@@ -124,12 +124,15 @@ def possible(rows: ExampleRows) -> ExampleRows:
 
 
 def _without(rows: ExampleRows, wrong: list[Fault]) -> ExampleRows:
-    if not wrong:
-        return rows
-    kept = np.ones(len(rows), np.bool_)
-    for fault in wrong:
+    return rows.take(unfaulted(len(rows), wrong)) if wrong else rows
+
+
+def unfaulted(count: int, found: Sequence[Fault]) -> NDArray[np.bool_]:
+    """(count,) which of so many rows none of the faults is about."""
+    kept = np.ones(count, np.bool_)
+    for fault in found:
         kept[fault.rows] = False
-    return rows.take(kept)
+    return kept
 
 
 def _not_finite(rows: ExampleRows) -> Fault:
@@ -143,9 +146,7 @@ def learnable(rows: ExampleRows, heads: Sequence[str]) -> NDArray[np.bool_]:
 
 
 def _learnable(rows: ExampleRows, heads: Sequence[str], found: list[Fault]) -> NDArray[np.bool_]:
-    kept = np.ones(len(rows), np.bool_)
-    for fault in found:
-        kept[fault.rows] = False
+    kept = unfaulted(len(rows), found)
     if CONVERSION_HEAD not in heads:
         kept &= rows.kind != CONVERSION
     return kept

@@ -80,7 +80,7 @@ class Worker:
                     raise RuntimeError(f"the worker ended with status {self.process.returncode}; it has said why above")
                 try:
                     async with http.get(f"{self.url}/healthz") as health, http.get(f"{self.url}/metrics") as answer:
-                        samples = _samples(await answer.text())
+                        samples = samples_of(await answer.text())
                         if health.status == 200 and holds(samples):
                             return samples
                 except aiohttp.ClientError:
@@ -89,7 +89,8 @@ class Worker:
         raise RuntimeError(f"the worker did not get there within {_PATIENCE_S:g} s")
 
 
-def _samples(text: str) -> dict[str, float]:
+def samples_of(text: str) -> dict[str, float]:
+    """Every sample of /metrics by its name with labels."""
     lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in lines}
 

@@ -10,8 +10,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,10 +98,7 @@ class Away:
         return cls(base, market, log)
 
 
-@asynccontextmanager
-async def stream_of(
-    away: Away, bootstrap: str, redis_url: str, prefix: str, folder: Path
-) -> AsyncIterator[dict[str, str]]:
+async def prepared(away: Away, bootstrap: str, redis_url: str, prefix: str, folder: Path) -> dict[str, str]:
     """The environment of workers on topics that hold the log, a seeded Redis and the base."""
     settings = _settings(bootstrap, redis_url, prefix)
     await create_topics(bootstrap, prefix, PARTITIONS)
@@ -118,7 +114,7 @@ async def stream_of(
             shape=away.base.shape, config=away.base.config, state=away.base.state(),
         ),
     )  # fmt: skip
-    yield {
+    return {
         **os.environ,
         "KAFKA_BOOTSTRAP_SERVERS": bootstrap,
         "REDIS_URL": redis_url,
@@ -143,10 +139,8 @@ async def _by_agent(away: Away, bootstrap: str, redis_url: str) -> dict[str, flo
     """Core time of a process for each agent, µs an impression."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        async with (
-            stream_of(away, bootstrap, redis_url, "agents.", folder) as environment,
-            workers(environment, folder, [[agent] for agent in AGENTS]) as running,
-        ):
+        environment = await prepared(away, bootstrap, redis_url, "agents.", folder)
+        async with workers(environment, folder, [[agent] for agent in AGENTS]) as running:
             seconds, used = await worked_off(running, away.log.of_agents())
     progress(f"a process each: {away.log.impressions / seconds:,.0f} impressions/s")
     return {agent: 1e6 * cpu_s / away.log.impressions for agent, cpu_s in zip(AGENTS, used, strict=True)}
@@ -155,7 +149,7 @@ async def _by_agent(away: Away, bootstrap: str, redis_url: str) -> dict[str, flo
 async def _caught_up(away: Away, bootstrap: str, redis_url: str) -> CaughtUp:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        environment = await stack.enter_async_context(stream_of(away, bootstrap, redis_url, "two.", folder))
+        environment = await prepared(away, bootstrap, redis_url, "two.", folder)
         http = await stack.enter_async_context(
             serving(environment, folder, folder / "serving.log", spec=SPEC.name, clock="wall")
         )

@@ -15,6 +15,7 @@ import aiohttp
 
 from stream.embedded.process import free_port
 from tests.bench.harness import progress
+from tests.bench.join_worker import samples_of
 from tests.bench.loop_market import SPEC
 
 _POLL_S = 0.25
@@ -53,12 +54,11 @@ class AgentWorker:
             ):
                 if health.status != 200:
                     return None
-                lines = (await answer.text()).splitlines()
+                samples = samples_of(await answer.text())
         except aiohttp.ClientError:
             return None
-        samples = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
         return {
-            agent: sum(float(value) for name, value in samples if name.split("{")[0] in _DONE[agent])
+            agent: sum(value for name, value in samples.items() if name.split("{")[0] in _DONE[agent])
             for agent in self.agents
         }
 
